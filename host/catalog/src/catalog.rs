@@ -1,0 +1,91 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use crate::db::Db;
+use crate::watch::follow;
+use crate::{CatalogError, InvalidLocation, Location};
+
+/// How long the database has to answer a [`Catalog::ping`].
+const PING: Duration = Duration::from_secs(3);
+
+/// The catalog. Share it in an `Arc`; every operation may be called from many tasks at once.
+///
+/// It connects when it is first used and again after the database was away: until then, operations answer
+/// [`CatalogError::Unavailable`].
+pub struct Catalog {
+    pub(crate) db: Arc<Db>,
+    backend: &'static str,
+    follower: Option<JoinHandle<()>>,
+}
+
+impl Catalog {
+    /// A catalog at this place; nothing is connected to or created yet. To be called within a Tokio runtime.
+    ///
+    /// # Errors
+    /// [`InvalidLocation`] when the PostgreSQL URL cannot be read.
+    pub fn new(location: &Location) -> Result<Self, InvalidLocation> {
+        let db = Arc::new(Db::new(location)?);
+        let follower = db
+            .postgres()
+            .is_some()
+            .then(|| tokio::spawn(follow(db.clone())));
+        Ok(Self {
+            db,
+            backend: location.backend(),
+            follower,
+        })
+    }
+
+    /// Connects, and creates or migrates the tables under a lock. Every other operation does so if this has not succeeded; a
+    /// host calls it at its start to learn of [`CatalogError::TooNew`], which will not pass, and of
+    /// [`CatalogError::Unavailable`], which may.
+    ///
+    /// # Errors
+    /// [`CatalogError`]
+    pub async fn migrate(&self) -> Result<(), CatalogError> {
+        self.db.migrate().await
+    }
+
+    /// `sqlite` or `postgres`.
+    pub fn backend(&self) -> &'static str {
+        self.backend
+    }
+
+    /// Asks the database for a sign of life, and answers the catalog's generation.
+    ///
+    /// # Errors
+    /// [`CatalogError`], after a few seconds at most.
+    pub async fn ping(&self) -> Result<u64, CatalogError> {
+        let ping = async { self.db.read().await?.generation().await };
+        timeout(PING, ping)
+            .await
+            .unwrap_or_else(|_| Err(CatalogError::unavailable("it did not answer in time")))
+    }
+
+    /// Tells of changes: the value is the newest generation that this host has heard of. A change made through this `Catalog`
+    /// is told at once; one that another host makes in PostgreSQL usually at once, and within seconds if its
+    /// notification got lost. Several changes may be told as one.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.db.generations()
+    }
+
+    /// Ends every connection, once the operations under way have ended.
+    pub async fn close(&self) {
+        if let Some(follower) = &self.follower {
+            follower.abort();
+        }
+        self.db.close().await;
+    }
+}
+
+impl Drop for Catalog {
+    fn drop(&mut self) {
+        if let Some(follower) = &self.follower {
+            follower.abort();
+        }
+    }
+}

@@ -1,0 +1,425 @@
+//! The two databases behind one face: transactions that take the same statements (both know `$1`, `ON CONFLICT` and
+//! `RETURNING`) and rows that are read the same way.
+
+use std::future::Future;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::migrate::Migrator;
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgRow, Postgres};
+use sqlx::query::Query;
+use sqlx::sqlite::{
+    Sqlite, SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow,
+    SqliteSynchronous,
+};
+use sqlx::{ConnectOptions, Connection, Database, Encode, Row as _, Transaction, Type};
+use time::OffsetDateTime;
+use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::error::migration;
+use crate::location::postgres_options;
+use crate::{CatalogError, InvalidLocation, Location};
+
+static SQLITE_MIGRATIONS: Migrator = sqlx::migrate!("../../migrations/sqlite");
+static POSTGRES_MIGRATIONS: Migrator = sqlx::migrate!("../../migrations/postgres");
+
+/// The channel on which PostgreSQL tells of changes.
+pub(crate) const CHANNEL: &str = "stepwell_catalog";
+
+/// How long to wait for a connection: a database that is down is noticed after this.
+const CONNECT: Duration = Duration::from_secs(3);
+/// How long one statement may take; the largest carries a component's bytes.
+const STATEMENT: Duration = Duration::from_secs(60);
+/// How long a change may wait for those before it.
+const TURN: Duration = Duration::from_secs(30);
+
+/// A database, connected to when it is first used.
+pub(crate) struct Db {
+    pool: Pool,
+    migrated: OnceCell<()>,
+    /// Changes of this host are made one at a time; across hosts, the database sees to it.
+    writer: Arc<Semaphore>,
+    generation: watch::Sender<u64>,
+}
+
+enum Pool {
+    Sqlite(SqlitePool),
+    Postgres(PgPool),
+}
+
+impl Db {
+    pub(crate) fn new(location: &Location) -> Result<Self, InvalidLocation> {
+        let pool = match location {
+            Location::Sqlite(path) => Pool::Sqlite(
+                SqlitePoolOptions::new()
+                    .max_connections(5)
+                    .acquire_timeout(TURN)
+                    .connect_lazy_with(
+                        SqliteConnectOptions::new()
+                            .filename(path)
+                            .create_if_missing(true)
+                            .foreign_keys(true)
+                            .busy_timeout(Duration::from_secs(10))
+                            .journal_mode(SqliteJournalMode::Wal)
+                            // In WAL mode, only FULL makes a commit survive the loss of power.
+                            .synchronous(SqliteSynchronous::Full)
+                            .pragma("journal_size_limit", "16777216"),
+                    ),
+            ),
+            Location::Postgres(url) => Pool::Postgres(
+                PgPoolOptions::new()
+                    .max_connections(8)
+                    .acquire_timeout(CONNECT)
+                    .connect_lazy_with(postgres_options(url)?),
+            ),
+        };
+        Ok(Self {
+            pool,
+            migrated: OnceCell::new(),
+            writer: Arc::new(Semaphore::new(1)),
+            generation: watch::Sender::new(0),
+        })
+    }
+
+    pub(crate) fn postgres(&self) -> Option<&PgPool> {
+        match &self.pool {
+            Pool::Sqlite(_) => None,
+            Pool::Postgres(pool) => Some(pool),
+        }
+    }
+
+    /// Follows the generation, as far as this host knows it.
+    pub(crate) fn generations(&self) -> watch::Receiver<u64> {
+        self.generation.subscribe()
+    }
+
+    /// Makes a generation known to this host; an older one than the last is news from before it.
+    pub(crate) fn publish(&self, generation: u64) {
+        publish(&self.generation, generation);
+    }
+
+    /// Creates or migrates the tables, once; every transaction does it first.
+    pub(crate) async fn migrate(&self) -> Result<(), CatalogError> {
+        let migrate = || async {
+            match &self.pool {
+                Pool::Sqlite(pool) => migrate_sqlite(&pool.connect_options()).await,
+                Pool::Postgres(pool) => {
+                    within(STATEMENT, migrate_postgres(&pool.connect_options())).await
+                }
+            }
+        };
+        self.migrated.get_or_try_init(migrate).await.map(|_| ())
+    }
+
+    /// A transaction that sees the catalog as it is at one moment.
+    pub(crate) async fn read(&self) -> Result<Tx, CatalogError> {
+        self.migrate().await?;
+        let inner = match &self.pool {
+            Pool::Sqlite(pool) => Inner::Sqlite(within(STATEMENT, pool.begin()).await?),
+            Pool::Postgres(pool) => {
+                let begin = pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY");
+                Inner::Postgres(within(STATEMENT, begin).await?)
+            }
+        };
+        Ok(self.transaction(inner, None))
+    }
+
+    /// A transaction that changes the catalog: no other does until it ends.
+    pub(crate) async fn write(&self) -> Result<Tx, CatalogError> {
+        self.migrate().await?;
+        let turn = timeout(TURN, self.writer.clone().acquire_owned());
+        let Ok(Ok(permit)) = turn.await else {
+            return Err(CatalogError::unavailable("earlier changes take too long"));
+        };
+        let inner = match &self.pool {
+            Pool::Sqlite(pool) => {
+                let begin = pool.begin_with("BEGIN IMMEDIATE");
+                Inner::Sqlite(within(STATEMENT, begin).await?)
+            }
+            Pool::Postgres(pool) => {
+                let mut transaction = within(STATEMENT, pool.begin()).await?;
+                // The lock is this catalog's own; a host that hangs with it is cut off.
+                let lock = sqlx::raw_sql(
+                    "SET LOCAL lock_timeout = '30s'; \
+                     SET LOCAL idle_in_transaction_session_timeout = '60s'; \
+                     SELECT pg_advisory_xact_lock(6010263974105278547)",
+                );
+                within(STATEMENT, lock.execute(&mut *transaction)).await?;
+                Inner::Postgres(transaction)
+            }
+        };
+        Ok(self.transaction(inner, Some(permit)))
+    }
+
+    pub(crate) async fn close(&self) {
+        match &self.pool {
+            Pool::Sqlite(pool) => pool.close().await,
+            Pool::Postgres(pool) => pool.close().await,
+        }
+    }
+
+    fn transaction(&self, inner: Inner, permit: Option<OwnedSemaphorePermit>) -> Tx {
+        Tx {
+            inner,
+            _permit: permit,
+            generation: self.generation.clone(),
+        }
+    }
+}
+
+/// A transaction; dropping it undoes it.
+pub(crate) struct Tx {
+    inner: Inner,
+    /// After the transaction, so that it is given back when that has ended.
+    _permit: Option<OwnedSemaphorePermit>,
+    generation: watch::Sender<u64>,
+}
+
+enum Inner {
+    Sqlite(Transaction<'static, Sqlite>),
+    Postgres(Transaction<'static, Postgres>),
+}
+
+/// A statement's parameter.
+#[derive(Clone, Copy)]
+pub(crate) enum Value<'a> {
+    Int(i64),
+    Text(&'a str),
+    Bytes(&'a [u8]),
+}
+
+impl Tx {
+    /// Runs a statement that answers rows.
+    pub(crate) async fn rows(
+        &mut self,
+        sql: &'static str,
+        values: &[Value<'_>],
+    ) -> Result<Vec<Row>, CatalogError> {
+        match &mut self.inner {
+            Inner::Sqlite(tx) => {
+                let rows = bind(sql, values).fetch_all(&mut **tx);
+                Ok(within(STATEMENT, rows)
+                    .await?
+                    .into_iter()
+                    .map(Row::Sqlite)
+                    .collect())
+            }
+            Inner::Postgres(tx) => {
+                let rows = bind(sql, values).fetch_all(&mut **tx);
+                Ok(within(STATEMENT, rows)
+                    .await?
+                    .into_iter()
+                    .map(Row::Postgres)
+                    .collect())
+            }
+        }
+    }
+
+    /// Runs a statement that answers one row or none.
+    pub(crate) async fn row(
+        &mut self,
+        sql: &'static str,
+        values: &[Value<'_>],
+    ) -> Result<Option<Row>, CatalogError> {
+        Ok(self.rows(sql, values).await?.into_iter().next())
+    }
+
+    /// Runs a statement that answers nothing.
+    pub(crate) async fn execute(
+        &mut self,
+        sql: &'static str,
+        values: &[Value<'_>],
+    ) -> Result<(), CatalogError> {
+        match &mut self.inner {
+            Inner::Sqlite(tx) => {
+                within(STATEMENT, bind(sql, values).execute(&mut **tx)).await?;
+            }
+            Inner::Postgres(tx) => {
+                within(STATEMENT, bind(sql, values).execute(&mut **tx)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The generation that this transaction sees.
+    pub(crate) async fn generation(&mut self) -> Result<u64, CatalogError> {
+        let row = self
+            .row("SELECT generation FROM catalog_state WHERE id = 1", &[])
+            .await?;
+        row.ok_or_else(|| CatalogError::Corrupt("catalog_state has no row".to_owned()))?
+            .unsigned(0)
+    }
+
+    /// Makes the change last, and tells every host of it; answers the new generation.
+    pub(crate) async fn commit(mut self) -> Result<u64, CatalogError> {
+        self.execute(
+            "UPDATE catalog_state SET generation = generation + 1 WHERE id = 1",
+            &[],
+        )
+        .await?;
+        let generation = self.generation().await?;
+        match self.inner {
+            Inner::Sqlite(tx) => within(STATEMENT, tx.commit()).await?,
+            Inner::Postgres(mut tx) => {
+                let notify = sqlx::query("SELECT pg_notify($1, '')").bind(CHANNEL);
+                within(STATEMENT, notify.execute(&mut *tx)).await?;
+                within(STATEMENT, tx.commit()).await?;
+            }
+        }
+        publish(&self.generation, generation);
+        Ok(generation)
+    }
+}
+
+/// A row of either database.
+pub(crate) enum Row {
+    Sqlite(SqliteRow),
+    Postgres(PgRow),
+}
+
+impl Row {
+    pub(crate) fn int(&self, column: usize) -> Result<i64, CatalogError> {
+        Ok(match self {
+            Self::Sqlite(row) => row.try_get(column)?,
+            Self::Postgres(row) => row.try_get(column)?,
+        })
+    }
+
+    pub(crate) fn unsigned(&self, column: usize) -> Result<u64, CatalogError> {
+        let number = self.int(column)?;
+        u64::try_from(number)
+            .map_err(|_| CatalogError::Corrupt(format!("{number} where no negative number can be")))
+    }
+
+    pub(crate) fn text(&self, column: usize) -> Result<String, CatalogError> {
+        Ok(match self {
+            Self::Sqlite(row) => row.try_get(column)?,
+            Self::Postgres(row) => row.try_get(column)?,
+        })
+    }
+
+    pub(crate) fn bytes(&self, column: usize) -> Result<Vec<u8>, CatalogError> {
+        Ok(match self {
+            Self::Sqlite(row) => row.try_get(column)?,
+            Self::Postgres(row) => row.try_get(column)?,
+        })
+    }
+
+    pub(crate) fn parsed<T>(&self, column: usize) -> Result<T, CatalogError>
+    where
+        T: FromStr<Err: std::fmt::Display>,
+    {
+        self.text(column)?
+            .parse()
+            .map_err(|error: T::Err| CatalogError::Corrupt(error.to_string()))
+    }
+
+    pub(crate) fn json<T: serde::de::DeserializeOwned>(
+        &self,
+        column: usize,
+    ) -> Result<T, CatalogError> {
+        serde_json::from_str(&self.text(column)?)
+            .map_err(|error| CatalogError::Corrupt(error.to_string()))
+    }
+
+    pub(crate) fn time(&self, column: usize) -> Result<OffsetDateTime, CatalogError> {
+        let millis = self.int(column)?;
+        OffsetDateTime::from_unix_timestamp_nanos(i128::from(millis) * 1_000_000)
+            .map_err(|error| CatalogError::Corrupt(error.to_string()))
+    }
+}
+
+/// The current time as it is stored.
+pub(crate) fn now() -> i64 {
+    let millis = OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000;
+    i64::try_from(millis).unwrap_or(i64::MAX)
+}
+
+fn publish(sender: &watch::Sender<u64>, generation: u64) {
+    sender.send_if_modified(|known| {
+        let newer = generation > *known;
+        *known = generation.max(*known);
+        newer
+    });
+}
+
+fn bind<'q, DB: Database>(
+    sql: &'static str,
+    values: &[Value<'q>],
+) -> Query<'q, DB, <DB as Database>::Arguments>
+where
+    i64: Encode<'q, DB> + Type<DB>,
+    &'q str: Encode<'q, DB> + Type<DB>,
+    &'q [u8]: Encode<'q, DB> + Type<DB>,
+{
+    values
+        .iter()
+        .fold(sqlx::query(sql), |query, value| match *value {
+            Value::Int(number) => query.bind(number),
+            Value::Text(text) => query.bind(text),
+            Value::Bytes(bytes) => query.bind(bytes),
+        })
+}
+
+async fn within<T, E: Into<CatalogError>>(
+    limit: Duration,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, CatalogError> {
+    match timeout(limit, work).await {
+        Ok(result) => result.map_err(Into::into),
+        Err(_) => Err(CatalogError::unavailable("it did not answer in time")),
+    }
+}
+
+/// SQLite's migrator has no lock of its own, and turning on WAL does not wait for another process that is doing the same:
+/// so all of it happens in one exclusive transaction, and is tried again while another process is at it.
+async fn migrate_sqlite(options: &SqliteConnectOptions) -> Result<(), CatalogError> {
+    if let Some(directory) = options.get_filename().parent() {
+        tokio::fs::create_dir_all(directory)
+            .await
+            .map_err(sqlx::Error::Io)?;
+    }
+    let give_up = Instant::now() + TURN;
+    loop {
+        match try_migrate_sqlite(options).await {
+            Err(error) if error.is_busy() && Instant::now() < give_up => {
+                sleep(Duration::from_millis(20)).await;
+            }
+            result => return result,
+        }
+    }
+}
+
+async fn try_migrate_sqlite(options: &SqliteConnectOptions) -> Result<(), CatalogError> {
+    let mut connection = options.connect().await?;
+    let mut transaction = connection.begin_with("BEGIN EXCLUSIVE").await?;
+    SQLITE_MIGRATIONS
+        .run_direct(None, &mut *transaction, false)
+        .await
+        .map_err(|error| migration(error, newest(&SQLITE_MIGRATIONS)))?;
+    transaction.commit().await?;
+    Ok(connection.close().await?)
+}
+
+/// The migrator holds a lock of the session while it works; a connection of its own frees it, whatever happens.
+async fn migrate_postgres(options: &PgConnectOptions) -> Result<(), CatalogError> {
+    let mut connection = within(CONNECT, options.connect()).await?;
+    let migrated = POSTGRES_MIGRATIONS
+        .run_direct(None, &mut connection, false)
+        .await
+        .map_err(|error| migration(error, newest(&POSTGRES_MIGRATIONS)));
+    match (migrated, connection.close().await) {
+        (Ok(()), closed) => Ok(closed?),
+        (error, _) => error,
+    }
+}
+
+fn newest(migrations: &Migrator) -> i64 {
+    migrations
+        .iter()
+        .map(|migration| migration.version)
+        .max()
+        .unwrap_or(0)
+}

@@ -1,0 +1,455 @@
+use std::collections::BTreeSet;
+
+use stepwell_core::Name;
+
+use crate::db::{Row, Tx, Value, now};
+use crate::{
+    Applied, Catalog, CatalogError, Change, Expected, NewRevision, Page, Paged, PinnedStep,
+    PipelineRevision, Precondition, Snapshot,
+};
+
+macro_rules! select_revisions {
+    ($rest:literal) => {
+        concat!(
+            "SELECT r.namespace, r.name, r.revision, r.source, r.content_type, r.document, r.steps, r.created_at \
+             FROM pipeline_revisions r ",
+            $rest
+        )
+    };
+}
+
+impl Catalog {
+    /// Makes this the current revision of a pipeline, unless it already is.
+    ///
+    /// # Errors
+    /// [`CatalogError::Stale`] and [`CatalogError::Moved`] when the precondition does not hold, [`CatalogError::PluginsGone`]
+    /// when it pins what is not there.
+    pub async fn put_pipeline(
+        &self,
+        namespace: &Name,
+        name: &Name,
+        new: &NewRevision,
+        precondition: &Precondition,
+    ) -> Result<Applied, CatalogError> {
+        let mut tx = self.db.write().await?;
+        let head = head(&mut tx, namespace, name).await?;
+        check(&mut tx, precondition, head.current()).await?;
+        if let Some(number) = head.current() {
+            let current = revision(&mut tx, namespace, name, number).await?;
+            if current.document == new.document && current.steps == new.steps {
+                return Ok(Applied {
+                    change: Change::Unchanged,
+                    revision: current,
+                    generation: tx.generation().await?,
+                });
+            }
+        }
+        append(tx, namespace, name, &head, new).await
+    }
+
+    /// Makes a new revision of an old one's document and pins; `to` is the old one, or none for the one before the current.
+    ///
+    /// # Errors
+    /// As [`Catalog::put_pipeline`], and [`CatalogError::NotFound`].
+    pub async fn rollback_pipeline(
+        &self,
+        namespace: &Name,
+        name: &Name,
+        to: Option<u64>,
+        precondition: &Precondition,
+    ) -> Result<Applied, CatalogError> {
+        let mut tx = self.db.write().await?;
+        let head = head(&mut tx, namespace, name).await?;
+        check(&mut tx, precondition, head.current()).await?;
+        let current = head.current().ok_or_else(|| no_pipeline(name))?;
+        let to = match to {
+            Some(number) => number,
+            None => previous(&mut tx, namespace, name, current).await?,
+        };
+        let old = revision(&mut tx, namespace, name, to).await?;
+        let new = NewRevision {
+            source: old.source,
+            content_type: old.content_type,
+            document: old.document,
+            steps: old.steps,
+        };
+        append(tx, namespace, name, &head, &new).await
+    }
+
+    /// The current revision of a pipeline.
+    ///
+    /// # Errors
+    /// [`CatalogError::NotFound`] among them.
+    pub async fn pipeline(
+        &self,
+        namespace: &Name,
+        name: &Name,
+    ) -> Result<PipelineRevision, CatalogError> {
+        let mut tx = self.db.read().await?;
+        let current = head(&mut tx, namespace, name).await?.current();
+        let current = current.ok_or_else(|| no_pipeline(name))?;
+        revision(&mut tx, namespace, name, current).await
+    }
+
+    /// The current revisions of a namespace's pipelines, in the order of their names.
+    ///
+    /// # Errors
+    /// [`CatalogError`]
+    pub async fn pipelines(
+        &self,
+        namespace: &Name,
+        page: &Page,
+    ) -> Result<Paged<PipelineRevision>, CatalogError> {
+        let limit = page.limit();
+        let mut tx = self.db.read().await?;
+        let rows = tx
+            .rows(
+                select_revisions!(
+                    "JOIN pipelines p ON p.namespace = r.namespace AND p.name = r.name AND p.revision = r.revision \
+                     WHERE p.namespace = $1 AND p.name > $2 AND p.deleted_at IS NULL ORDER BY p.name LIMIT $3"
+                ),
+                &[
+                    Value::Text(namespace.as_str()),
+                    Value::Text(page.cursor.as_deref().unwrap_or_default()),
+                    Value::Int(limit as i64 + 1),
+                ],
+            )
+            .await?;
+        let items = rows.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+        Ok(Paged::from_surplus(items, limit, |item| {
+            item.name.to_string()
+        }))
+    }
+
+    /// Every pipeline's current revision, of all namespaces, at one moment.
+    ///
+    /// # Errors
+    /// [`CatalogError`]
+    pub async fn snapshot(&self) -> Result<Snapshot, CatalogError> {
+        let mut tx = self.db.read().await?;
+        let generation = tx.generation().await?;
+        let rows = tx
+            .rows(
+                select_revisions!(
+                    "JOIN pipelines p ON p.namespace = r.namespace AND p.name = r.name AND p.revision = r.revision \
+                     WHERE p.deleted_at IS NULL ORDER BY p.namespace, p.name"
+                ),
+                &[],
+            )
+            .await?;
+        Ok(Snapshot {
+            generation,
+            pipelines: rows.iter().map(read).collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// The revisions of a pipeline, the newest first.
+    ///
+    /// # Errors
+    /// [`CatalogError::NotFound`] among them. A cursor that this has not given out starts at the newest.
+    pub async fn pipeline_revisions(
+        &self,
+        namespace: &Name,
+        name: &Name,
+        page: &Page,
+    ) -> Result<Paged<PipelineRevision>, CatalogError> {
+        let limit = page.limit();
+        let below = page
+            .cursor
+            .as_deref()
+            .and_then(|cursor| cursor.parse().ok())
+            .unwrap_or(i64::MAX);
+        let mut tx = self.db.read().await?;
+        let current = head(&mut tx, namespace, name).await?.current();
+        current.ok_or_else(|| no_pipeline(name))?;
+        let rows = tx
+            .rows(
+                select_revisions!(
+                    "WHERE r.namespace = $1 AND r.name = $2 AND r.revision < $3 \
+                     ORDER BY r.revision DESC LIMIT $4"
+                ),
+                &[
+                    Value::Text(namespace.as_str()),
+                    Value::Text(name.as_str()),
+                    Value::Int(below),
+                    Value::Int(limit as i64 + 1),
+                ],
+            )
+            .await?;
+        let items = rows.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+        Ok(Paged::from_surplus(items, limit, |item| {
+            item.revision.to_string()
+        }))
+    }
+
+    /// One revision of a pipeline.
+    ///
+    /// # Errors
+    /// [`CatalogError::NotFound`] among them.
+    pub async fn pipeline_revision(
+        &self,
+        namespace: &Name,
+        name: &Name,
+        number: u64,
+    ) -> Result<PipelineRevision, CatalogError> {
+        let mut tx = self.db.read().await?;
+        revision(&mut tx, namespace, name, number).await
+    }
+
+    /// Deletes a pipeline with all of its revisions; answers the new generation. Only its number stays, so that a later
+    /// pipeline of the same name goes on counting.
+    ///
+    /// # Errors
+    /// [`CatalogError::Stale`] and [`CatalogError::Moved`] when the precondition does not hold, [`CatalogError::NotFound`].
+    pub async fn delete_pipeline(
+        &self,
+        namespace: &Name,
+        name: &Name,
+        precondition: &Precondition,
+    ) -> Result<u64, CatalogError> {
+        let mut tx = self.db.write().await?;
+        let head = head(&mut tx, namespace, name).await?;
+        let current = head.current().ok_or_else(|| no_pipeline(name))?;
+        check(&mut tx, precondition, Some(current)).await?;
+        let key = [Value::Text(namespace.as_str()), Value::Text(name.as_str())];
+        tx.execute(
+            "DELETE FROM pipeline_plugins WHERE namespace = $1 AND pipeline = $2",
+            &key,
+        )
+        .await?;
+        tx.execute(
+            "DELETE FROM pipeline_revisions WHERE namespace = $1 AND name = $2",
+            &key,
+        )
+        .await?;
+        let [namespace, name] = key;
+        tx.execute(
+            "UPDATE pipelines SET deleted_at = $3 WHERE namespace = $1 AND name = $2",
+            &[namespace, name, Value::Int(now())],
+        )
+        .await?;
+        tx.commit().await
+    }
+}
+
+/// What is known of a pipeline's name.
+enum Head {
+    /// It was never used.
+    None,
+    /// A pipeline is there, at this revision.
+    Live(u64),
+    /// A pipeline was there, and got as far as this revision.
+    Deleted(u64),
+}
+
+impl Head {
+    fn current(&self) -> Option<u64> {
+        match self {
+            Self::Live(number) => Some(*number),
+            Self::None | Self::Deleted(_) => None,
+        }
+    }
+
+    fn next(&self) -> u64 {
+        match self {
+            Self::None => 1,
+            Self::Live(number) | Self::Deleted(number) => number + 1,
+        }
+    }
+}
+
+async fn head(tx: &mut Tx, namespace: &Name, name: &Name) -> Result<Head, CatalogError> {
+    let row = tx
+        .row(
+            "SELECT revision, CASE WHEN deleted_at IS NULL THEN 'live' ELSE 'deleted' END \
+             FROM pipelines WHERE namespace = $1 AND name = $2",
+            &[Value::Text(namespace.as_str()), Value::Text(name.as_str())],
+        )
+        .await?;
+    Ok(match row {
+        None => Head::None,
+        Some(row) if row.text(1)? == "live" => Head::Live(row.unsigned(0)?),
+        Some(row) => Head::Deleted(row.unsigned(0)?),
+    })
+}
+
+async fn check(
+    tx: &mut Tx,
+    precondition: &Precondition,
+    current: Option<u64>,
+) -> Result<(), CatalogError> {
+    let as_expected = match precondition.expected {
+        Expected::Any => true,
+        Expected::Exists => current.is_some(),
+        Expected::Absent => current.is_none(),
+        Expected::Revision(number) => current == Some(number),
+    };
+    if !as_expected {
+        return Err(CatalogError::Stale { current });
+    }
+    match precondition.generation {
+        Some(generation) if generation != tx.generation().await? => Err(CatalogError::Moved),
+        _ => Ok(()),
+    }
+}
+
+/// Stores the next revision and ends the transaction.
+async fn append(
+    mut tx: Tx,
+    namespace: &Name,
+    name: &Name,
+    head: &Head,
+    new: &NewRevision,
+) -> Result<Applied, CatalogError> {
+    let mut gone = Vec::new();
+    for step in &new.steps {
+        if !is_stored(&mut tx, namespace, step).await? {
+            gone.push(step.clone());
+        }
+    }
+    if !gone.is_empty() {
+        return Err(CatalogError::PluginsGone(gone));
+    }
+    let number = head.next();
+    let key = [Value::Text(namespace.as_str()), Value::Text(name.as_str())];
+    let [space, pipeline] = key;
+    let at = Value::Int(i64::try_from(number).unwrap_or(i64::MAX));
+    tx.execute(
+        "INSERT INTO pipelines (namespace, name, revision) VALUES ($1, $2, $3) \
+         ON CONFLICT (namespace, name) DO UPDATE SET revision = excluded.revision, deleted_at = NULL",
+        &[space, pipeline, at],
+    )
+    .await?;
+    let steps = serde_json::to_string(&new.steps)
+        .map_err(|error| CatalogError::Corrupt(error.to_string()))?;
+    tx.execute(
+        "INSERT INTO pipeline_revisions \
+         (namespace, name, revision, source, content_type, document, steps, created_at) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+        &[
+            space,
+            pipeline,
+            at,
+            Value::Text(&new.source),
+            Value::Text(&new.content_type),
+            Value::Text(&new.document.to_string()),
+            Value::Text(&steps),
+            Value::Int(now()),
+        ],
+    )
+    .await?;
+    tx.execute(
+        "DELETE FROM pipeline_plugins WHERE namespace = $1 AND pipeline = $2",
+        &key,
+    )
+    .await?;
+    let plugins: BTreeSet<(&Name, String)> = new
+        .steps
+        .iter()
+        .map(|step| (&step.plugin, step.version.to_string()))
+        .collect();
+    for (plugin, version) in plugins {
+        tx.execute(
+            "INSERT INTO pipeline_plugins (namespace, pipeline, plugin, version) VALUES ($1, $2, $3, $4)",
+            &[
+                space,
+                pipeline,
+                Value::Text(plugin.as_str()),
+                Value::Text(&version),
+            ],
+        )
+        .await?;
+    }
+    let revision = revision(&mut tx, namespace, name, number).await?;
+    let generation = tx.commit().await?;
+    Ok(Applied {
+        change: match head {
+            Head::Live(_) => Change::Changed,
+            Head::None | Head::Deleted(_) => Change::Created,
+        },
+        revision,
+        generation,
+    })
+}
+
+/// Whether the plugin version that a step is pinned to is there, with the same bytes.
+async fn is_stored(tx: &mut Tx, namespace: &Name, step: &PinnedStep) -> Result<bool, CatalogError> {
+    let row = tx
+        .row(
+            "SELECT 1 FROM plugin_versions \
+             WHERE namespace = $1 AND name = $2 AND version = $3 AND digest = $4",
+            &[
+                Value::Text(namespace.as_str()),
+                Value::Text(step.plugin.as_str()),
+                Value::Text(&step.version.to_string()),
+                Value::Text(&step.digest.to_string()),
+            ],
+        )
+        .await?;
+    Ok(row.is_some())
+}
+
+async fn previous(
+    tx: &mut Tx,
+    namespace: &Name,
+    name: &Name,
+    current: u64,
+) -> Result<u64, CatalogError> {
+    let row = tx
+        .row(
+            "SELECT revision FROM pipeline_revisions \
+             WHERE namespace = $1 AND name = $2 AND revision < $3 ORDER BY revision DESC LIMIT 1",
+            &[
+                Value::Text(namespace.as_str()),
+                Value::Text(name.as_str()),
+                Value::Int(i64::try_from(current).unwrap_or(i64::MAX)),
+            ],
+        )
+        .await?;
+    row.ok_or_else(|| {
+        CatalogError::NotFound(format!("revision of pipeline {name} before {current}"))
+    })?
+    .unsigned(0)
+}
+
+async fn revision(
+    tx: &mut Tx,
+    namespace: &Name,
+    name: &Name,
+    number: u64,
+) -> Result<PipelineRevision, CatalogError> {
+    let missing = || CatalogError::NotFound(format!("revision {number} of pipeline {name}"));
+    let Ok(at) = i64::try_from(number) else {
+        return Err(missing());
+    };
+    tx.row(
+        select_revisions!("WHERE r.namespace = $1 AND r.name = $2 AND r.revision = $3"),
+        &[
+            Value::Text(namespace.as_str()),
+            Value::Text(name.as_str()),
+            Value::Int(at),
+        ],
+    )
+    .await?
+    .as_ref()
+    .map(read)
+    .transpose()?
+    .ok_or_else(missing)
+}
+
+fn read(row: &Row) -> Result<PipelineRevision, CatalogError> {
+    Ok(PipelineRevision {
+        namespace: row.parsed(0)?,
+        name: row.parsed(1)?,
+        revision: row.unsigned(2)?,
+        source: row.text(3)?,
+        content_type: row.text(4)?,
+        document: row.json(5)?,
+        steps: row.json(6)?,
+        created_at: row.time(7)?,
+    })
+}
+
+fn no_pipeline(name: &Name) -> CatalogError {
+    CatalogError::NotFound(format!("pipeline {name}"))
+}

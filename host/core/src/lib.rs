@@ -1,0 +1,37 @@
+//! The words of Stepwell: events, outcomes, names, sizes, limits and grants.
+//!
+//! Nothing here does I/O, and nothing here knows a runtime, WebAssembly or a transport; every other
+//! crate of the host may depend on this one.
+
+mod call;
+mod cloudevents;
+mod digest;
+mod error;
+mod event;
+mod grant;
+mod limits;
+mod name;
+mod outcome;
+mod problem;
+mod secret;
+mod trace;
+mod units;
+mod version;
+
+pub use call::{Call, RunId, StepScope};
+pub use cloudevents::{InvalidCloudEvent, check_specversion};
+pub use digest::Digest;
+pub use error::{Blame, ErrorKind, StepError};
+pub use event::Event;
+pub use grant::{Action, BindingKind, Denied, Grant, Grants};
+pub use limits::Limits;
+pub use name::{InvalidName, Name};
+pub use outcome::Outcome;
+pub use problem::Problem;
+pub use secret::Secret;
+pub use trace::TraceContext;
+pub use units::{ByteSize, InvalidUnit, parse_duration, parse_size, show_duration};
+pub use version::{PluginRef, VersionSelector};
+
+/// The version of Stepwell that this host is.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -1,0 +1,175 @@
+use std::path::PathBuf;
+use std::time::Duration;
+
+use wasmtime::{
+    Config, Enabled, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig, RegallocAlgorithm,
+};
+
+/// What an [`Engine`](crate::Engine) is made with.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// Directory of the compiled components; the host is its only writer.
+    pub cache_dir: PathBuf,
+    /// Bytes of the largest component that is accepted (`limits.component`).
+    pub max_component: u64,
+    /// Time that compiling one component may take (`limits.compile`).
+    pub compile_timeout: Duration,
+    /// Components that are compiled side by side.
+    pub compile_concurrency: usize,
+    /// Instances that live at once; further calls wait.
+    pub instances: u32,
+    /// Bytes that one call between guest and host may carry (a call's output may always be as large as its limit).
+    pub host_call_bytes: u64,
+    /// Bytes of stdout and stderr that one call may log; the rest is dropped with one notice.
+    pub log_bytes: usize,
+    /// Full names of the interfaces that `link` adds, such as `stepwell:vector/index@0.1.0`: uploads are checked against them
+    /// and hints name them. WASI's own need not be listed.
+    pub interfaces: Vec<String>,
+}
+
+impl EngineConfig {
+    /// The defaults, with the cache in this directory.
+    pub fn new(cache_dir: impl Into<PathBuf>) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            cache_dir: cache_dir.into(),
+            max_component: 64 << 20,
+            compile_timeout: Duration::from_secs(120),
+            // One compilation already uses every core while it generates code.
+            compile_concurrency: (cores / 2).max(1),
+            instances: 1000,
+            host_call_bytes: 16 << 20,
+            log_bytes: 64 << 10,
+            interfaces: Vec::new(),
+        }
+    }
+}
+
+/// Which of the two engines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Flavor {
+    /// For components that are not async: half the cost of a call.
+    Lean,
+    /// For WASI 0.3 and async components. Uploads of these are still refused, so only tests make one.
+    #[cfg(test)]
+    Concurrent,
+}
+
+impl Flavor {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Lean => "lean",
+            #[cfg(test)]
+            Self::Concurrent => "concurrent",
+        }
+    }
+}
+
+/// How instances get their memories, tables and stacks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Allocation {
+    /// From slots that are mapped ahead and kept warm.
+    Pool(u32),
+    /// By `mmap`, for each call: where the address space is too small for a pool.
+    OnDemand,
+}
+
+/// Elements of the largest table.
+pub(crate) const TABLE_ELEMENTS: usize = 100_000;
+/// Core instances that one component may consist of.
+pub(crate) const CORE_INSTANCES: u32 = 200;
+/// Memories that one component may define.
+pub(crate) const MEMORIES: u32 = 20;
+/// Tables that one component may define.
+pub(crate) const TABLES: u32 = 40;
+
+/// The only place where a `wasmtime::Config` is made. Compiling and loading use the same one: a stray setting would make every
+/// cached artefact miss.
+pub(crate) fn wasmtime_config(flavor: Flavor, allocation: Allocation) -> Config {
+    let mut config = Config::new();
+    config
+        .concurrency_support(match flavor {
+            Flavor::Lean => false,
+            #[cfg(test)]
+            Flavor::Concurrent => true,
+        })
+        .epoch_interruption(true)
+        .cranelift_opt_level(OptLevel::Speed)
+        .cranelift_regalloc_algorithm(RegallocAlgorithm::Backtracking)
+        // The guest's share of a fiber's 2 MiB stack; what is left is for host functions.
+        .max_wasm_stack(512 << 10)
+        .async_stack_size(2 << 20);
+    config.allocation_strategy(match allocation {
+        Allocation::Pool(instances) => InstanceAllocationStrategy::Pooling(pool(instances)),
+        Allocation::OnDemand => InstanceAllocationStrategy::OnDemand,
+    });
+    config
+}
+
+/// The settings that were measured to matter: slots stay warm, and what a call dirtied is cleared in place, so that a fresh
+/// instance costs neither page faults nor TLB shootdowns.
+fn pool(instances: u32) -> PoolingAllocationConfig {
+    let mut pool = PoolingAllocationConfig::new();
+    pool.total_component_instances(instances)
+        .total_core_instances(instances.saturating_mul(4))
+        .total_tables(instances.saturating_mul(4))
+        .total_memories(instances)
+        .total_stacks(instances)
+        .max_unused_warm_slots(instances)
+        .linear_memory_keep_resident(1 << 20)
+        .table_keep_resident(64 << 10)
+        // Where the kernel has it (Linux 6.7 and later).
+        .pagemap_scan(Enabled::Auto)
+        .table_elements(TABLE_ELEMENTS)
+        .max_core_instances_per_component(CORE_INSTANCES)
+        .max_memories_per_component(MEMORIES)
+        .max_tables_per_component(TABLES)
+        .max_memories_per_module(10)
+        .max_tables_per_module(10)
+        // Bounds only: what an instance needs is allocated, and large interpreters need more than the default 1 MiB.
+        .max_core_instance_size(8 << 20)
+        .max_component_instance_size(16 << 20);
+    pool
+}
+
+/// The engine with the largest pool that the machine's address space allows.
+pub(crate) fn wasmtime_engine(flavor: Flavor, instances: u32) -> wasmtime::Result<(wasmtime::Engine, Allocation)> {
+    let smaller = (instances / 10).max(1);
+    let mut outcome = None;
+    for allocation in [
+        Allocation::Pool(instances),
+        Allocation::Pool(smaller),
+        Allocation::OnDemand,
+    ] {
+        match wasmtime::Engine::new(&wasmtime_config(flavor, allocation)) {
+            Ok(engine) => return Ok((engine, allocation)),
+            Err(error) => {
+                tracing::warn!(
+                    ?allocation,
+                    error = format!("{error:#}"),
+                    "cannot set up guest memory this way, trying with less: is the address space of this process limited (ulimit -v)?"
+                );
+                outcome = Some(error);
+            }
+        }
+    }
+    Err(outcome.unwrap_or_else(|| wasmtime::Error::msg("no way to allocate guest memory")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pool_holds_a_thousand_instances_of_up_to_four_gigabytes() {
+        let (engine, allocation) = wasmtime_engine(Flavor::Lean, 1000).unwrap();
+        assert_eq!(allocation, Allocation::Pool(1000));
+        assert!(engine.pooling_allocator_metrics().is_some());
+    }
+
+    #[test]
+    fn the_concurrent_engine_differs_from_the_lean_one() {
+        let config = wasmtime_config(Flavor::Concurrent, Allocation::OnDemand);
+        assert!(wasmtime::Engine::new(&config).is_ok());
+    }
+}

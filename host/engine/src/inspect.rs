@@ -1,0 +1,404 @@
+use std::fmt;
+
+use serde::{Serialize, Serializer};
+use stepwell_core::ByteSize;
+use wasmparser::component_types::ComponentEntityType;
+use wasmparser::types::TypesRef;
+use wasmparser::{Chunk, Encoding, KnownCustom, Name, Parser, Payload, ValidPayload, Validator, WasmFeatures};
+
+use crate::interfaces::{Interfaces, split};
+
+/// The export that makes a component a step.
+pub(crate) const HANDLER: &str = "stepwell:pipeline/handler@0.1.0";
+/// The export that makes a component an HTTP function, without its version.
+pub(crate) const INCOMING: &str = "wasi:http/incoming-handler";
+
+/// What a component is made for: found out from its exports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum World {
+    /// `stepwell:pipeline/step@0.1.0`.
+    Step,
+    /// `wasi:http/proxy`, in the release that the component was built against, such as `0.2.3`.
+    Http(String),
+}
+
+impl fmt::Display for World {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Step => f.write_str("stepwell:pipeline/step@0.1.0"),
+            Self::Http(version) => write!(f, "wasi:http/proxy@{version}"),
+        }
+    }
+}
+
+impl Serialize for World {
+    fn serialize<T: Serializer>(&self, serializer: T) -> Result<T::Ok, T::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// What is to be known of a component before it is compiled.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Inspection {
+    /// What it is made for.
+    pub world: World,
+    /// Names of what it imports, in its own order.
+    pub imports: Vec<String>,
+    /// Names of what it exports, in its own order.
+    pub exports: Vec<String>,
+    /// Its name, if its metadata has one.
+    pub name: Option<String>,
+    /// Its version, if its metadata has one.
+    pub version: Option<String>,
+}
+
+/// An upload that is not accepted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize)]
+#[error("{message}")]
+pub struct Refused {
+    /// For programs: `not-wasm`, `core-module`, `truncated`, `invalid-component`, `unknown-import`, `unknown-world`, `too-large`.
+    pub code: &'static str,
+    /// What is wrong.
+    pub message: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
+
+impl Refused {
+    pub(crate) fn new(code: &'static str, message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+            hint: Some(hint.into()),
+        }
+    }
+}
+
+/// Components within components that are looked into.
+const NESTING: usize = 100;
+
+/// Bytes of a name or version in the metadata.
+const METADATA: usize = 256;
+
+/// Checks an upload without compiling it.
+pub(crate) fn inspect(bytes: &[u8], interfaces: &Interfaces, max: u64) -> Result<Inspection, Refused> {
+    if bytes.len() as u64 > max {
+        return Err(Refused::new(
+            "too-large",
+            format!(
+                "the component has {}, and the host accepts {}",
+                ByteSize(bytes.len() as u64),
+                ByteSize(max)
+            ),
+            "build it in release mode with strip = true and opt-level = \"s\", or raise limits.component",
+        ));
+    }
+    header(bytes)?;
+    let found = parse(bytes)?;
+    check_imports(&found, interfaces)?;
+    let world = world(&found.exports)?;
+    check_http_imports(&world, &found)?;
+    Ok(Inspection {
+        world,
+        imports: found.imports.into_iter().map(|import| import.name).collect(),
+        exports: found.exports,
+        name: found.name,
+        version: found.version,
+    })
+}
+
+/// Tells apart what is not even the beginning of a component.
+fn header(bytes: &[u8]) -> Result<(), Refused> {
+    const MAGIC: &[u8; 4] = b"\0asm";
+    if bytes.is_empty() {
+        return Err(Refused::new(
+            "not-wasm",
+            "the upload is empty",
+            "send the component's bytes as the body",
+        ));
+    }
+    let seen = bytes.get(..MAGIC.len()).unwrap_or(bytes);
+    if !MAGIC.starts_with(seen) {
+        return Err(Refused::new(
+            "not-wasm",
+            "the upload is not WebAssembly: it does not begin with \\0asm",
+            guess(bytes),
+        ));
+    }
+    match bytes.get(MAGIC.len()..8) {
+        None => Err(truncated(bytes.len())),
+        Some([1, 0, 0, 0]) => Err(Refused::new(
+            "core-module",
+            "the upload is a core WebAssembly module, and plugins are components",
+            "build it for wasm32-wasip2 (or with `stepwell build`), or make a component of it: wasm-tools component new MODULE.wasm --adapt wasi_snapshot_preview1.wasm -o COMPONENT.wasm",
+        )),
+        Some([0x0d, 0, 1, 0]) => Ok(()),
+        Some(version) => Err(Refused::new(
+            "invalid-component",
+            format!("the upload has an unknown WebAssembly version: {}", hex::encode(version)),
+            "rebuild it with a current toolchain",
+        )),
+    }
+}
+
+fn guess(bytes: &[u8]) -> String {
+    let what = match bytes {
+        [0x1f, 0x8b, ..] => "it looks like gzip: unpack it first",
+        [b'P', b'K', ..] => "it looks like a zip archive: unpack it first",
+        [0x7f, b'E', b'L', b'F', ..] => {
+            "it looks like a native program (or a compiled .cwasm): upload the .wasm file that cargo built for wasm32-wasip2"
+        }
+        _ if bytes.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'(') => {
+            "it looks like WebAssembly text: make a binary of it with wasm-tools parse"
+        }
+        _ => "upload the .wasm file of a component, such as cargo builds it for wasm32-wasip2",
+    };
+    what.to_owned()
+}
+
+fn truncated(length: usize) -> Refused {
+    Refused::new(
+        "truncated",
+        format!("the upload ends in the middle of a section, after {length} bytes"),
+        "upload the whole file again",
+    )
+}
+
+struct Found {
+    imports: Vec<Import>,
+    exports: Vec<String>,
+    name: Option<String>,
+    version: Option<String>,
+}
+
+struct Import {
+    name: String,
+    /// Whether it is made of types alone, which need nobody to provide them.
+    types_only: bool,
+}
+
+/// Reads and validates everything but the bodies of functions: those are the compiler's business, and a fraction of the time.
+fn parse(bytes: &[u8]) -> Result<Found, Refused> {
+    // Async components are read too, so that what they need can be named.
+    let features = WasmFeatures::default()
+        | WasmFeatures::CM_ASYNC
+        | WasmFeatures::CM_MORE_ASYNC_BUILTINS
+        | WasmFeatures::CM_ASYNC_STACKFUL
+        | WasmFeatures::CM_ERROR_CONTEXT;
+    let mut validator = Validator::new_with_features(features);
+    let mut parser = Parser::new(0);
+    let mut outer = Vec::new();
+    let mut rest = bytes;
+    let (mut imports, mut exports) = (Vec::new(), Vec::new());
+    let (mut name, mut version) = (None, None);
+    loop {
+        // The end of the outermost component is where the bytes end; every other end is said in advance.
+        let eof = rest.is_empty() && outer.is_empty();
+        let (consumed, payload) = match parser.parse(rest, eof).map_err(|error| invalid(&error))? {
+            Chunk::NeedMoreData(_) => return Err(truncated(bytes.len())),
+            Chunk::Parsed { consumed, payload } => (consumed, payload),
+        };
+        rest = rest.get(consumed..).unwrap_or_default();
+        if outer.is_empty() {
+            match &payload {
+                Payload::Version { encoding, .. } if *encoding != Encoding::Component => {
+                    return Err(invalid(&"it is not a component"));
+                }
+                Payload::ComponentImportSection(section) => {
+                    for import in section.clone() {
+                        imports.push(import.map_err(|error| invalid(&error))?.name.name.to_owned());
+                    }
+                }
+                Payload::ComponentExportSection(section) => {
+                    for export in section.clone() {
+                        exports.push(export.map_err(|error| invalid(&error))?.name.name.to_owned());
+                    }
+                }
+                Payload::CustomSection(section) => match section.as_known() {
+                    KnownCustom::ComponentName(names) => {
+                        for part in names.into_iter().flatten() {
+                            if let wasmparser::ComponentName::Component { name: text, .. } = part {
+                                name = metadata(text);
+                            }
+                        }
+                    }
+                    _ if section.name() == "version" => {
+                        version = std::str::from_utf8(section.data()).ok().and_then(metadata);
+                    }
+                    _ => {}
+                },
+                _ => {}
+            }
+        }
+        match validator.payload(&payload).map_err(|error| invalid(&error))? {
+            ValidPayload::Ok | ValidPayload::Func(..) => {}
+            ValidPayload::Parser(inner) => {
+                if outer.len() >= NESTING {
+                    return Err(invalid(&format!("components are nested more than {NESTING} deep")));
+                }
+                outer.push(std::mem::replace(&mut parser, inner));
+            }
+            ValidPayload::End(types) => match outer.pop() {
+                Some(next) => parser = next,
+                None => {
+                    let imports = imports
+                        .into_iter()
+                        .map(|name| Import {
+                            types_only: types_only(types.as_ref(), &name),
+                            name,
+                        })
+                        .collect();
+                    return Ok(Found {
+                        imports,
+                        exports,
+                        name,
+                        version,
+                    });
+                }
+            },
+        }
+    }
+}
+
+fn metadata(text: &str) -> Option<String> {
+    let fits = !text.is_empty() && text.len() <= METADATA && !text.chars().any(char::is_control);
+    fits.then(|| text.to_owned())
+}
+
+fn invalid(error: &dyn fmt::Display) -> Refused {
+    let text: String = error.to_string().chars().take(500).collect();
+    Refused::new(
+        "invalid-component",
+        format!("the upload is not a valid component: {text}"),
+        "rebuild it, and check it with wasm-tools validate",
+    )
+}
+
+fn types_only(types: TypesRef<'_>, import: &str) -> bool {
+    let Some(item) = types.component_item_for_import(import) else {
+        return false;
+    };
+    match item.ty {
+        ComponentEntityType::Type { referenced, .. } => !is_resource(referenced),
+        ComponentEntityType::Instance(id) => types.get(id).is_some_and(|instance| {
+            instance.exports.values().all(|item| {
+                matches!(item.ty, ComponentEntityType::Type { referenced, .. } if !is_resource(referenced))
+            })
+        }),
+        _ => false,
+    }
+}
+
+fn is_resource(id: wasmparser::component_types::ComponentAnyTypeId) -> bool {
+    matches!(id, wasmparser::component_types::ComponentAnyTypeId::Resource(_))
+}
+
+/// Names every import that nobody provides, with the nearest one that somebody does.
+fn check_imports(found: &Found, interfaces: &Interfaces) -> Result<(), Refused> {
+    let unknown: Vec<&str> = found
+        .imports
+        .iter()
+        .filter(|import| !import.types_only && !interfaces.provides(&import.name))
+        .map(|import| import.name.as_str())
+        .collect();
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    let newer = unknown.iter().any(|name| is_wasi_03(name));
+    let list: Vec<String> = unknown
+        .iter()
+        .take(50)
+        .map(|name| match interfaces.nearest(name) {
+            Some(near) => format!("{} (the host has {near})", shown(name)),
+            None => format!("{} (the host has nothing like it)", shown(name)),
+        })
+        .collect();
+    let more = match unknown.len().saturating_sub(list.len()) {
+        0 => String::new(),
+        n => format!(" and {n} more"),
+    };
+    let hint = if newer {
+        "WASI 0.3 is not supported yet: rebuild the component for WASI 0.2 (target wasm32-wasip2)"
+    } else {
+        "build the component against the host's WIT packages (`stepwell new` has them), or compose it with a component that provides these"
+    };
+    Err(Refused::new(
+        "unknown-import",
+        format!("the component imports what the host does not provide: {}{more}", list.join(", ")),
+        hint,
+    ))
+}
+
+fn is_wasi_03(name: &str) -> bool {
+    let (path, version) = split(name);
+    path.starts_with("wasi:") && version.is_some_and(|version| version.starts_with("0.3."))
+}
+
+fn shown(name: &str) -> String {
+    name.chars().take(200).collect()
+}
+
+const ACCEPTED: &str = "accepted are stepwell:pipeline/step@0.1.0 (exports stepwell:pipeline/handler@0.1.0) and wasi:http/proxy@0.2 (exports wasi:http/incoming-handler@0.2.x)";
+
+fn world(exports: &[String]) -> Result<World, Refused> {
+    for export in exports {
+        if export == HANDLER {
+            return Ok(World::Step);
+        }
+        if let (INCOMING, Some(version)) = split(export)
+            && version.starts_with("0.2.")
+            && !version.contains('-')
+        {
+            return Ok(World::Http(version.to_owned()));
+        }
+    }
+    let message = exports
+        .iter()
+        .find_map(|export| match split(export) {
+            ("stepwell:pipeline/batch-handler", _) => {
+                Some(format!("the component targets the world batch-step (it exports {export}), which this host does not run yet"))
+            }
+            ("stepwell:pipeline/handler", version) => Some(format!(
+                "the component was built for version {} of stepwell:pipeline, and the host runs 0.1.0",
+                shown(version.unwrap_or("(none)"))
+            )),
+            ("wasi:http/handler", version) | (INCOMING, version) => Some(format!(
+                "the component targets wasi:http {}, which this host does not run yet: it runs 0.2",
+                shown(version.unwrap_or("without a version"))
+            )),
+            ("wasi:cli/run", _) => {
+                Some("the component is a command (it exports wasi:cli/run), not a step or an HTTP function".to_owned())
+            }
+            _ => None,
+        })
+        .unwrap_or_else(|| match exports {
+            [] => "the component exports nothing, so it targets no known world".to_owned(),
+            some => {
+                let list: Vec<String> = some.iter().take(20).map(|name| shown(name)).collect();
+                format!("the component targets no known world: it exports {}", list.join(", "))
+            }
+        });
+    Err(Refused::new("unknown-world", message, ACCEPTED))
+}
+
+/// An HTTP function knows nothing of pipelines, so it may import WASI alone.
+fn check_http_imports(world: &World, found: &Found) -> Result<(), Refused> {
+    if *world == World::Step {
+        return Ok(());
+    }
+    let foreign: Vec<String> = found
+        .imports
+        .iter()
+        .filter(|import| !import.types_only && !import.name.starts_with("wasi:"))
+        .take(50)
+        .map(|import| shown(&import.name))
+        .collect();
+    if foreign.is_empty() {
+        return Ok(());
+    }
+    Err(Refused::new(
+        "unknown-import",
+        format!("an HTTP function may import wasi:* only, and this one imports {}", foreign.join(", ")),
+        "make it a step (world stepwell:pipeline/step@0.1.0) if it needs the host's own interfaces",
+    ))
+}

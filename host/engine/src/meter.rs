@@ -1,0 +1,176 @@
+use std::fmt;
+use std::time::Duration;
+
+use stepwell_core::{ByteSize, ErrorKind, Limits, StepError, show_duration};
+use wasmtime::ResourceLimiter;
+
+use crate::config::{CORE_INSTANCES, MEMORIES, TABLE_ELEMENTS, TABLES};
+
+/// A limit that a call ran into, with its value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exceeded {
+    Cpu(Duration),
+    Memory(u64),
+    Output(u64),
+    Tables(usize),
+    Handles(usize),
+    HostCall(u64),
+}
+
+impl Exceeded {
+    /// The word for metrics.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Cpu(_) => "cpu",
+            Self::Memory(_) => "memory",
+            Self::Output(_) => "output",
+            Self::Tables(_) => "tables",
+            Self::Handles(_) => "handles",
+            Self::HostCall(_) => "host_call",
+        }
+    }
+}
+
+impl fmt::Display for Exceeded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Cpu(limit) => write!(
+                f,
+                "the guest used more than its {} of CPU time; the setting is limits.cpu",
+                show_duration(limit)
+            ),
+            Self::Memory(limit) => write!(
+                f,
+                "the guest wanted more than its {} of memory; the setting is limits.memory",
+                ByteSize(limit)
+            ),
+            Self::Output(limit) => write!(
+                f,
+                "the guest returned more than its {} of output; the setting is limits.output",
+                ByteSize(limit)
+            ),
+            Self::Tables(limit) => write!(
+                f,
+                "the guest wanted more than {limit} table elements; this limit is the host's own and has no setting"
+            ),
+            Self::Handles(limit) => write!(
+                f,
+                "the guest held more than {limit} resource handles; this limit is the host's own and has no setting"
+            ),
+            Self::HostCall(limit) => write!(
+                f,
+                "the guest passed more than {} to one host function; this limit is the host's own and has no setting",
+                ByteSize(limit)
+            ),
+        }
+    }
+}
+
+impl std::error::Error for Exceeded {}
+
+impl From<Exceeded> for StepError {
+    fn from(exceeded: Exceeded) -> Self {
+        metrics::counter!("stepwell_limit_hits_total", "limit" => exceeded.as_str()).increment(1);
+        Self::new(ErrorKind::Limit, exceeded.to_string())
+    }
+}
+
+/// Counts what one store holds: all of its memories together, all of its tables together.
+pub(crate) struct Meter {
+    pub(crate) limits: Limits,
+    memory: u64,
+    tables: usize,
+    /// The limit at which a growth was refused. Guests are told so by a failed `memory.grow`, and most abort then: the resulting
+    /// trap is this limit's doing.
+    pub(crate) refused: Option<Exceeded>,
+}
+
+impl Meter {
+    pub(crate) fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            memory: 0,
+            tables: 0,
+            refused: None,
+        }
+    }
+}
+
+// What a growth was granted is not given back if it then fails for another reason: wasmtime does not say which growth failed, and
+// a guest could so be made to count less than it holds.
+impl ResourceLimiter for Meter {
+    fn memory_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
+        if maximum.is_some_and(|maximum| desired > maximum) {
+            return Ok(false);
+        }
+        let total = self.memory.saturating_add(desired.saturating_sub(current) as u64);
+        if total > self.limits.memory {
+            self.refused = Some(Exceeded::Memory(self.limits.memory));
+            return Ok(false);
+        }
+        self.memory = total;
+        Ok(true)
+    }
+
+    fn table_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
+        let total = self.tables.saturating_add(desired.saturating_sub(current));
+        if total > TABLE_ELEMENTS {
+            self.refused = Some(Exceeded::Tables(TABLE_ELEMENTS));
+            return Ok(false);
+        }
+        if maximum.is_some_and(|maximum| desired > maximum) {
+            return Ok(false);
+        }
+        self.tables = total;
+        Ok(true)
+    }
+
+    fn instances(&self) -> usize {
+        CORE_INSTANCES as usize
+    }
+
+    fn tables(&self) -> usize {
+        TABLES as usize
+    }
+
+    fn memories(&self) -> usize {
+        MEMORIES as usize
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn meter(memory: u64) -> Meter {
+        Meter::new(Limits {
+            memory,
+            ..Limits::default()
+        })
+    }
+
+    #[test]
+    fn all_memories_count_together() {
+        let mut meter = meter(1 << 20);
+        assert!(meter.memory_growing(0, 512 << 10, None).unwrap());
+        assert!(meter.memory_growing(0, 512 << 10, None).unwrap());
+        assert_eq!(meter.refused, None);
+        assert!(!meter.memory_growing(512 << 10, 576 << 10, None).unwrap());
+        assert_eq!(meter.refused, Some(Exceeded::Memory(1 << 20)));
+    }
+
+    #[test]
+    fn growth_beyond_a_memorys_own_maximum_is_no_limit_of_ours() {
+        let mut meter = meter(1 << 20);
+        assert!(!meter.memory_growing(0, 128 << 10, Some(64 << 10)).unwrap());
+        assert_eq!(meter.refused, None);
+        assert!(meter.memory_growing(0, 1 << 20, None).unwrap());
+    }
+
+    #[test]
+    fn all_tables_count_together() {
+        let mut meter = meter(1 << 20);
+        assert!(meter.table_growing(0, TABLE_ELEMENTS, None).unwrap());
+        assert!(!meter.table_growing(0, 1, None).unwrap());
+    }
+}

@@ -1,0 +1,120 @@
+use std::future::Future;
+use std::sync::Arc;
+
+use stepwell_core::Limits;
+use wasmtime::component::ResourceTable;
+use wasmtime_wasi::cli::WasiCliCtxView;
+use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView};
+use wasmtime_wasi_config::WasiConfigVariables;
+use wasmtime_wasi_http::{
+    Error as HttpError, RequestOptions, WasiBody, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks,
+};
+
+use crate::logs::{CallLog, LogSink, LogStream};
+use crate::meter::Meter;
+
+/// What the store of every call holds. The composition root's own type implements this; beside the base it holds the state of
+/// the interfaces that it links.
+pub trait StoreState: Send + 'static {
+    /// The part that the engine looks after.
+    fn base(&mut self) -> &mut StoreBase;
+}
+
+/// A step's `config`, as its guest sees it: through `wasi:config` and as its environment. It lives as long as the pipeline
+/// revision, and calls share it.
+#[derive(Default)]
+pub struct Environment {
+    pub(crate) entries: Vec<(String, String)>,
+    pub(crate) variables: WasiConfigVariables,
+}
+
+impl Environment {
+    /// An environment with these entries and nothing else.
+    pub fn new(entries: impl IntoIterator<Item = (String, String)>) -> Self {
+        let entries: Vec<_> = entries.into_iter().collect();
+        let variables = entries.iter().cloned().collect();
+        Self { entries, variables }
+    }
+}
+
+/// The engine's part of a store: WASI, the guest's resources and what it has used so far. One call owns it.
+pub struct StoreBase {
+    /// The guest's resources; interfaces keep theirs here too.
+    pub table: ResourceTable,
+    pub(crate) meter: Meter,
+    pub(crate) log: CallLog,
+    pub(crate) environment: Arc<Environment>,
+    wasi: WasiCtx,
+    http: WasiHttpCtx,
+    egress: NoEgress,
+}
+
+/// Resource handles that one call may hold.
+pub(crate) const HANDLES: usize = 10_000;
+
+impl StoreBase {
+    /// The base of one call's store. The guest gets no directory, no socket and no environment but the given one.
+    pub fn new(environment: Arc<Environment>, sink: Arc<dyn LogSink>) -> Self {
+        let log = CallLog::new(sink);
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(HANDLES);
+        let wasi = WasiCtxBuilder::new()
+            .stdout(log.stream(LogStream::Stdout))
+            .stderr(log.stream(LogStream::Stderr))
+            .allow_tcp(false)
+            .allow_udp(false)
+            .allow_ip_name_lookup(false)
+            .max_random_size(1 << 20)
+            .build();
+        Self {
+            table,
+            meter: Meter::new(Limits::default()),
+            log,
+            environment,
+            wasi,
+            http: WasiHttpCtx::new(),
+            egress: NoEgress,
+        }
+    }
+
+    pub(crate) fn wasi(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView {
+            ctx: &mut self.wasi,
+            table: &mut self.table,
+        }
+    }
+
+    pub(crate) fn cli(&mut self) -> WasiCliCtxView<'_> {
+        WasiCliCtxView {
+            ctx: self.wasi.cli(),
+            table: &mut self.table,
+        }
+    }
+
+    pub(crate) fn http(&mut self) -> WasiHttpCtxView<'_> {
+        WasiHttpCtxView {
+            hooks: &mut self.egress,
+            table: &mut self.table,
+            ctx: &mut self.http,
+        }
+    }
+}
+
+/// Outbound HTTP: linked for every guest, since some languages always import it, and refused.
+struct NoEgress;
+
+type Response = (
+    http::Response<WasiBody>,
+    Box<dyn Future<Output = Result<(), HttpError>> + Send>,
+);
+
+impl WasiHttpHooks for NoEgress {
+    fn send_request(
+        &mut self,
+        _request: http::Request<WasiBody>,
+        _options: Option<RequestOptions>,
+        _sent: Box<dyn Future<Output = Result<(), HttpError>> + Send>,
+    ) -> Box<dyn Future<Output = Result<Response, HttpError>> + Send> {
+        Box::new(std::future::ready(Err(HttpError::HttpRequestDenied)))
+    }
+}

@@ -1,0 +1,166 @@
+//! From a pinned document to a deployment.
+
+use std::error::Error;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use stepwell_core::{Limits, Name, StepScope};
+
+use crate::model::{Model, ModelStep};
+use crate::spec::{ModelSpec, NodeSpec, PipelineSpec, StepSpec};
+use crate::validate::Pin;
+use crate::{Deployed, DeployedFunction, DeployedStep, Deployment, Function, Step};
+
+/// Makes the code behind steps; the composition root knows how. Called when a revision is deployed, never on a request's path.
+#[async_trait]
+pub trait StepFactory: Send + Sync {
+    /// A plugin version, ready to be called within these limits.
+    async fn plugin(
+        &self,
+        scope: &Arc<StepScope>,
+        limits: Limits,
+        pin: &Pin,
+    ) -> Result<Prepared, PrepareError>;
+
+    /// A model behind its binding. It need not be loaded yet: a call then answers [`stepwell_core::ErrorKind::Unavailable`].
+    async fn model(
+        &self,
+        scope: &Arc<StepScope>,
+        model: &ModelSpec,
+    ) -> Result<Arc<dyn Model>, PrepareError>;
+}
+
+/// Why a factory cannot make a step.
+pub type PrepareError = Box<dyn Error + Send + Sync>;
+
+/// A plugin, by the world it targets.
+pub enum Prepared {
+    /// It takes events.
+    Step(Arc<dyn Step>),
+    /// It answers HTTP requests itself.
+    Function(Arc<dyn Function>),
+}
+
+/// Why a revision cannot be deployed.
+#[derive(Debug, thiserror::Error)]
+pub enum NotDeployable {
+    /// The catalog kept no version for a plugin step.
+    #[error("step '{step}' has no pinned plugin version")]
+    Unpinned {
+        /// The step.
+        step: Name,
+    },
+    /// The factory could not make a step.
+    #[error("step '{step}' cannot be prepared: {source}")]
+    Step {
+        /// The step.
+        step: Name,
+        /// The factory's reason.
+        source: PrepareError,
+    },
+    /// A function stands among other steps.
+    #[error("step '{step}' answers HTTP requests itself and is not the only step")]
+    NotAlone {
+        /// The step.
+        step: Name,
+    },
+}
+
+/// Builds a revision: every step with its scope, limits and code.
+///
+/// # Errors
+/// [`NotDeployable`]; nothing is left behind.
+pub async fn deploy(
+    namespace: &Name,
+    revision: u64,
+    spec: &PipelineSpec,
+    pins: &[Pin],
+    factory: &dyn StepFactory,
+) -> Result<Deployment, NotDeployable> {
+    let mut steps = Vec::with_capacity(spec.steps.len());
+    let mut function = None;
+    for step in &spec.steps {
+        let failed = |source| NotDeployable::Step {
+            step: step.id.clone(),
+            source,
+        };
+        let (scope, prepared) = match &step.node {
+            NodeSpec::Plugin(_) => {
+                let pin = pins.iter().find(|pin| pin.step == step.id);
+                let pin = pin.ok_or_else(|| NotDeployable::Unpinned {
+                    step: step.id.clone(),
+                })?;
+                let scope = scope(
+                    namespace,
+                    revision,
+                    spec,
+                    step,
+                    format!("{}@{}", pin.plugin, pin.version),
+                );
+                let prepared = factory
+                    .plugin(&scope, step.limits, pin)
+                    .await
+                    .map_err(failed)?;
+                (scope, prepared)
+            }
+            NodeSpec::Model(model) => {
+                let scope = scope(
+                    namespace,
+                    revision,
+                    spec,
+                    step,
+                    format!("model {}", model.binding),
+                );
+                let step = ModelStep {
+                    model: factory.model(&scope, model).await.map_err(failed)?,
+                    spec: model.clone(),
+                };
+                (scope, Prepared::Step(Arc::new(step)))
+            }
+        };
+        match prepared {
+            Prepared::Step(code) => steps.push(DeployedStep {
+                scope,
+                step: code,
+                timeout: step.timeout,
+                retry: step.retry.clone(),
+            }),
+            Prepared::Function(_) if spec.steps.len() > 1 => {
+                return Err(NotDeployable::NotAlone {
+                    step: step.id.clone(),
+                });
+            }
+            Prepared::Function(code) => {
+                function = Some(DeployedFunction {
+                    scope,
+                    function: code,
+                });
+            }
+        }
+    }
+    Ok(Deployment {
+        namespace: namespace.clone(),
+        name: spec.name.clone(),
+        revision,
+        triggers: spec.triggers.clone(),
+        body: function.map_or(Deployed::Steps(steps), Deployed::Function),
+    })
+}
+
+fn scope(
+    namespace: &Name,
+    revision: u64,
+    spec: &PipelineSpec,
+    step: &StepSpec,
+    plugin: String,
+) -> Arc<StepScope> {
+    Arc::new(StepScope {
+        namespace: namespace.clone(),
+        pipeline: spec.name.clone(),
+        revision,
+        step: step.id.clone(),
+        plugin,
+        grants: step.grants.clone(),
+        config: step.config.clone(),
+    })
+}

@@ -1,0 +1,430 @@
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+use http_body_util::BodyExt as _;
+use stepwell_core::{Blame, Call, ErrorKind, Event, Outcome, RunId, StepError, TraceContext};
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+use tracing::{Instrument as _, Span};
+
+use crate::Body;
+use crate::deployment::{Deployed, DeployedFunction, Deployment};
+use crate::run;
+use crate::telemetry::{MetricsCache, RunEnd, RunMetrics, RunObserver};
+
+/// Where every trigger hands its events, and the only place where runs start.
+///
+/// A caller that hangs up cannot stop a run that is half done.
+#[derive(Clone)]
+pub struct Dispatcher(Arc<Shared>);
+
+struct Shared {
+    permits: Arc<Semaphore>,
+    tasks: TaskTracker,
+    running: Mutex<HashMap<RunId, Arc<Deployment>>>,
+    metrics: MetricsCache,
+    span_hook: Option<SpanHook>,
+    observer: Option<Arc<dyn RunObserver>>,
+}
+
+/// Called with each run's span as soon as it is made, before anything is recorded in it, with the trace it belongs to.
+pub type SpanHook = fn(&Span, &TraceContext);
+
+/// The right to one run; it is given back when dropped.
+pub struct Permit {
+    _permit: OwnedSemaphorePermit,
+    _token: TaskTrackerToken,
+}
+
+/// Why a run cannot start now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotAdmitted {
+    /// As many runs are under way as the host allows.
+    #[error("the host is busy")]
+    Busy {
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// The host is shutting down.
+    #[error("the host is shutting down")]
+    ShuttingDown,
+}
+
+/// Everything that a run is started with.
+pub struct RunRequest {
+    /// The revision, fixed for the whole run.
+    pub deployment: Arc<Deployment>,
+    /// The run's id, made by the trigger.
+    pub run: RunId,
+    /// What started it: `http`, `kafka` or `invoke`.
+    pub trigger: &'static str,
+    /// The event, already size-capped.
+    pub event: Event,
+    /// When the whole run's time is up.
+    pub deadline: Instant,
+    /// The caller's trace.
+    pub trace: TraceContext,
+}
+
+impl Dispatcher {
+    /// A dispatcher that allows this many runs at once.
+    pub fn new(concurrent_runs: usize) -> Self {
+        Self::with(concurrent_runs, None, None)
+    }
+
+    /// The same with what the composition root hangs in: a hook that gives spans their parents, and an observer of runs.
+    pub fn with(
+        concurrent_runs: usize,
+        span_hook: Option<SpanHook>,
+        observer: Option<Arc<dyn RunObserver>>,
+    ) -> Self {
+        Self(Arc::new(Shared {
+            permits: Arc::new(Semaphore::new(concurrent_runs.min(Semaphore::MAX_PERMITS))),
+            tasks: TaskTracker::new(),
+            running: Mutex::default(),
+            metrics: MetricsCache::default(),
+            span_hook,
+            observer,
+        }))
+    }
+
+    /// A permit for one run.
+    ///
+    /// # Errors
+    /// [`NotAdmitted`]: HTTP answers 429 or 503, Kafka pauses the partition.
+    pub fn admit(&self) -> Result<Permit, NotAdmitted> {
+        // Taken first: a drain waits for whoever was still admitted.
+        let token = self.0.tasks.token();
+        match self.0.permits.clone().try_acquire_owned() {
+            Ok(permit) => Ok(Permit {
+                _permit: permit,
+                _token: token,
+            }),
+            Err(TryAcquireError::NoPermits) => Err(NotAdmitted::Busy {
+                retry_after: Duration::from_secs(1),
+            }),
+            Err(TryAcquireError::Closed) => Err(NotAdmitted::ShuttingDown),
+        }
+    }
+
+    /// Runs one event to its outcome, as a task of its own.
+    pub async fn run(&self, permit: Permit, request: RunRequest) -> Outcome {
+        let task = self.0.tasks.spawn(self.0.steps(permit, request));
+        task.await.unwrap_or_else(|_| Outcome::Errored(stopped()))
+    }
+
+    /// Like [`Dispatcher::run`], but the caller's own task polls the run, which spares a task switch for each event. A caller
+    /// that hangs up half way leaves it to a task of its own.
+    pub async fn run_inline(&self, permit: Permit, request: RunRequest) -> Outcome {
+        self.0.unstoppable(self.0.steps(permit, request)).await
+    }
+
+    /// Hands one HTTP request to a function, inside a run of its own (permit, span, metrics). The run ends with the
+    /// response's body.
+    ///
+    /// The caller's own task polls the function until the response's head is there; a caller that hangs up before leaves it
+    /// to a task of its own.
+    ///
+    /// # Errors
+    /// What happened before the response's head was there.
+    pub async fn handle(
+        &self,
+        permit: Permit,
+        deployment: Arc<Deployment>,
+        run: RunId,
+        request: http::Request<Body>,
+        deadline: Instant,
+        trace: TraceContext,
+    ) -> Result<http::Response<Body>, StepError> {
+        let run = self.0.start(permit, deployment, run, "http", &trace);
+        let span = run.span.clone();
+        let answer = run.function(request, deadline).instrument(span);
+        self.0.unstoppable(answer).await
+    }
+
+    /// Refuses new runs from now on.
+    pub fn close(&self) {
+        self.0.permits.close();
+        self.0.tasks.close();
+    }
+
+    /// Refuses new runs and waits until every run has ended, at most until the deadline; answers the runs that have not, as
+    /// `pipeline RUN_ID`.
+    pub async fn drained(&self, deadline: Instant) -> Vec<String> {
+        self.close();
+        let ended = tokio::time::timeout_at(deadline.into(), self.0.tasks.wait()).await;
+        if ended.is_ok() {
+            return Vec::new();
+        }
+        let running = self.0.running();
+        let mut names: Vec<String> = running
+            .iter()
+            .map(|(run, deployment)| format!("{} {run}", deployment.name))
+            .collect();
+        names.sort();
+        names
+    }
+}
+
+impl Shared {
+    fn start(
+        self: &Arc<Self>,
+        permit: Permit,
+        deployment: Arc<Deployment>,
+        run: RunId,
+        trigger: &'static str,
+        trace: &TraceContext,
+    ) -> Run {
+        let span = tracing::info_span!(
+            "run",
+            namespace = %deployment.namespace,
+            pipeline = %deployment.name,
+            revision = deployment.revision,
+            run_id = %run,
+            trigger,
+        );
+        if let Some(hook) = self.span_hook {
+            hook(&span, trace);
+        }
+        let metrics = self.metrics.of(&deployment);
+        metrics.in_flight.increment(1);
+        self.running().insert(run, deployment.clone());
+        Run {
+            id: run,
+            deployment,
+            metrics,
+            span,
+            started: Instant::now(),
+            ended: false,
+            shared: self.clone(),
+            _permit: permit,
+        }
+    }
+
+    fn steps(
+        self: &Arc<Self>,
+        permit: Permit,
+        request: RunRequest,
+    ) -> impl Future<Output = Outcome> + Send + use<> {
+        let RunRequest {
+            deployment,
+            run,
+            trigger,
+            event,
+            deadline,
+            trace,
+        } = request;
+        let run = self.start(permit, deployment, run, trigger, &trace);
+        let span = run.span.clone();
+        run.steps(event, deadline).instrument(span)
+    }
+
+    fn unstoppable<T: Send + 'static>(
+        &self,
+        future: impl Future<Output = T> + Send + 'static,
+    ) -> Unstoppable<T> {
+        Unstoppable {
+            future: Some(Box::pin(future)),
+            tasks: self.tasks.clone(),
+        }
+    }
+
+    fn running(&self) -> MutexGuard<'_, HashMap<RunId, Arc<Deployment>>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A run under way, and what has to be given back when it is over.
+struct Run {
+    id: RunId,
+    deployment: Arc<Deployment>,
+    metrics: Arc<RunMetrics>,
+    span: Span,
+    started: Instant,
+    ended: bool,
+    shared: Arc<Shared>,
+    _permit: Permit,
+}
+
+impl Run {
+    async fn steps(mut self, event: Event, deadline: Instant) -> Outcome {
+        let deployment = self.deployment.clone();
+        let result = match &deployment.body {
+            Deployed::Steps(steps) => {
+                run::walk(steps, &self.metrics, self.id, event, deadline).await
+            }
+            Deployed::Function(function) => {
+                let message = "this pipeline answers HTTP requests itself and takes no events";
+                let error = StepError::new(ErrorKind::Failed, message);
+                Err(error.at_step(function.scope.step.as_str()))
+            }
+        };
+        let outcome = result.map_or_else(Outcome::from, Outcome::Delivered);
+        let error = match &outcome {
+            Outcome::Delivered(_) => None,
+            Outcome::Rejected(error) | Outcome::Errored(error) => Some(error),
+        };
+        self.end(outcome.as_str(), error);
+        outcome
+    }
+
+    async fn function(
+        mut self,
+        request: http::Request<Body>,
+        deadline: Instant,
+    ) -> Result<http::Response<Body>, StepError> {
+        let deployment = self.deployment.clone();
+        let result = match &deployment.body {
+            Deployed::Function(function) => self.head(function, request, deadline).await,
+            Deployed::Steps(_) => {
+                let message = "this pipeline takes events and answers no HTTP requests itself";
+                Err(StepError::new(ErrorKind::Failed, message))
+            }
+        };
+        if let Err(error) = &result {
+            self.end(error.kind.as_str(), Some(error));
+        }
+        result.map(|response| response.map(|inner| RunBody { inner, run: self }.boxed_unsync()))
+    }
+
+    async fn head(
+        &self,
+        function: &DeployedFunction,
+        request: http::Request<Body>,
+        deadline: Instant,
+    ) -> Result<http::Response<Body>, StepError> {
+        let started = Instant::now();
+        let scope = &function.scope;
+        let call = Call {
+            scope: scope.clone(),
+            run: self.id,
+            deadline,
+        };
+        let span = tracing::info_span!("step", step = %scope.step, plugin = %scope.plugin);
+        let answer = run::caught(function.function.handle(&call, request)).instrument(span);
+        let result = tokio::time::timeout_at(deadline.into(), answer)
+            .await
+            .unwrap_or_else(|_| Err(StepError::new(ErrorKind::Timeout, "the run's time was up")))
+            .map_err(|error| error.at_step(scope.step.as_str()));
+        if let Some(metrics) = self.metrics.steps.first() {
+            metrics.seconds.record(started.elapsed());
+            if let Err(error) = &result {
+                metrics.erred(error.kind);
+            }
+        }
+        result
+    }
+
+    /// Says how the run ended; only the first call counts.
+    fn end(&mut self, outcome: &'static str, error: Option<&StepError>) {
+        if std::mem::replace(&mut self.ended, true) {
+            return;
+        }
+        let elapsed = self.started.elapsed();
+        if let Some(error) = error {
+            let step = error.step.as_deref();
+            let StepError { kind, message, .. } = error;
+            if *kind == ErrorKind::Invalid {
+                tracing::info!(parent: &self.span, run_id = %self.id, step, %kind, error = message, "run rejected its event");
+            } else {
+                tracing::warn!(parent: &self.span, run_id = %self.id, step, %kind, error = message, "run failed");
+            }
+        }
+        self.metrics.ended(outcome, elapsed);
+        if let Some(observer) = &self.shared.observer {
+            observer.run_ended(&RunEnd {
+                deployment: &self.deployment,
+                run: self.id,
+                outcome,
+                error,
+                elapsed,
+            });
+        }
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        self.end(ErrorKind::Failed.as_str(), Some(&stopped()));
+        self.metrics.in_flight.decrement(1);
+        self.shared.running().remove(&self.id);
+    }
+}
+
+fn stopped() -> StepError {
+    let message = "the host stopped before the run had ended";
+    StepError::new(ErrorKind::Failed, message).blamed(Blame::Host)
+}
+
+/// A function's response body: the run ends when it has been sent or given up.
+struct RunBody {
+    inner: Body,
+    run: Run,
+}
+
+impl http_body::Body for RunBody {
+    type Data = Bytes;
+    type Error = Box<dyn std::error::Error + Send + Sync>;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let frame = Pin::new(&mut self.inner).poll_frame(context);
+        if let Poll::Ready(Some(Err(error))) = &frame {
+            let message = format!("the response's body broke off: {error}");
+            let error = StepError::new(ErrorKind::Failed, message);
+            self.run.end(error.kind.as_str(), Some(&error));
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+impl Drop for RunBody {
+    fn drop(&mut self) {
+        // A caller that goes away within the body got what it wanted of it.
+        self.run.end("delivered", None);
+    }
+}
+
+/// A future that a tracked task finishes if whoever polls it goes away.
+struct Unstoppable<T: Send + 'static> {
+    future: Option<Pin<Box<dyn Future<Output = T> + Send>>>,
+    tasks: TaskTracker,
+}
+
+impl<T: Send + 'static> Future for Unstoppable<T> {
+    type Output = T;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
+        let Some(future) = &mut self.future else {
+            return Poll::Pending;
+        };
+        let result = std::task::ready!(future.as_mut().poll(context));
+        self.future = None;
+        Poll::Ready(result)
+    }
+}
+
+impl<T: Send + 'static> Drop for Unstoppable<T> {
+    fn drop(&mut self) {
+        if let (Some(future), Ok(runtime)) = (self.future.take(), Handle::try_current()) {
+            self.tasks.spawn_on(future, &runtime);
+        }
+    }
+}

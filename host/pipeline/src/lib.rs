@@ -1,0 +1,29 @@
+//! Pipelines: from a YAML document to a validated graph of steps, and from an event to an outcome.
+//!
+//! This crate knows no WebAssembly engine and no transport: steps are anything that implements [`Step`], and triggers hand
+//! events to the [`Dispatcher`].
+
+mod deploy;
+mod deployment;
+mod dispatch;
+mod model;
+mod registry;
+mod run;
+mod schema;
+mod spec;
+mod telemetry;
+mod trigger;
+mod validate;
+
+pub use deploy::{NotDeployable, PrepareError, Prepared, StepFactory, deploy};
+pub use deployment::{
+    Body, Deployed, DeployedFunction, DeployedStep, Deployment, Function, Retry, Step,
+};
+pub use dispatch::{Dispatcher, NotAdmitted, Permit, RunRequest, SpanHook};
+pub use model::Model;
+pub use registry::Registry;
+pub use schema::json_schema;
+pub use spec::{Draft, InvalidPath, ModelSpec, NodeSpec, PathPattern, PipelineSpec, StepSpec};
+pub use telemetry::{RunEnd, RunObserver, describe_metrics};
+pub use trigger::{HttpTriggerSpec, KafkaTriggerSpec, Order, RunRetry, TriggerSpec};
+pub use validate::{HostState, KnownPipeline, KnownPlugin, Pin, Validated};

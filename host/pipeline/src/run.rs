@@ -1,0 +1,193 @@
+//! One event's walk through the steps of a deployment.
+
+use std::panic::AssertUnwindSafe;
+use std::time::{Duration, Instant};
+
+use futures::FutureExt as _;
+use rand::Rng as _;
+use stepwell_core::{Blame, ByteSize, Call, ErrorKind, Event, RunId, StepError, show_duration};
+use tracing::Instrument as _;
+
+use crate::deployment::{DeployedStep, Retry};
+use crate::telemetry::{RunMetrics, StepMetrics};
+
+/// Step calls that one run may make, so that a step that returns many events cannot keep the host busy for ever.
+pub(crate) const MAX_CALLS: usize = 10_000;
+
+/// Bytes of all events that one run may end with.
+pub(crate) const MAX_DELIVERED: usize = 64 << 20;
+
+/// The longest pause between two attempts of a step.
+const MAX_BACKOFF: Duration = Duration::from_secs(30);
+
+/// Takes one event through the steps: each event that a step returns goes through all that follows before its next sibling
+/// does, so at any time only one step's output waits at each place.
+pub(crate) async fn walk(
+    steps: &[DeployedStep],
+    metrics: &RunMetrics,
+    run: RunId,
+    event: Event,
+    deadline: Instant,
+) -> Result<Vec<Event>, StepError> {
+    let mut delivered = Vec::new();
+    let mut delivered_bytes = 0;
+    let mut calls = 0;
+    let mut waiting = vec![(0, vec![event].into_iter())];
+    while let Some((position, events)) = waiting.last_mut() {
+        let position = *position;
+        let Some(event) = events.next() else {
+            waiting.pop();
+            continue;
+        };
+        let (Some(step), Some(step_metrics)) = (steps.get(position), metrics.steps.get(position))
+        else {
+            delivered_bytes += event.size();
+            if delivered_bytes > MAX_DELIVERED {
+                let most = ByteSize(MAX_DELIVERED as u64);
+                let message = format!("the run's resulting events exceed {most} together");
+                return Err(StepError::new(ErrorKind::Limit, message));
+            }
+            delivered.push(event);
+            continue;
+        };
+        calls += 1;
+        if calls > MAX_CALLS {
+            let message = format!(
+                "the run made more than {MAX_CALLS} calls: its steps return too many events"
+            );
+            return Err(StepError::new(ErrorKind::Limit, message).at_step(step.scope.step.as_str()));
+        }
+        let span =
+            tracing::info_span!("step", step = %step.scope.step, plugin = %step.scope.plugin);
+        let outputs = process(step, step_metrics, run, event, deadline)
+            .instrument(span)
+            .await
+            .map_err(|error| error.at_step(step.scope.step.as_str()))?;
+        waiting.push((position + 1, outputs.into_iter()));
+    }
+    Ok(delivered)
+}
+
+/// One event in one step, with its retries, within the step's timeout and the run's deadline.
+async fn process(
+    step: &DeployedStep,
+    metrics: &StepMetrics,
+    run: RunId,
+    event: Event,
+    run_deadline: Instant,
+) -> Result<Vec<Event>, StepError> {
+    let started = Instant::now();
+    let own_deadline = step
+        .timeout
+        .and_then(|timeout| started.checked_add(timeout));
+    let deadline = own_deadline.map_or(run_deadline, |own| own.min(run_deadline));
+    let call = Call {
+        scope: step.scope.clone(),
+        run,
+        deadline,
+    };
+    let result =
+        tokio::time::timeout_at(deadline.into(), attempts(step, metrics, &call, event)).await;
+    metrics.seconds.record(started.elapsed());
+    result.unwrap_or_else(|_| {
+        metrics.erred(ErrorKind::Timeout);
+        let message = match step.timeout {
+            Some(timeout) if deadline < run_deadline => {
+                format!("the step's timeout of {} was up", show_duration(timeout))
+            }
+            _ => "the run's time was up".to_owned(),
+        };
+        Err(StepError::new(ErrorKind::Timeout, message))
+    })
+}
+
+async fn attempts(
+    step: &DeployedStep,
+    metrics: &StepMetrics,
+    call: &Call,
+    event: Event,
+) -> Result<Vec<Event>, StepError> {
+    let mut attempt = 1;
+    if let Some(retry) = &step.retry {
+        while attempt < retry.attempts {
+            let error = match attempt_once(step, metrics, call, event.clone()).await {
+                Err(error) if retry.errors.contains(&error.kind) => error,
+                result => return result,
+            };
+            let pause = pause(retry, attempt);
+            if pause >= call.remaining() {
+                return Err(error);
+            }
+            tracing::debug!(run_id = %call.run, attempt, kind = %error.kind, error = %error.message, "step is tried again");
+            tokio::time::sleep(pause).await;
+            attempt += 1;
+        }
+    }
+    attempt_once(step, metrics, call, event).await
+}
+
+async fn attempt_once(
+    step: &DeployedStep,
+    metrics: &StepMetrics,
+    call: &Call,
+    event: Event,
+) -> Result<Vec<Event>, StepError> {
+    let result = caught(step.step.call(call, event)).await;
+    if let Err(error) = &result {
+        metrics.erred(error.kind);
+    }
+    result
+}
+
+/// A panic in the host's own code becomes an error of the run, so that nobody waits for a run that is gone.
+pub(crate) async fn caught<T>(
+    call: impl Future<Output = Result<T, StepError>>,
+) -> Result<T, StepError> {
+    AssertUnwindSafe(call)
+        .catch_unwind()
+        .await
+        .unwrap_or_else(|panic| {
+            let reason = panic
+                .downcast_ref::<&str>()
+                .map(ToString::to_string)
+                .or_else(|| panic.downcast_ref::<String>().cloned())
+                .unwrap_or_default();
+            tracing::error!(
+                reason,
+                "the host panicked inside a step; this is a bug in the host"
+            );
+            Err(
+                StepError::new(ErrorKind::Failed, "the host failed inside this step")
+                    .blamed(Blame::Host),
+            )
+        })
+}
+
+/// Full jitter: anything between nothing and the doubled backoff.
+fn pause(retry: &Retry, attempt: u32) -> Duration {
+    let factor = 2_u32.saturating_pow(attempt.saturating_sub(1));
+    let most = retry.backoff.saturating_mul(factor).min(MAX_BACKOFF);
+    most.mul_f64(rand::rng().random_range(0.0..=1.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_within_their_bounds() {
+        let retry = Retry {
+            attempts: 100,
+            backoff: Duration::from_millis(50),
+            errors: ErrorKind::ALL.to_vec(),
+        };
+        for attempt in [1, 2, 3, 10, 99] {
+            let most = Duration::from_millis(50) * 2_u32.saturating_pow(attempt - 1).min(600);
+            for _ in 0..100 {
+                assert!(pause(&retry, attempt) <= most.min(MAX_BACKOFF));
+            }
+        }
+        let longest = (0..200).map(|_| pause(&retry, 99)).max().unwrap();
+        assert!(longest > Duration::from_secs(10), "{longest:?}");
+    }
+}

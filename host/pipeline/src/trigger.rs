@@ -1,0 +1,105 @@
+use std::time::Duration;
+
+use crate::spec::PathPattern;
+
+/// What starts a pipeline.
+#[derive(Clone, Debug, PartialEq)]
+pub enum TriggerSpec {
+    /// An HTTP route.
+    Http(HttpTriggerSpec),
+    /// A Kafka subscription.
+    Kafka(KafkaTriggerSpec),
+}
+
+/// An HTTP route on the data listener.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HttpTriggerSpec {
+    /// Upper-case method; none: every method (HTTP functions only).
+    pub method: Option<String>,
+    /// Path pattern: literal segments, `{param}` segments and, for functions, a last `{*rest}`.
+    pub path: String,
+    /// Bytes of the largest request body that is accepted.
+    pub max_body: u64,
+    /// Time for the whole run.
+    pub timeout: Duration,
+}
+
+impl HttpTriggerSpec {
+    /// Whether some request would match both routes, and neither more exactly: the same shape of path and a common method.
+    pub fn clashes_with(&self, other: &Self) -> bool {
+        let methods = match (&self.method, &other.method) {
+            (Some(one), Some(another)) => one == another,
+            _ => true,
+        };
+        methods && shape(&self.path) == shape(&other.path)
+    }
+
+    /// `POST /digits/{set}`, for messages.
+    pub(crate) fn shown(&self) -> String {
+        let method = self.method.as_deref().unwrap_or("*");
+        format!("{method} {}", self.path)
+    }
+}
+
+fn shape(path: &str) -> Option<String> {
+    path.parse::<PathPattern>().ok().map(|path| path.shape())
+}
+
+/// A Kafka subscription.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KafkaTriggerSpec {
+    /// Topics that are read.
+    pub topics: Vec<String>,
+    /// Consumer group.
+    pub group: String,
+    /// Topic for the resulting events, if they are wanted.
+    pub output: Option<String>,
+    /// Topic for records that cannot be processed.
+    pub dead_letter: String,
+    /// What may run side by side.
+    pub order: Order,
+    /// Time for one run.
+    pub timeout: Duration,
+    /// How often and how long a record is tried.
+    pub retry: RunRetry,
+}
+
+impl KafkaTriggerSpec {
+    /// Whether both read a topic as members of one group, so that each would get only some of its records.
+    pub fn shares_with(&self, other: &Self) -> bool {
+        self.group == other.group && self.topics.iter().any(|topic| other.topics.contains(topic))
+    }
+}
+
+/// Which records of a partition must be handled one after the other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Order {
+    /// Those with the same key.
+    #[default]
+    Key,
+    /// All.
+    Partition,
+    /// None.
+    None,
+}
+
+/// A Kafka run that errs is run again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RunRetry {
+    /// Runs in all, the first included; runs that end `unavailable` do not count.
+    pub attempts: u32,
+    /// The first pause; it doubles, with full jitter.
+    pub backoff: Duration,
+    /// Time after the first failure when the record is given up (a record whose runs end `unavailable` never is).
+    pub max_age: Duration,
+}
+
+impl Default for RunRetry {
+    fn default() -> Self {
+        Self {
+            attempts: 5,
+            backoff: Duration::from_millis(200),
+            max_age: Duration::from_secs(3600),
+        }
+    }
+}

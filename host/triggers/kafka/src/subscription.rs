@@ -1,0 +1,510 @@
+//! The thread that owns a consumer. It only polls, so that heartbeats never depend on what a record takes.
+//!
+//! A partition is `Active` from its assignment on, `Draining` after a revoke until its record under way is settled, and then
+//! un-assigned. Every assignment gets a new epoch; what settles in an older one is dropped, since the broker does not check
+//! that for us.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::time::{Duration, Instant};
+
+use metrics::{counter, gauge};
+use rdkafka::client::ClientContext;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, RebalanceProtocol};
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::message::{Message, OwnedMessage};
+use rdkafka::statistics::Statistics;
+use rdkafka::types::RDKafkaRespErr;
+use rdkafka::{Offset, TopicPartitionList};
+use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::partition::{Settled, Shared, handle};
+
+/// How long one poll may wait: what else the loop does is at most this late.
+const POLL: Duration = Duration::from_millis(50);
+
+const COMMIT_EVERY: Duration = Duration::from_secs(1);
+
+/// A partition with this many records fetched and not settled is paused, and resumed at a quarter.
+const MAX_QUEUED: usize = 400;
+
+/// How long the group protocol may take to let a closing consumer go.
+const CLOSE_WITHIN: Duration = Duration::from_secs(10);
+
+/// What the subscription is doing, for readiness.
+#[derive(Default)]
+pub(crate) struct Health {
+    /// The last error of the client; cleared when records or assignments arrive again.
+    pub(crate) error: Mutex<Option<String>>,
+    pub(crate) assigned: AtomicUsize,
+}
+
+impl Health {
+    fn set(&self, error: Option<String>) {
+        *self.error.lock().unwrap_or_else(PoisonError::into_inner) = error;
+    }
+}
+
+/// Runs until `stop` is cancelled; then drains every partition within `drain` and leaves the group.
+pub(crate) fn run(
+    consumer: BaseConsumer<Context>,
+    shared: Arc<Shared>,
+    runtime: Handle,
+    drain: Arc<Mutex<Duration>>,
+    stop: &CancellationToken,
+) {
+    let (settled_sender, settled) = mpsc::channel();
+    let mut poller = Poller {
+        consumer,
+        shared,
+        runtime,
+        drain,
+        partitions: HashMap::new(),
+        settled_sender,
+        settled,
+        epoch: 0,
+        last_commit: Instant::now(),
+    };
+    while !stop.is_cancelled() {
+        poller.turn();
+    }
+    poller.close();
+}
+
+type Place = (String, i32);
+
+struct Partition {
+    epoch: u64,
+    records: tokio::sync::mpsc::UnboundedSender<OwnedMessage>,
+    queued: Arc<AtomicUsize>,
+    task: JoinHandle<()>,
+    stop: CancellationToken,
+    paused: bool,
+    /// The next offset to commit, once a record is settled.
+    watermark: Option<i64>,
+    /// Whether the watermark has moved since it was last committed.
+    dirty: bool,
+    /// Since when the partition is being given back.
+    draining: Option<Instant>,
+}
+
+struct Poller {
+    consumer: BaseConsumer<Context>,
+    shared: Arc<Shared>,
+    runtime: Handle,
+    drain: Arc<Mutex<Duration>>,
+    partitions: HashMap<Place, Partition>,
+    settled_sender: mpsc::Sender<Settled>,
+    settled: mpsc::Receiver<Settled>,
+    epoch: u64,
+    last_commit: Instant,
+}
+
+impl Poller {
+    /// One turn of the loop: everything else first, then one poll.
+    fn turn(&mut self) {
+        self.collect_settled();
+        self.rebalance();
+        self.finish_drained();
+        self.balance_queues();
+        if self.last_commit.elapsed() >= COMMIT_EVERY {
+            if self.consumer.context().recommit.swap(false, Ordering::Relaxed) {
+                for partition in self.partitions.values_mut() {
+                    partition.dirty = partition.watermark.is_some();
+                }
+            }
+            self.commit(CommitMode::Async, |_| true);
+            self.last_commit = Instant::now();
+        }
+        self.poll();
+    }
+
+    fn poll(&mut self) {
+        // A burst is taken in one go; the loop's other duties are never later than the poll's own timeout.
+        let end = Instant::now() + POLL;
+        let mut timeout = POLL;
+        while let Some(result) = self.consumer.poll(timeout) {
+            match result {
+                Ok(message) => {
+                    self.consumer.context().health.set(None);
+                    let record = message.detach();
+                    let place = (record.topic().to_owned(), record.partition());
+                    if let Some(partition) = self.partitions.get(&place).filter(|partition| partition.draining.is_none()) {
+                        partition.queued.fetch_add(1, Ordering::Relaxed);
+                        // A task that has ended (a bug) must not lose the record: its offset is never committed.
+                        if partition.records.send(record).is_err() {
+                            warn!(topic = place.0, partition = place.1, "the partition's task has ended");
+                        }
+                    }
+                }
+                Err(error) => {
+                    // A topic that is not there yet will be found; librdkafka goes on by itself.
+                    debug!(%error, "consumer");
+                    self.consumer.context().health.set(Some(error.to_string()));
+                }
+            }
+            if Instant::now() >= end {
+                break;
+            }
+            timeout = Duration::ZERO;
+        }
+    }
+
+    fn collect_settled(&mut self) {
+        while let Ok(settled) = self.settled.try_recv() {
+            let Some(partition) = self.partitions.get_mut(&(settled.topic, settled.partition)) else {
+                continue;
+            };
+            if partition.epoch == settled.epoch {
+                partition.watermark = Some(settled.offset + 1);
+                partition.dirty = true;
+            }
+        }
+    }
+
+    fn rebalance(&mut self) {
+        while let Some(rebalance) = self.consumer.context().next_rebalance() {
+            let group = self.shared.spec.group.clone();
+            match rebalance.change {
+                Change::Assigned => {
+                    for place in rebalance.places {
+                        counter!("stepwell_kafka_rebalances_total", "group" => group.clone(), "change" => "assigned").increment(1);
+                        self.assign(place);
+                    }
+                }
+                Change::Revoked => {
+                    for place in rebalance.places {
+                        counter!("stepwell_kafka_rebalances_total", "group" => group.clone(), "change" => "revoked").increment(1);
+                        if let Some(partition) = self.partitions.get_mut(&place) {
+                            partition.stop.cancel();
+                            partition.draining = Some(Instant::now());
+                        } else {
+                            self.unassign(&[place]);
+                        }
+                    }
+                }
+                Change::Lost => {
+                    for place in &rebalance.places {
+                        counter!("stepwell_kafka_rebalances_total", "group" => group.clone(), "change" => "lost").increment(1);
+                        // Somebody else has it already: no commit, and what runs here is of no use.
+                        if let Some(partition) = self.partitions.remove(place) {
+                            partition.stop.cancel();
+                            partition.task.abort();
+                        }
+                    }
+                    self.unassign(&rebalance.places);
+                }
+            }
+            self.consumer.context().health.set(None);
+            self.count_assigned();
+        }
+    }
+
+    fn assign(&mut self, place: Place) {
+        self.epoch += 1;
+        let (records, receiver) = tokio::sync::mpsc::unbounded_channel();
+        let queued = Arc::new(AtomicUsize::new(0));
+        let stop = CancellationToken::new();
+        let task = self.runtime.spawn(handle(
+            self.shared.clone(),
+            self.epoch,
+            receiver,
+            queued.clone(),
+            self.settled_sender.clone(),
+            stop.clone(),
+        ));
+        info!(topic = place.0, partition = place.1, group = self.shared.spec.group, "partition assigned");
+        let partition = Partition {
+            epoch: self.epoch,
+            records,
+            queued,
+            task,
+            stop,
+            paused: false,
+            watermark: None,
+            dirty: false,
+            draining: None,
+        };
+        if let Some(old) = self.partitions.insert(place, partition) {
+            old.stop.cancel();
+            old.task.abort();
+        }
+    }
+
+    /// Gives back revoked partitions whose record under way is settled, or whose time is up.
+    fn finish_drained(&mut self) {
+        let limit = *self.drain.lock().unwrap_or_else(PoisonError::into_inner);
+        let done: Vec<Place> = self
+            .partitions
+            .iter()
+            .filter(|(_, partition)| {
+                partition
+                    .draining
+                    .is_some_and(|since| partition.task.is_finished() || since.elapsed() > limit)
+            })
+            .map(|(place, _)| place.clone())
+            .collect();
+        if done.is_empty() {
+            return;
+        }
+        self.collect_settled();
+        self.commit(CommitMode::Sync, |place| done.contains(place));
+        for place in &done {
+            if let Some(partition) = self.partitions.remove(place) {
+                if !partition.task.is_finished() {
+                    warn!(topic = place.0, partition = place.1, "record under way did not settle in time; its next owner runs it again");
+                    counter!("stepwell_kafka_drain_timeouts_total", "group" => self.shared.spec.group.clone()).increment(1);
+                    partition.task.abort();
+                }
+                info!(topic = place.0, partition = place.1, group = self.shared.spec.group, "partition given back");
+            }
+        }
+        // librdkafka waits for one call that names all partitions of the rebalance.
+        if self.partitions.values().all(|partition| partition.draining.is_none()) {
+            let places = self.consumer.context().take_pending_unassign();
+            self.unassign(&places);
+        }
+        self.count_assigned();
+    }
+
+    fn unassign(&self, places: &[Place]) {
+        if places.is_empty() {
+            return;
+        }
+        let result = match self.consumer.rebalance_protocol() {
+            RebalanceProtocol::Cooperative => self.consumer.incremental_unassign(&list(places)),
+            _ => self.consumer.unassign(),
+        };
+        if let Err(error) = result {
+            warn!(%error, "cannot give partitions back");
+        }
+    }
+
+    /// Pauses partitions that are far behind their task, resumes those that have caught up.
+    fn balance_queues(&mut self) {
+        let mut queued_in_all = 0;
+        for (place, partition) in &mut self.partitions {
+            let queued = partition.queued.load(Ordering::Relaxed);
+            queued_in_all += queued;
+            let one = list(std::slice::from_ref(place));
+            if !partition.paused && queued >= MAX_QUEUED {
+                partition.paused = self.consumer.pause(&one).is_ok();
+            } else if partition.paused && queued <= MAX_QUEUED / 4 {
+                partition.paused = self.consumer.resume(&one).is_err();
+            }
+        }
+        #[allow(clippy::cast_precision_loss, reason = "a gauge is a float")]
+        gauge!("stepwell_kafka_queued", "group" => self.shared.spec.group.clone()).set(queued_in_all as f64);
+    }
+
+    /// Commits the watermarks of the partitions that `which` selects.
+    fn commit(&mut self, mode: CommitMode, which: impl Fn(&Place) -> bool) {
+        let mut offsets = TopicPartitionList::new();
+        let mut taken = Vec::new();
+        for (place, partition) in &mut self.partitions {
+            if !which(place) {
+                continue;
+            }
+            if let Some(watermark) = partition.watermark.filter(|_| partition.dirty)
+                && offsets.add_partition_offset(&place.0, place.1, Offset::Offset(watermark)).is_ok()
+            {
+                taken.push(place.clone());
+            }
+        }
+        if taken.is_empty() {
+            return;
+        }
+        match self.consumer.commit(&offsets, mode) {
+            Ok(()) => {
+                for place in taken {
+                    if let Some(partition) = self.partitions.get_mut(&place) {
+                        partition.dirty = false;
+                    }
+                }
+            }
+            Err(error) => {
+                // The watermark stays dirty, so the next commit tries again; after a rebalance its new owner decides.
+                counter!("stepwell_kafka_commit_failures_total", "group" => self.shared.spec.group.clone()).increment(1);
+                warn!(%error, "offsets not committed");
+            }
+        }
+    }
+
+    /// A revoke of everything, then good-bye to the group.
+    fn close(mut self) {
+        for partition in self.partitions.values_mut() {
+            partition.stop.cancel();
+        }
+        let limit = *self.drain.lock().unwrap_or_else(PoisonError::into_inner);
+        let end = Instant::now() + limit;
+        while Instant::now() < end && self.partitions.values().any(|partition| !partition.task.is_finished()) {
+            // Polling goes on, so that the group does not lose us while we wait; new records are not taken up.
+            let _ = self.consumer.poll(Duration::from_millis(10));
+            while self.consumer.context().next_rebalance().is_some() {}
+        }
+        self.collect_settled();
+        self.commit(CommitMode::Sync, |_| true);
+        for (place, partition) in self.partitions.drain() {
+            if !partition.task.is_finished() {
+                warn!(topic = place.0, partition = place.1, "record under way did not settle in time; it will be run again");
+                partition.task.abort();
+            }
+        }
+        self.consumer.context().closing.store(true, Ordering::Release);
+        let places = self.consumer.context().take_pending_unassign();
+        self.unassign(&places);
+        if self.consumer.close_queue().is_ok() {
+            let end = Instant::now() + CLOSE_WITHIN;
+            while !self.consumer.closed() && Instant::now() < end {
+                let _ = self.consumer.poll(Duration::from_millis(20));
+            }
+        }
+    }
+
+    fn count_assigned(&self) {
+        let active = self.partitions.values().filter(|partition| partition.draining.is_none()).count();
+        self.consumer.context().health.assigned.store(active, Ordering::Relaxed);
+    }
+}
+
+fn list(places: &[Place]) -> TopicPartitionList {
+    let mut list = TopicPartitionList::with_capacity(places.len());
+    for (topic, partition) in places {
+        list.add_partition(topic, *partition);
+    }
+    list
+}
+
+/// What librdkafka tells us, kept until the loop's next turn: its callbacks return at once.
+pub(crate) struct Context {
+    group: String,
+    rebalances: Mutex<VecDeque<Rebalance>>,
+    /// Partitions that were revoked and are not un-assigned yet.
+    pending_unassign: Mutex<Vec<Place>>,
+    closing: AtomicBool,
+    recommit: AtomicBool,
+    pub(crate) health: Arc<Health>,
+}
+
+struct Rebalance {
+    change: Change,
+    places: Vec<Place>,
+}
+
+enum Change {
+    Assigned,
+    Revoked,
+    Lost,
+}
+
+impl Context {
+    pub(crate) fn new(group: &str, health: Arc<Health>) -> Self {
+        Self {
+            group: group.to_owned(),
+            rebalances: Mutex::default(),
+            pending_unassign: Mutex::default(),
+            closing: AtomicBool::new(false),
+            recommit: AtomicBool::new(false),
+            health,
+        }
+    }
+
+    fn next_rebalance(&self) -> Option<Rebalance> {
+        self.rebalances.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+    }
+
+    fn take_pending_unassign(&self) -> Vec<Place> {
+        std::mem::take(&mut self.pending_unassign.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl ClientContext for Context {
+    fn stats(&self, statistics: Statistics) {
+        for topic in statistics.topics.values() {
+            for partition in topic.partitions.values().filter(|partition| partition.partition >= 0 && partition.desired) {
+                // Before the first commit there is no committed offset: everything from the start is still to do.
+                let committed = if partition.committed_offset >= 0 {
+                    partition.committed_offset
+                } else {
+                    partition.lo_offset.max(0)
+                };
+                let lag = (partition.hi_offset - committed).max(0);
+                #[allow(clippy::cast_precision_loss, reason = "a gauge is a float")]
+                gauge!(
+                    "stepwell_kafka_lag",
+                    "group" => self.group.clone(),
+                    "topic" => topic.topic.clone(),
+                    "partition" => partition.partition.to_string()
+                )
+                .set(lag as f64);
+            }
+        }
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        debug!(%error, reason, "Kafka client");
+        self.health.set(Some(error.to_string()));
+    }
+}
+
+impl ConsumerContext for Context {
+    fn rebalance(&self, consumer: &BaseConsumer<Self>, kind: RDKafkaRespErr, partitions: &mut TopicPartitionList) {
+        let places: Vec<Place> = partitions
+            .elements()
+            .iter()
+            .map(|element| (element.topic().to_owned(), element.partition()))
+            .collect();
+        let cooperative = matches!(consumer.rebalance_protocol(), RebalanceProtocol::Cooperative);
+        // A later rebalance supersedes what an earlier one left to be given back.
+        self.pending_unassign
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|place| !places.contains(place));
+        let change = if kind == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
+            let result = if cooperative {
+                consumer.incremental_assign(partitions)
+            } else {
+                consumer.assign(partitions)
+            };
+            if let Err(error) = result {
+                warn!(%error, "cannot take partitions");
+            }
+            Change::Assigned
+        } else if self.closing.load(Ordering::Acquire) {
+            let result = if cooperative {
+                consumer.incremental_unassign(partitions)
+            } else {
+                consumer.unassign()
+            };
+            if let Err(error) = result {
+                debug!(%error, "leaving the group");
+            }
+            return;
+        } else if consumer.assignment_lost() {
+            Change::Lost
+        } else {
+            self.pending_unassign
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .extend(places.iter().cloned());
+            Change::Revoked
+        };
+        self.rebalances
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push_back(Rebalance { change, places });
+    }
+
+    fn commit_callback(&self, result: KafkaResult<()>, _offsets: &TopicPartitionList) {
+        if let Err(error) = result {
+            counter!("stepwell_kafka_commit_failures_total", "group" => self.group.clone()).increment(1);
+            self.recommit.store(true, Ordering::Relaxed);
+            // During a rebalance this is expected: the records' next owner runs them again, or we commit the next watermark.
+            debug!(%error, "offset commit refused");
+        }
+    }
+}
