@@ -10,6 +10,8 @@ TENSORFLOW_VERSION=2.21.0
 KAFKA_VERSION=4.1.1
 SCALA_VERSION=2.13
 LOG4J_VERSION=2.24.3
+DENY_VERSION=0.20.2
+WASMTIME_VERSION=48.0.8
 GUEST_TARGET=wasm32-wasip2
 
 mkdir -p "$CACHE"
@@ -134,11 +136,43 @@ POM
   fi
 }
 
+# Prebuilt nowhere for every platform, so built once from the registry.
+setup_deny() {
+  [ -x "$CACHE/bin/cargo-deny" ] && return
+  say "building cargo-deny (once)"
+  cargo install --quiet --locked --root "$CACHE" --target-dir "$CACHE/tools-target" cargo-deny@$DENY_VERSION >&2 \
+    || { lack "cargo-deny: 'cargo install cargo-deny' failed"; return; }
+  rm -rf "$CACHE/tools-target"
+}
+
+# The same release as the host's own engine: what it is measured against.
+setup_wasmtime() {
+  [ -x "$CACHE/bin/wasmtime" ] && return
+  say "building wasmtime $WASMTIME_VERSION (once)"
+  cargo install --quiet --locked --root "$CACHE" --target-dir "$CACHE/tools-target" wasmtime-cli@$WASMTIME_VERSION \
+    --no-default-features --features serve,run,cranelift,pooling-allocator,component-model,parallel-compilation,logging >&2 \
+    || { lack "wasmtime: 'cargo install wasmtime-cli@$WASMTIME_VERSION' failed"; return; }
+  rm -rf "$CACHE/tools-target"
+}
+
+# The vendor's own clients, which the stand-in of Pinecone's service is tested with.
+setup_pinecone() {
+  local dir="$CACHE/pinecone-venv-$1"
+  [ -e "$dir/complete" ] && return
+  say "installing Pinecone's Python client $1"
+  rm -rf "$dir"
+  if python3 -m venv "$dir" && "$dir/bin/pip" install --quiet "pinecone==$1" >&2; then
+    touch "$dir/complete"
+  else
+    lack "Pinecone's Python client $1: 'pip install pinecone==$1' failed"
+  fi
+}
+
 for part in "${@:-packages guest tensorflow services kafka}"; do
   for name in $part; do
     case "$name" in
-      packages|guest|tensorflow|services|kafka) "setup_$name" ;;
-      *) echo "setup.sh: unknown part '$name' (packages, guest, tensorflow, services, kafka)" >&2; exit 2 ;;
+      packages|guest|tensorflow|services|kafka|deny|wasmtime|pinecone) "setup_$name" ;;
+      *) echo "setup.sh: unknown part '$name' (packages, guest, tensorflow, services, kafka, pinecone, deny, wasmtime)" >&2; exit 2 ;;
     esac
   done
 done

@@ -1,1 +1,31 @@
-//! x
+//! The management API of the admin listener: endpoints, their OpenAPI description, authentication and problem+json.
+//!
+//! [`router`] serves what a [`Management`] does; the crate knows HTTP and JSON, and neither engine nor catalog. A route exists
+//! by being described: the router is built from the OpenAPI document, so that the two cannot differ.
+
+mod auth;
+mod body;
+mod docs;
+mod error;
+mod etag;
+mod extract;
+mod host;
+mod management;
+mod model;
+mod observe;
+mod openapi;
+mod pipelines;
+mod plugins;
+mod router;
+
+pub use error::{ApiError, ErrorCode};
+pub use management::{
+    Expected, Followed, LogQuery, Management, Page, PutPipeline, PutPlugin, Revision,
+};
+pub use model::{
+    Binding, Change, InvalidLogLevel, Items, LogLevel, LogLine, Mistake, Model, ModelVersion, Part,
+    Pipeline, Plugin, PluginVersion, ProblemDetails, Readiness, State, Step, Tensor,
+};
+pub use observe::describe_metrics;
+pub use openapi::openapi;
+pub use router::{ApiOptions, router};

@@ -287,6 +287,11 @@ impl<'a> MapReader<'a> {
 
     /// Reports every key that was not asked for, with the nearest one that is known.
     pub fn finish(self) {
+        self.report_unknown();
+    }
+
+    /// What [`MapReader::finish`] does, for a reader that is kept.
+    pub fn report_unknown(&self) {
         for (key, _) in self.entries {
             if !self.known.contains(&key.name.as_str()) {
                 let hint = nearest(&key.name, self.known.iter().copied()).map_or_else(

@@ -77,7 +77,8 @@ impl Cache {
         if self.lock().contains(digest) {
             return Ok(());
         }
-        let expected = fs::read(self.sum_path(digest)).map_err(|error| format!("its checksum: {error}"))?;
+        let expected =
+            fs::read(self.sum_path(digest)).map_err(|error| format!("its checksum: {error}"))?;
         let actual = sum(path).map_err(|error| error.to_string())?;
         if expected != actual {
             return Err("its checksum does not match".into());
@@ -87,7 +88,9 @@ impl Cache {
     }
 
     fn write(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
-        let mut file = tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(&self.dir)?;
+        let mut file = tempfile::Builder::new()
+            .prefix(TEMPORARY)
+            .tempfile_in(&self.dir)?;
         file.write_all(bytes)?;
         file.as_file().sync_all()?;
         file.persist(path)?;
@@ -128,6 +131,18 @@ fn map(engine: &wasmtime::Engine, path: &Path) -> Result<Component, String> {
     component.map_err(|error| format!("{error:#}"))
 }
 
+/// Loads what this process has just compiled, where it cannot be kept on disk.
+pub(crate) fn from_memory(
+    engine: &wasmtime::Engine,
+    compiled: &[u8],
+) -> wasmtime::Result<Component> {
+    #[allow(unsafe_code, reason = "there is no other way to load compiled code")]
+    // SAFETY: the bytes come straight from this engine's own compiler.
+    unsafe {
+        Component::deserialize(engine, compiled)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -138,8 +153,14 @@ mod tests {
     }
 
     fn compiled(engine: &wasmtime::Engine) -> (Digest, Vec<u8>) {
-        let bytes = wat::parse_str("(component (core module $m (func (export \"f\"))) (core instance (instantiate $m)))").unwrap();
-        (Digest::of(&bytes), engine.precompile_component(&bytes).unwrap())
+        let bytes = wat::parse_str(
+            "(component (core module $m (func (export \"f\"))) (core instance (instantiate $m)))",
+        )
+        .unwrap();
+        (
+            Digest::of(&bytes),
+            engine.precompile_component(&bytes).unwrap(),
+        )
     }
 
     #[test]
@@ -163,7 +184,10 @@ mod tests {
         let engine = engine(Flavor::Lean);
         let (digest, code) = compiled(&engine);
         for damage in ["flip", "cut", "no sum", "empty"] {
-            Cache::open(dir.path(), Flavor::Lean, &engine).unwrap().store(&digest, &code).unwrap();
+            Cache::open(dir.path(), Flavor::Lean, &engine)
+                .unwrap()
+                .store(&digest, &code)
+                .unwrap();
             let cache = Cache::open(dir.path(), Flavor::Lean, &engine).unwrap();
             let path = cache.path(&digest);
             match damage {
@@ -188,7 +212,12 @@ mod tests {
         let (lean, concurrent) = (engine(Flavor::Lean), engine(Flavor::Concurrent));
         let (digest, code) = compiled(&concurrent);
         let cache = Cache::open(dir.path(), Flavor::Lean, &lean).unwrap();
-        assert_ne!(cache.dir, Cache::open(dir.path(), Flavor::Concurrent, &concurrent).unwrap().dir);
+        assert_ne!(
+            cache.dir,
+            Cache::open(dir.path(), Flavor::Concurrent, &concurrent)
+                .unwrap()
+                .dir
+        );
         // Even where it lies in the wrong place with the right sum.
         cache.store(&digest, &code).unwrap();
         assert!(cache.load(&lean, &digest).is_none());

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use stepwell_core::{Blame, ErrorKind, Limits, StepError, show_duration};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
+use tokio::time::error::Elapsed;
 use wasmtime::component::ResourceTableError;
 use wasmtime::{PoolConcurrencyLimitError, Store, Trap, UpdateDeadline, WasmBacktrace};
 use wasmtime_wasi::I32Exit;
@@ -26,8 +27,8 @@ pub(crate) struct Shared {
 /// One call: a fresh store within its limits. The fields are dropped in this order, so a slot is free when its instance is gone.
 pub(crate) struct Call<S: 'static> {
     pub(crate) store: Store<S>,
-    pub(crate) clock: Arc<CpuClock>,
     pub(crate) limits: Limits,
+    clock: Arc<CpuClock>,
     host_call_bytes: u64,
     until: Instant,
     /// Whether `until` is the limit's doing, not the caller's.
@@ -53,17 +54,23 @@ impl Shared {
         }
         let wall = now.checked_add(limits.wall).unwrap_or(deadline);
         let mut store = Store::try_new(&self.engine, state).map_err(|error| {
-            StepError::new(ErrorKind::Unavailable, format!("no memory for another call: {error:#}")).blamed(Blame::Host)
+            StepError::new(
+                ErrorKind::Unavailable,
+                format!("no memory for another call: {error:#}"),
+            )
+            .blamed(Blame::Host)
         })?;
         let base = store.data_mut().base();
         base.meter = Meter::new(limits);
         base.log.allow(self.log_bytes);
         store.limiter(|state| &mut state.base().meter);
         // A result is lifted on the same allowance, so an output within its limit must fit with what its records add to it.
-        let host_call_bytes = self.host_call_bytes.max(limits.output.saturating_mul(2).saturating_add(64 << 10));
+        let host_call_bytes = self
+            .host_call_bytes
+            .max(limits.output.saturating_mul(2).saturating_add(64 << 10));
         store.set_hostcall_fuel(usize::try_from(host_call_bytes).unwrap_or(usize::MAX));
 
-        let clock = Arc::new(CpuClock::default());
+        let clock = Arc::new(CpuClock::new(limits.cpu));
         // A first deadline of 0 would be over at once.
         store.set_epoch_deadline(1);
         let of_callback = clock.clone();
@@ -91,11 +98,13 @@ impl Shared {
     async fn slot(&self, deadline: Instant) -> Result<OwnedSemaphorePermit, StepError> {
         match self.slots.clone().try_acquire_owned() {
             Ok(slot) => Ok(slot),
-            Err(TryAcquireError::NoPermits) => tokio::time::timeout_at(deadline.into(), self.slots.clone().acquire_owned())
-                .await
-                .ok()
-                .and_then(Result::ok)
-                .ok_or_else(busy),
+            Err(TryAcquireError::NoPermits) => {
+                tokio::time::timeout_at(deadline.into(), self.slots.clone().acquire_owned())
+                    .await
+                    .ok()
+                    .and_then(Result::ok)
+                    .ok_or_else(busy)
+            }
             Err(TryAcquireError::Closed) => Err(busy()),
         }
     }
@@ -109,15 +118,32 @@ fn busy() -> StepError {
     .blamed(Blame::Host)
 }
 
+/// Times a guest's future and ends it when its time is up.
+pub(crate) struct Guard {
+    clock: Arc<CpuClock>,
+    until: Instant,
+}
+
+impl Guard {
+    pub(crate) async fn run<F: Future>(self, guest: F) -> Result<F::Output, Elapsed> {
+        tokio::time::timeout_at(self.until.into(), timed(&self.clock, guest)).await
+    }
+}
+
 impl<S: StoreState> Call<S> {
-    /// Runs the guest within the call's CPU budget and time, and says whose fault it was if that fails.
-    pub(crate) async fn run<T>(
+    /// Keeps what the guest does within the call's CPU budget and time.
+    pub(crate) fn guard(&self) -> Guard {
+        Guard {
+            clock: self.clock.clone(),
+            until: self.until,
+        }
+    }
+
+    /// Says whose fault it was if the guest did not come to its end.
+    pub(crate) fn settle<T>(
         &mut self,
-        guest: impl for<'a> AsyncGuest<'a, S, T>,
+        outcome: Result<wasmtime::Result<T>, Elapsed>,
     ) -> Result<T, StepError> {
-        let clock = self.clock.clone();
-        let outcome = tokio::time::timeout_at(self.until.into(), timed(&clock, guest.call(&mut self.store))).await;
-        self.store.data_mut().base().log.finish();
         match outcome {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(error)) => Err(self.blame(&error)),
@@ -161,7 +187,10 @@ impl<S: StoreState> Call<S> {
             }
             .into();
         }
-        let what = match (error.downcast_ref::<I32Exit>(), error.downcast_ref::<Trap>()) {
+        let what = match (
+            error.downcast_ref::<I32Exit>(),
+            error.downcast_ref::<Trap>(),
+        ) {
             (Some(exit), _) => format!("called exit with status {}", exit.0),
             (None, Some(trap)) => {
                 let text = trap.to_string();
@@ -169,7 +198,10 @@ impl<S: StoreState> Call<S> {
             }
             (None, None) => format!("trapped: {}", cause.chars().take(500).collect::<String>()),
         };
-        StepError::new(ErrorKind::Trap, format!("the guest {what}{}", frames(backtrace)))
+        StepError::new(
+            ErrorKind::Trap,
+            format!("the guest {what}{}", frames(backtrace)),
+        )
     }
 }
 
@@ -189,9 +221,4 @@ fn frames(backtrace: Option<&WasmBacktrace>) -> String {
         return String::new();
     }
     format!(" (in {})", names.join(", called by "))
-}
-
-/// A guest's part of a call: an async closure over the store.
-pub(crate) trait AsyncGuest<'a, S: 'static, T> {
-    fn call(self, store: &'a mut Store<S>) -> impl Future<Output = wasmtime::Result<T>> + Send;
 }

@@ -1,45 +1,88 @@
 use std::future::{Future, poll_fn};
 use std::pin::pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::time::ClockId;
 
 /// CPU time that a call has used: what its thread has executed while the call was being polled. Waiting for a host function, or
 /// for a turn among other tasks, costs nothing.
-#[derive(Default)]
+///
+/// Asking for a thread's CPU time is a system call, which short calls would feel. So a call's first millisecond is taken from
+/// the monotonic clock, and a poll in it counts two ticks at most, since a guest yields by then: whatever else such a poll
+/// took, the guest was not being executed.
 pub(crate) struct CpuClock {
     /// Nanoseconds of the polls that are over.
     used: AtomicU64,
-    /// The thread's CPU time when the current poll began. Only the polling thread reads it, since guests run inside polls.
-    poll_began: AtomicU64,
+    /// What the clock of the current poll showed when it began. Only the polling thread reads it, since guests run inside polls.
+    began: AtomicU64,
+    exact: AtomicBool,
 }
+
+/// Time from which on a call is timed exactly.
+const ROUGH: u64 = 1_000_000;
+
+/// Budgets below this are timed exactly from the start.
+const SMALL: Duration = Duration::from_millis(20);
+
+/// What a poll counts at most while time is taken roughly.
+const TWO_TICKS: u64 = 2_000_000;
 
 impl CpuClock {
+    pub(crate) fn new(budget: Duration) -> Self {
+        Self {
+            used: AtomicU64::new(0),
+            began: AtomicU64::new(0),
+            exact: AtomicBool::new(budget < SMALL),
+        }
+    }
+
     /// CPU time up to now; call it from inside a poll.
     pub(crate) fn used(&self) -> Duration {
-        let current = thread_cpu().saturating_sub(self.poll_began.load(Ordering::Relaxed));
-        Duration::from_nanos(self.used.load(Ordering::Relaxed).saturating_add(current))
+        let used = self.used.load(Ordering::Relaxed);
+        Duration::from_nanos(used.saturating_add(self.spent()))
     }
-}
 
-fn thread_cpu() -> u64 {
-    let time = rustix::time::clock_gettime(ClockId::ThreadCPUTime);
-    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
-    let nanos = u64::try_from(time.tv_nsec).unwrap_or(0);
-    seconds.saturating_mul(1_000_000_000).saturating_add(nanos)
+    fn begin(&self) {
+        if self.used.load(Ordering::Relaxed) >= ROUGH {
+            self.exact.store(true, Ordering::Relaxed);
+        }
+        self.began.store(self.now(), Ordering::Relaxed);
+    }
+
+    fn end(&self) {
+        self.used.fetch_add(self.spent(), Ordering::Relaxed);
+    }
+
+    /// Time of the current poll.
+    fn spent(&self) -> u64 {
+        let spent = self
+            .now()
+            .saturating_sub(self.began.load(Ordering::Relaxed));
+        match self.exact.load(Ordering::Relaxed) {
+            true => spent,
+            false => spent.min(TWO_TICKS),
+        }
+    }
+
+    fn now(&self) -> u64 {
+        let time = rustix::time::clock_gettime(match self.exact.load(Ordering::Relaxed) {
+            true => ClockId::ThreadCPUTime,
+            false => ClockId::Monotonic,
+        });
+        let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+        let nanos = u64::try_from(time.tv_nsec).unwrap_or(0);
+        seconds.saturating_mul(1_000_000_000).saturating_add(nanos)
+    }
 }
 
 /// Runs a future whose polls the clock times.
 pub(crate) async fn timed<F: Future>(clock: &CpuClock, future: F) -> F::Output {
     let mut future = pin!(future);
     poll_fn(|cx| {
-        let began = thread_cpu();
-        clock.poll_began.store(began, Ordering::Relaxed);
+        clock.begin();
         let outcome = future.as_mut().poll(cx);
-        clock
-            .used
-            .fetch_add(thread_cpu().saturating_sub(began), Ordering::Relaxed);
+        clock.end();
         outcome
     })
     .await
@@ -49,21 +92,55 @@ pub(crate) async fn timed<F: Future>(clock: &CpuClock, future: F) -> F::Output {
 mod tests {
     use super::*;
 
+    fn used(clock: &CpuClock) -> Duration {
+        Duration::from_nanos(clock.used.load(Ordering::Relaxed))
+    }
+
     #[tokio::test]
     async fn waiting_is_free_and_working_is_not() {
-        let clock = CpuClock::default();
-        timed(&clock, tokio::time::sleep(Duration::from_millis(300))).await;
-        let waited = Duration::from_nanos(clock.used.load(Ordering::Relaxed));
-        assert!(waited < Duration::from_millis(100), "{waited:?}");
+        for budget in [Duration::from_millis(1), Duration::from_secs(1)] {
+            let clock = CpuClock::new(budget);
+            timed(&clock, tokio::time::sleep(Duration::from_millis(300))).await;
+            assert!(
+                used(&clock) < Duration::from_millis(100),
+                "{:?}",
+                used(&clock)
+            );
 
-        timed(&clock, async {
-            let target = clock.used() + Duration::from_millis(50);
-            while clock.used() < target {
-                std::hint::spin_loop();
-            }
-        })
-        .await;
-        let worked = Duration::from_nanos(clock.used.load(Ordering::Relaxed));
-        assert!(worked >= Duration::from_millis(50), "{worked:?}");
+            timed(&clock, async {
+                for _ in 0..50 {
+                    let began = thread_time();
+                    while thread_time() - began < Duration::from_millis(1) {}
+                    tokio::task::yield_now().await;
+                }
+            })
+            .await;
+            assert!(
+                used(&clock) >= Duration::from_millis(40),
+                "{:?}",
+                used(&clock)
+            );
+        }
+    }
+
+    fn thread_time() -> Duration {
+        let time = rustix::time::clock_gettime(ClockId::ThreadCPUTime);
+        Duration::try_from(time).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_thread_that_is_kept_from_running_is_not_charged() {
+        let clock = CpuClock::new(Duration::from_secs(1));
+        for _ in 0..2 {
+            timed(&clock, async {
+                std::thread::sleep(Duration::from_millis(300))
+            })
+            .await;
+        }
+        assert!(
+            used(&clock) < Duration::from_millis(100),
+            "{:?}",
+            used(&clock)
+        );
     }
 }

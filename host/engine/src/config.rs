@@ -1,9 +1,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use wasmtime::{
-    Config, Enabled, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig, RegallocAlgorithm,
-};
+use wasmtime::{Config, Enabled, InstanceAllocationStrategy, PoolingAllocationConfig};
 
 /// What an [`Engine`](crate::Engine) is made with.
 #[derive(Clone, Debug)]
@@ -94,8 +92,6 @@ pub(crate) fn wasmtime_config(flavor: Flavor, allocation: Allocation) -> Config 
             Flavor::Concurrent => true,
         })
         .epoch_interruption(true)
-        .cranelift_opt_level(OptLevel::Speed)
-        .cranelift_regalloc_algorithm(RegallocAlgorithm::Backtracking)
         // The guest's share of a fiber's 2 MiB stack; what is left is for host functions.
         .max_wasm_stack(512 << 10)
         .async_stack_size(2 << 20);
@@ -133,7 +129,10 @@ fn pool(instances: u32) -> PoolingAllocationConfig {
 }
 
 /// The engine with the largest pool that the machine's address space allows.
-pub(crate) fn wasmtime_engine(flavor: Flavor, instances: u32) -> wasmtime::Result<(wasmtime::Engine, Allocation)> {
+pub(crate) fn wasmtime_engine(
+    flavor: Flavor,
+    instances: u32,
+) -> wasmtime::Result<(wasmtime::Engine, Allocation)> {
     let smaller = (instances / 10).max(1);
     let mut outcome = None;
     for allocation in [

@@ -4,7 +4,9 @@ use serde::{Serialize, Serializer};
 use stepwell_core::ByteSize;
 use wasmparser::component_types::ComponentEntityType;
 use wasmparser::types::TypesRef;
-use wasmparser::{Chunk, Encoding, KnownCustom, Name, Parser, Payload, ValidPayload, Validator, WasmFeatures};
+use wasmparser::{
+    Chunk, Encoding, KnownCustom, Parser, Payload, ValidPayload, Validator, WasmFeatures,
+};
 
 use crate::interfaces::{Interfaces, split};
 
@@ -65,7 +67,11 @@ pub struct Refused {
 }
 
 impl Refused {
-    pub(crate) fn new(code: &'static str, message: impl Into<String>, hint: impl Into<String>) -> Self {
+    pub(crate) fn new(
+        code: &'static str,
+        message: impl Into<String>,
+        hint: impl Into<String>,
+    ) -> Self {
         Self {
             code,
             message: message.into(),
@@ -81,7 +87,11 @@ const NESTING: usize = 100;
 const METADATA: usize = 256;
 
 /// Checks an upload without compiling it.
-pub(crate) fn inspect(bytes: &[u8], interfaces: &Interfaces, max: u64) -> Result<Inspection, Refused> {
+pub(crate) fn inspect(
+    bytes: &[u8],
+    interfaces: &Interfaces,
+    max: u64,
+) -> Result<Inspection, Refused> {
     if bytes.len() as u64 > max {
         return Err(Refused::new(
             "too-large",
@@ -100,7 +110,11 @@ pub(crate) fn inspect(bytes: &[u8], interfaces: &Interfaces, max: u64) -> Result
     check_http_imports(&world, &found)?;
     Ok(Inspection {
         world,
-        imports: found.imports.into_iter().map(|import| import.name).collect(),
+        imports: found
+            .imports
+            .into_iter()
+            .map(|import| import.name)
+            .collect(),
         exports: found.exports,
         name: found.name,
         version: found.version,
@@ -135,7 +149,10 @@ fn header(bytes: &[u8]) -> Result<(), Refused> {
         Some([0x0d, 0, 1, 0]) => Ok(()),
         Some(version) => Err(Refused::new(
             "invalid-component",
-            format!("the upload has an unknown WebAssembly version: {}", hex::encode(version)),
+            format!(
+                "the upload has an unknown WebAssembly version: {}",
+                hex::encode(version)
+            ),
             "rebuild it with a current toolchain",
         )),
     }
@@ -206,12 +223,24 @@ fn parse(bytes: &[u8]) -> Result<Found, Refused> {
                 }
                 Payload::ComponentImportSection(section) => {
                     for import in section.clone() {
-                        imports.push(import.map_err(|error| invalid(&error))?.name.name.to_owned());
+                        imports.push(
+                            import
+                                .map_err(|error| invalid(&error))?
+                                .name
+                                .name
+                                .to_owned(),
+                        );
                     }
                 }
                 Payload::ComponentExportSection(section) => {
                     for export in section.clone() {
-                        exports.push(export.map_err(|error| invalid(&error))?.name.name.to_owned());
+                        exports.push(
+                            export
+                                .map_err(|error| invalid(&error))?
+                                .name
+                                .name
+                                .to_owned(),
+                        );
                     }
                 }
                 Payload::CustomSection(section) => match section.as_known() {
@@ -230,11 +259,16 @@ fn parse(bytes: &[u8]) -> Result<Found, Refused> {
                 _ => {}
             }
         }
-        match validator.payload(&payload).map_err(|error| invalid(&error))? {
+        match validator
+            .payload(&payload)
+            .map_err(|error| invalid(&error))?
+        {
             ValidPayload::Ok | ValidPayload::Func(..) => {}
             ValidPayload::Parser(inner) => {
                 if outer.len() >= NESTING {
-                    return Err(invalid(&format!("components are nested more than {NESTING} deep")));
+                    return Err(invalid(&format!(
+                        "components are nested more than {NESTING} deep"
+                    )));
                 }
                 outer.push(std::mem::replace(&mut parser, inner));
             }
@@ -290,7 +324,10 @@ fn types_only(types: TypesRef<'_>, import: &str) -> bool {
 }
 
 fn is_resource(id: wasmparser::component_types::ComponentAnyTypeId) -> bool {
-    matches!(id, wasmparser::component_types::ComponentAnyTypeId::Resource(_))
+    matches!(
+        id,
+        wasmparser::component_types::ComponentAnyTypeId::Resource(_)
+    )
 }
 
 /// Names every import that nobody provides, with the nearest one that somebody does.
@@ -324,7 +361,10 @@ fn check_imports(found: &Found, interfaces: &Interfaces) -> Result<(), Refused> 
     };
     Err(Refused::new(
         "unknown-import",
-        format!("the component imports what the host does not provide: {}{more}", list.join(", ")),
+        format!(
+            "the component imports what the host does not provide: {}{more}",
+            list.join(", ")
+        ),
         hint,
     ))
 }
@@ -398,7 +438,13 @@ fn check_http_imports(world: &World, found: &Found) -> Result<(), Refused> {
     }
     Err(Refused::new(
         "unknown-import",
-        format!("an HTTP function may import wasi:* only, and this one imports {}", foreign.join(", ")),
+        format!(
+            "an HTTP function may import wasi:* only, and this one imports {}",
+            foreign.join(", ")
+        ),
         "make it a step (world stepwell:pipeline/step@0.1.0) if it needs the host's own interfaces",
     ))
 }
+
+#[cfg(test)]
+mod tests;

@@ -146,10 +146,22 @@ mod tests {
     fn the_nearest_is_the_one_that_was_meant() {
         let interfaces = interfaces();
         for (wrong, meant) in [
-            ("wasi:io/poll@0.3.0-rc-2025-09-16", Some("wasi:io/poll@0.2.12")),
-            ("stepwell:vector/indexes@0.1.0", Some("stepwell:vector/index@0.1.0")),
-            ("stepwel:vector/index@0.1.0", Some("stepwell:vector/index@0.1.0")),
-            ("wasi:keyvalue/store@0.1.0", Some("wasi:keyvalue/store@0.2.0-draft")),
+            (
+                "wasi:io/poll@0.3.0-rc-2025-09-16",
+                Some("wasi:io/poll@0.2.12"),
+            ),
+            (
+                "stepwell:vector/indexes@0.1.0",
+                Some("stepwell:vector/index@0.1.0"),
+            ),
+            (
+                "stepwel:vector/index@0.1.0",
+                Some("stepwell:vector/index@0.1.0"),
+            ),
+            (
+                "wasi:keyvalue/store@0.1.0",
+                Some("wasi:keyvalue/store@0.2.0-draft"),
+            ),
             ("acme:thing/foo", None),
         ] {
             assert_eq!(interfaces.nearest(wrong), meant, "{wrong}");

@@ -1,1 +1,32 @@
-//! x
+//! The only crate that knows how WebAssembly is run: uploads are inspected, compiled ahead of time into a cache on disk, loaded
+//! by mapping, and called in a fresh instance each time, within limits that stop hostile guests without touching their
+//! neighbours.
+//!
+//! It knows nothing of pipelines, triggers or vendors. What a guest may import beside WASI is added by whoever makes the
+//! [`Engine`]; what those interfaces keep for a call lives in that caller's own [`StoreState`].
+
+mod cache;
+mod call;
+mod clock;
+mod config;
+mod engine;
+mod epoch;
+mod function;
+mod inspect;
+mod interfaces;
+mod link;
+mod load;
+mod logs;
+mod meter;
+mod plugin;
+mod step;
+mod store;
+
+pub use config::EngineConfig;
+pub use engine::{CompileReport, Engine, EngineError, describe_metrics};
+pub use function::Body;
+pub use inspect::{Inspection, Refused, World};
+pub use load::LoadError;
+pub use logs::{LogSink, LogStream};
+pub use plugin::Plugin;
+pub use store::{Environment, StoreBase, StoreState};

@@ -65,7 +65,9 @@ pub(crate) fn add_wasi<S: StoreState>(l: &mut Linker<S>) -> Result<()> {
     random::insecure::add_to_linker::<S, WasiRandom>(l, |s| s.base().wasi().ctx.random())?;
     random::insecure_seed::add_to_linker::<S, WasiRandom>(l, |s| s.base().wasi().ctx.random())?;
 
-    cli::environment::add_to_linker::<S, HasEnvironment>(l, |s| EnvironmentView(&s.base().environment.entries))?;
+    cli::environment::add_to_linker::<S, HasEnvironment>(l, |s| {
+        EnvironmentView(&s.base().environment.entries)
+    })?;
     cli::exit::add_to_linker::<S, WasiCli>(l, |s| s.base().cli())?;
     cli::stdin::add_to_linker::<S, WasiCli>(l, |s| s.base().cli())?;
     cli::stdout::add_to_linker::<S, WasiCli>(l, |s| s.base().cli())?;
@@ -92,7 +94,9 @@ pub(crate) fn add_wasi<S: StoreState>(l: &mut Linker<S>) -> Result<()> {
     http::types::add_to_linker::<S, WasiHttp>(l, &options, |s| s.base().http())?;
     http::outgoing_handler::add_to_linker::<S, WasiHttp>(l, |s| s.base().http())?;
 
-    wasmtime_wasi_config::add_to_linker(l, |s: &mut S| WasiConfig::new(&s.base().environment.variables))
+    wasmtime_wasi_config::add_to_linker(l, |s: &mut S| {
+        WasiConfig::new(&s.base().environment.variables)
+    })
 }
 
 fn table<S: StoreState>(s: &mut S) -> &mut ResourceTable {

@@ -67,13 +67,6 @@ impl CallLog {
         }
     }
 
-    /// Passes on what was written without a newline at its end.
-    pub(crate) fn finish(&self) {
-        let mut state = self.lock();
-        state.flush(LogStream::Stdout);
-        state.flush(LogStream::Stderr);
-    }
-
     fn lock(&self) -> MutexGuard<'_, State> {
         // A sink that panicked leaves nothing half done here.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -142,6 +135,14 @@ impl State {
     }
 }
 
+impl Drop for State {
+    /// Passes on what was written without a newline at its end.
+    fn drop(&mut self) {
+        self.flush(LogStream::Stdout);
+        self.flush(LogStream::Stderr);
+    }
+}
+
 /// The guest's end of one stream. Writing never blocks and never fails: what is over the allowance is dropped.
 pub(crate) struct GuestStream {
     log: CallLog,
@@ -206,7 +207,9 @@ mod tests {
     }
 
     fn write(log: &CallLog, stream: LogStream, text: &[u8]) {
-        log.stream(stream).write(Bytes::copy_from_slice(text)).unwrap();
+        log.stream(stream)
+            .write(Bytes::copy_from_slice(text))
+            .unwrap();
     }
 
     #[test]
@@ -215,11 +218,16 @@ mod tests {
         write(&log, LogStream::Stdout, b"one\ntw");
         write(&log, LogStream::Stderr, b"err\r\n");
         write(&log, LogStream::Stdout, b"o\n\xff\x1b[31m\nrest");
-        log.finish();
-        log.finish();
+        drop(log);
         assert_eq!(
             *lines.0.lock().unwrap(),
-            ["Stdout one", "Stderr err", "Stdout two", "Stdout \u{fffd}\u{fffd}[31m", "Stdout rest"]
+            [
+                "Stdout one",
+                "Stderr err",
+                "Stdout two",
+                "Stdout \u{fffd}\u{fffd}[31m",
+                "Stdout rest"
+            ]
         );
     }
 
@@ -228,10 +236,14 @@ mod tests {
         let (log, lines) = log(5);
         write(&log, LogStream::Stdout, b"123\n567\n");
         write(&log, LogStream::Stderr, b"more\n");
-        log.finish();
+        drop(log);
         assert_eq!(
             *lines.0.lock().unwrap(),
-            ["Stdout 123", "Stdout 5", "Stdout log output truncated: one call may log 5 B"]
+            [
+                "Stdout 123",
+                "Stdout 5",
+                "Stdout log output truncated: one call may log 5 B"
+            ]
         );
     }
 
@@ -239,7 +251,7 @@ mod tests {
     fn a_long_line_comes_in_pieces() {
         let (log, lines) = log(1 << 20);
         write(&log, LogStream::Stdout, &vec![b'x'; LINE * 2 + 1]);
-        log.finish();
+        drop(log);
         let lengths: Vec<usize> = lines.0.lock().unwrap().iter().map(String::len).collect();
         let head = "Stdout ".len();
         assert_eq!(lengths, [LINE + head, LINE + head, 1 + head]);

@@ -99,11 +99,18 @@ impl Meter {
 // What a growth was granted is not given back if it then fails for another reason: wasmtime does not say which growth failed, and
 // a guest could so be made to count less than it holds.
 impl ResourceLimiter for Meter {
-    fn memory_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
+    fn memory_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
         if maximum.is_some_and(|maximum| desired > maximum) {
             return Ok(false);
         }
-        let total = self.memory.saturating_add(desired.saturating_sub(current) as u64);
+        let total = self
+            .memory
+            .saturating_add(desired.saturating_sub(current) as u64);
         if total > self.limits.memory {
             self.refused = Some(Exceeded::Memory(self.limits.memory));
             return Ok(false);
@@ -112,7 +119,12 @@ impl ResourceLimiter for Meter {
         Ok(true)
     }
 
-    fn table_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
+    fn table_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
         let total = self.tables.saturating_add(desired.saturating_sub(current));
         if total > TABLE_ELEMENTS {
             self.refused = Some(Exceeded::Tables(TABLE_ELEMENTS));

@@ -17,6 +17,11 @@ pub(crate) use bindings::StepPre;
 pub(crate) use bindings::exports::stepwell::pipeline::handler::Error as GuestError;
 use bindings::exports::stepwell::pipeline::handler::{EventParam, EventResult};
 
+/// What `process` takes.
+pub(crate) type Input<'a> = (EventParam<'a>,);
+/// What `process` returns.
+pub(crate) type Output = (Result<Vec<EventResult>, GuestError>,);
+
 /// Lends an event to a guest.
 pub(crate) fn lend<'a>(event: &'a Event, extensions: &'a [(&'a str, &'a str)]) -> EventParam<'a> {
     EventParam {
@@ -32,7 +37,11 @@ pub(crate) fn lend<'a>(event: &'a Event, extensions: &'a [(&'a str, &'a str)]) -
 }
 
 /// Takes what a guest returned for `input`: within the limit, and made a proper event.
-pub(crate) fn take(returned: Vec<EventResult>, input: &Event, limit: u64) -> Result<Vec<Event>, StepError> {
+pub(crate) fn take(
+    returned: Vec<EventResult>,
+    input: &Event,
+    limit: u64,
+) -> Result<Vec<Event>, StepError> {
     let mut size = 0u64;
     returned
         .into_iter()
@@ -136,19 +145,30 @@ fn proper(event: EventResult, input: &Event) -> Result<Event, StepError> {
 /// CloudEvents forbids control characters, and they would forge headers.
 fn text(name: &str, value: &str) -> Result<(), StepError> {
     if value.chars().any(char::is_control) {
-        return Err(returned(&format!("control characters in the attribute '{name}'")));
+        return Err(returned(&format!(
+            "control characters in the attribute '{name}'"
+        )));
     }
     Ok(())
 }
 
 fn returned(what: &str) -> StepError {
-    StepError::new(ErrorKind::Failed, format!("the guest returned an event with {what}"))
+    StepError::new(
+        ErrorKind::Failed,
+        format!("the guest returned an event with {what}"),
+    )
 }
 
 fn shown(name: &str) -> String {
     name.chars()
         .take(80)
-        .map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c })
+        .map(|c| {
+            if c.is_control() {
+                char::REPLACEMENT_CHARACTER
+            } else {
+                c
+            }
+        })
         .collect()
 }
 
@@ -198,12 +218,19 @@ mod tests {
     #[test]
     fn of_the_hosts_extensions_only_the_status_is_taken() {
         let events = take(
-            vec![event(&[("httpmethod", "POST"), ("httpstatus", "201"), ("httpparamx", "1")])],
+            vec![event(&[
+                ("httpmethod", "POST"),
+                ("httpstatus", "201"),
+                ("httpparamx", "1"),
+            ])],
             &input(),
             1000,
         )
         .unwrap();
-        assert_eq!(events[0].extensions, [("httpstatus".to_owned(), "201".to_owned())]);
+        assert_eq!(
+            events[0].extensions,
+            [("httpstatus".to_owned(), "201".to_owned())]
+        );
     }
 
     #[test]
@@ -223,7 +250,10 @@ mod tests {
             datacontenttype: Some("text/plain\r\nx: y".into()),
             ..event(&[])
         };
-        assert_eq!(take(vec![forged], &input(), 1000).unwrap_err().kind, ErrorKind::Failed);
+        assert_eq!(
+            take(vec![forged], &input(), 1000).unwrap_err().kind,
+            ErrorKind::Failed
+        );
     }
 
     #[test]

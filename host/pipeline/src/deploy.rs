@@ -6,7 +6,6 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use stepwell_core::{Limits, Name, StepScope};
 
-use crate::model::{Model, ModelStep};
 use crate::spec::{ModelSpec, NodeSpec, PipelineSpec, StepSpec};
 use crate::validate::Pin;
 use crate::{Deployed, DeployedFunction, DeployedStep, Deployment, Function, Step};
@@ -22,12 +21,13 @@ pub trait StepFactory: Send + Sync {
         pin: &Pin,
     ) -> Result<Prepared, PrepareError>;
 
-    /// A model behind its binding. It need not be loaded yet: a call then answers [`stepwell_core::ErrorKind::Unavailable`].
+    /// A model behind its binding, as a step that takes JSON and gives JSON (see [`ModelSpec`]). It need not be loaded yet:
+    /// a call then answers [`stepwell_core::ErrorKind::Unavailable`].
     async fn model(
         &self,
         scope: &Arc<StepScope>,
         model: &ModelSpec,
-    ) -> Result<Arc<dyn Model>, PrepareError>;
+    ) -> Result<Arc<dyn Step>, PrepareError>;
 }
 
 /// Why a factory cannot make a step.
@@ -111,11 +111,8 @@ pub async fn deploy(
                     step,
                     format!("model {}", model.binding),
                 );
-                let step = ModelStep {
-                    model: factory.model(&scope, model).await.map_err(failed)?,
-                    spec: model.clone(),
-                };
-                (scope, Prepared::Step(Arc::new(step)))
+                let code = factory.model(&scope, model).await.map_err(failed)?;
+                (scope, Prepared::Step(code))
             }
         };
         match prepared {

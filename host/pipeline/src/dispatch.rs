@@ -1,11 +1,9 @@
 use std::collections::HashMap;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use stepwell_core::{Blame, Call, ErrorKind, Event, Outcome, RunId, StepError, TraceContext};
 use tokio::runtime::Handle;
@@ -15,6 +13,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::{Instrument as _, Span};
 
 use crate::Body;
+use crate::body::{RunBody, Slot, sweep};
 use crate::deployment::{Deployed, DeployedFunction, Deployment};
 use crate::run;
 use crate::telemetry::{MetricsCache, RunEnd, RunMetrics, RunObserver};
@@ -25,13 +24,21 @@ use crate::telemetry::{MetricsCache, RunEnd, RunMetrics, RunObserver};
 #[derive(Clone)]
 pub struct Dispatcher(Arc<Shared>);
 
-struct Shared {
+pub(crate) struct Shared {
     permits: Arc<Semaphore>,
-    tasks: TaskTracker,
-    running: Mutex<HashMap<RunId, Arc<Deployment>>>,
+    pub(crate) tasks: TaskTracker,
+    running: Mutex<HashMap<RunId, Running>>,
+    sweeper: Once,
     metrics: MetricsCache,
     span_hook: Option<SpanHook>,
     observer: Option<Arc<dyn RunObserver>>,
+}
+
+/// What the dispatcher knows of a run under way.
+pub(crate) struct Running {
+    deployment: Arc<Deployment>,
+    /// A function's response, once its head is there.
+    pub(crate) body: Weak<Slot>,
 }
 
 /// Called with each run's span as soon as it is made, before anything is recorded in it, with the trace it belongs to.
@@ -89,6 +96,7 @@ impl Dispatcher {
             permits: Arc::new(Semaphore::new(concurrent_runs.min(Semaphore::MAX_PERMITS))),
             tasks: TaskTracker::new(),
             running: Mutex::default(),
+            sweeper: Once::new(),
             metrics: MetricsCache::default(),
             span_hook,
             observer,
@@ -143,6 +151,10 @@ impl Dispatcher {
         deadline: Instant,
         trace: TraceContext,
     ) -> Result<http::Response<Body>, StepError> {
+        let shared = &self.0;
+        shared
+            .sweeper
+            .call_once(|| drop(tokio::spawn(sweep(Arc::downgrade(shared)))));
         let run = self.0.start(permit, deployment, run, "http", &trace);
         let span = run.span.clone();
         let answer = run.function(request, deadline).instrument(span);
@@ -166,7 +178,7 @@ impl Dispatcher {
         let running = self.0.running();
         let mut names: Vec<String> = running
             .iter()
-            .map(|(run, deployment)| format!("{} {run}", deployment.name))
+            .map(|(run, running)| format!("{} {run}", running.deployment.name))
             .collect();
         names.sort();
         names
@@ -195,7 +207,11 @@ impl Shared {
         }
         let metrics = self.metrics.of(&deployment);
         metrics.in_flight.increment(1);
-        self.running().insert(run, deployment.clone());
+        let running = Running {
+            deployment: deployment.clone(),
+            body: Weak::new(),
+        };
+        self.running().insert(run, running);
         Run {
             id: run,
             deployment,
@@ -236,20 +252,20 @@ impl Shared {
         }
     }
 
-    fn running(&self) -> MutexGuard<'_, HashMap<RunId, Arc<Deployment>>> {
+    pub(crate) fn running(&self) -> MutexGuard<'_, HashMap<RunId, Running>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// A run under way, and what has to be given back when it is over.
-struct Run {
-    id: RunId,
+pub(crate) struct Run {
+    pub(crate) id: RunId,
     deployment: Arc<Deployment>,
     metrics: Arc<RunMetrics>,
     span: Span,
     started: Instant,
     ended: bool,
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
     _permit: Permit,
 }
 
@@ -291,7 +307,9 @@ impl Run {
         if let Err(error) = &result {
             self.end(error.kind.as_str(), Some(error));
         }
-        result.map(|response| response.map(|inner| RunBody { inner, run: self }.boxed_unsync()))
+        result.map(|response| {
+            response.map(|inner| RunBody::new(inner, self, deadline).boxed_unsync())
+        })
     }
 
     async fn head(
@@ -322,8 +340,12 @@ impl Run {
         result
     }
 
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended
+    }
+
     /// Says how the run ended; only the first call counts.
-    fn end(&mut self, outcome: &'static str, error: Option<&StepError>) {
+    pub(crate) fn end(&mut self, outcome: &'static str, error: Option<&StepError>) {
         if std::mem::replace(&mut self.ended, true) {
             return;
         }
@@ -361,45 +383,6 @@ impl Drop for Run {
 fn stopped() -> StepError {
     let message = "the host stopped before the run had ended";
     StepError::new(ErrorKind::Failed, message).blamed(Blame::Host)
-}
-
-/// A function's response body: the run ends when it has been sent or given up.
-struct RunBody {
-    inner: Body,
-    run: Run,
-}
-
-impl http_body::Body for RunBody {
-    type Data = Bytes;
-    type Error = Box<dyn std::error::Error + Send + Sync>;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        let frame = Pin::new(&mut self.inner).poll_frame(context);
-        if let Poll::Ready(Some(Err(error))) = &frame {
-            let message = format!("the response's body broke off: {error}");
-            let error = StepError::new(ErrorKind::Failed, message);
-            self.run.end(error.kind.as_str(), Some(&error));
-        }
-        frame
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
-    }
-}
-
-impl Drop for RunBody {
-    fn drop(&mut self) {
-        // A caller that goes away within the body got what it wanted of it.
-        self.run.end("delivered", None);
-    }
 }
 
 /// A future that a tracked task finishes if whoever polls it goes away.

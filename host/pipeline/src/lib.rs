@@ -3,10 +3,10 @@
 //! This crate knows no WebAssembly engine and no transport: steps are anything that implements [`Step`], and triggers hand
 //! events to the [`Dispatcher`].
 
+mod body;
 mod deploy;
 mod deployment;
 mod dispatch;
-mod model;
 mod registry;
 mod run;
 mod schema;
@@ -20,7 +20,6 @@ pub use deployment::{
     Body, Deployed, DeployedFunction, DeployedStep, Deployment, Function, Retry, Step,
 };
 pub use dispatch::{Dispatcher, NotAdmitted, Permit, RunRequest, SpanHook};
-pub use model::Model;
 pub use registry::Registry;
 pub use schema::json_schema;
 pub use spec::{Draft, InvalidPath, ModelSpec, NodeSpec, PathPattern, PipelineSpec, StepSpec};

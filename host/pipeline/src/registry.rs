@@ -46,3 +46,35 @@ impl Registry {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Deployed;
+
+    fn deployment(name: &str, revision: u64) -> Arc<Deployment> {
+        Arc::new(Deployment {
+            namespace: Name::default_namespace(),
+            name: name.parse().unwrap(),
+            revision,
+            triggers: Vec::new(),
+            body: Deployed::Steps(Vec::new()),
+        })
+    }
+
+    #[test]
+    fn a_deploy_swaps_one_pipeline_and_leaves_what_has_started() {
+        let registry = Registry::default();
+        let (namespace, a) = (Name::default_namespace(), "a".parse().unwrap());
+        registry.put(deployment("a", 1));
+        registry.put(deployment("b", 1));
+        let started = registry.get(&namespace, &a).unwrap();
+        registry.put(deployment("a", 2));
+        assert_eq!(started.revision, 1);
+        assert_eq!(registry.get(&namespace, &a).unwrap().revision, 2);
+        assert_eq!(registry.all().len(), 2);
+        registry.remove(&namespace, &a);
+        assert!(registry.get(&namespace, &a).is_none());
+        assert_eq!(registry.all().len(), 1);
+    }
+}

@@ -2,6 +2,7 @@
 
 mod draft;
 mod grants;
+mod json;
 mod limits;
 mod path;
 mod step;
@@ -60,7 +61,7 @@ pub enum NodeSpec {
     Model(ModelSpec),
 }
 
-/// A built-in model step.
+/// A built-in model step: `data` is JSON, its reply replaces `data`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelSpec {
     /// The operator's name for the model.

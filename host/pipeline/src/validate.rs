@@ -17,7 +17,7 @@ pub struct HostState {
     pub plugins: Vec<KnownPlugin>,
     /// Every binding.
     pub bindings: Vec<(BindingKind, String)>,
-    /// Every other pipeline, of every namespace.
+    /// Every other pipeline, of every namespace, and those that are applied together with this one.
     pub pipelines: Vec<KnownPipeline>,
 }
 
@@ -314,7 +314,7 @@ fn check_imports(step: &StepDraft, plugin: &KnownPlugin, found: &mut Found) {
             let interface = import.split('@').next().unwrap_or_default();
             BindingKind::of_interface(interface) == Some(kind)
         });
-        match (import, step.grants.has(kind)) {
+        match (import, step.grant_kinds.contains(&kind)) {
             (Some(import), false) => {
                 let message = format!(
                     "{} imports {import}, and the step has no '{kind}' grant",

@@ -1,1 +1,74 @@
-fn main() {}
+//! `stepwell`: the host, and the command line that speaks to it.
+//!
+//! This crate is the composition root: the only one that names every concrete type. `serve.rs` puts them together.
+
+mod build;
+mod cli;
+mod client;
+mod commands;
+mod config;
+mod deployer;
+mod doctor;
+mod factory;
+mod guest;
+mod management;
+mod new;
+mod output;
+mod readiness;
+mod serve;
+mod services;
+mod telemetry;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::cli::{Cli, Command};
+use crate::client::{Client, Failure};
+
+fn main() -> ExitCode {
+    // TLS everywhere is rustls with ring; several libraries ask for the process's provider.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let cli = Cli::parse();
+    let json = cli.client.json;
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            if json {
+                output::json(&failure.to_json());
+            } else {
+                eprintln!("error: {failure}");
+            }
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<(), Failure> {
+    let json = cli.client.json;
+    match cli.command {
+        Command::Serve(args) => Ok(serve::run(args)?),
+        Command::New(args) => Ok(new::run(&args, json)?),
+        Command::Build(args) => Ok(build::run(&args, json)?),
+        command => tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?
+            .block_on(speak(cli.client, command, json)),
+    }
+}
+
+/// Commands that speak to a host, or to what it depends on.
+async fn speak(client: cli::ClientArgs, command: Command, json: bool) -> Result<(), Failure> {
+    if let Command::Doctor(args) = command {
+        return doctor::run(args, json).await;
+    }
+    let client = Client::new(&client)?;
+    match command {
+        Command::Plugin(command) => commands::plugin::run(&client, command, json).await,
+        Command::Pipeline(command) => commands::pipeline::run(&client, command, json).await,
+        Command::Invoke(args) => commands::invoke::run(&client, args, json).await,
+        Command::Model(command) => commands::model::run(&client, command, json).await,
+        Command::Logs(args) => commands::logs::run(&client, args, json).await,
+        Command::Serve(_) | Command::New(_) | Command::Build(_) | Command::Doctor(_) => Ok(()),
+    }
+}

@@ -5,8 +5,8 @@
 //! `model` step through [`Models::infer_json`]; both end in [`Models::infer`].
 //!
 //! - [`client`](Backend): the traits that a framework implements; `tensorflow.rs` is the one there is
-//! - `check.rs`: what a SavedModel must be before libtensorflow sees it
-//! - `registry.rs`, `scan.rs`: which versions are there, which are served, and why others are not
+//! - `check.rs`, `ops.rs`: what a SavedModel must be before libtensorflow sees it, and the ops it may not reach
+//! - `registry.rs`, `loader.rs`, `scan.rs`: which versions are there, which are served, and why others are not
 //! - `pool.rs`: the threads that sessions run on
 //! - `host.rs`: grant, size and deadline, once, for guests
 //! - `json.rs`: JSON to tensors and back, for the built-in step
@@ -18,6 +18,8 @@ mod error;
 mod host;
 mod json;
 mod library;
+mod loader;
+mod ops;
 mod pool;
 mod registry;
 mod saved_model;

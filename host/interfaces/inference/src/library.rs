@@ -39,7 +39,10 @@ impl LibraryConfig {
     /// [`LibraryNotFound`].
     pub fn find(&self) -> Result<PathBuf, LibraryNotFound> {
         let looked_in = self.candidates();
-        let found = looked_in.iter().find(|directory| directory.join(FILE).is_file()).cloned();
+        let found = looked_in
+            .iter()
+            .find(|directory| directory.join(FILE).is_file())
+            .cloned();
         let system = || match self {
             Self::Auto => tensorflow::library::find()?.parent().map(Path::to_owned),
             Self::Path(_) => None,
@@ -65,10 +68,15 @@ impl LibraryConfig {
                 let beside = std::env::current_exe()
                     .ok()
                     .and_then(|executable| Some(executable.parent()?.join("lib")));
-                [variable("STEPWELL_TENSORFLOW").map(directory_of), variable(DIRECTORY_VARIABLE), cache, beside]
-                    .into_iter()
-                    .flatten()
-                    .collect()
+                [
+                    variable("STEPWELL_TENSORFLOW").map(directory_of),
+                    variable(DIRECTORY_VARIABLE),
+                    cache,
+                    beside,
+                ]
+                .into_iter()
+                .flatten()
+                .collect()
             }
         }
     }
@@ -89,7 +97,10 @@ pub(crate) enum LibraryError {
 }
 
 /// What this process has done about the library so far.
-static PROCESS: Mutex<Process> = Mutex::new(Process { directory: None, loaded: false });
+static PROCESS: Mutex<Process> = Mutex::new(Process {
+    directory: None,
+    loaded: false,
+});
 
 struct Process {
     directory: Option<PathBuf>,
@@ -110,7 +121,10 @@ impl Library {
             return;
         }
         if let Some(path) = &directory {
-            #[allow(unsafe_code, reason = "the crate takes the directory from the environment only")]
+            #[allow(
+                unsafe_code,
+                reason = "the crate takes the directory from the environment only"
+            )]
             // SAFETY: readers in Rust share the standard library's lock with this. Readers in C do not, which is why hosts
             // call this from `Models::start`, before they start threads that read the environment.
             unsafe {
@@ -130,6 +144,7 @@ impl Library {
     /// [`LibraryError`]; trying again later is allowed.
     pub(crate) fn load(config: &LibraryConfig) -> Result<Self, LibraryError> {
         config.find()?;
+        Self::point_at(config);
         let mut process = PROCESS.lock().unwrap_or_else(PoisonError::into_inner);
         if !process.loaded {
             tensorflow::library::load().map_err(LibraryError::Broken)?;

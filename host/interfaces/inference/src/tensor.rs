@@ -14,7 +14,10 @@ pub(crate) const MAX_RANK: usize = 16;
 /// What a tensor's elements are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
-#[allow(missing_docs, reason = "the names say it; the WIT file has each one's layout")]
+#[allow(
+    missing_docs,
+    reason = "the names say it; the WIT file has each one's layout"
+)]
 pub enum DataType {
     Boolean,
     U8,
@@ -118,7 +121,11 @@ impl Signature {
                     names(&self.inputs)
                 )));
             }
-            if inputs.iter().skip(at + 1).any(|other| other.name == tensor.name) {
+            if inputs
+                .iter()
+                .skip(at + 1)
+                .any(|other| other.name == tensor.name)
+            {
                 return Err(InferError::InvalidInput(format!(
                     "input '{}' is given twice",
                     tensor.name
@@ -176,10 +183,16 @@ impl Signature {
 impl TensorInfo {
     fn accept(&self, tensor: &Tensor) -> Result<(), InferError> {
         let refuse = |what: String| {
-            Err(InferError::InvalidInput(format!("input '{}' {what}", self.name)))
+            Err(InferError::InvalidInput(format!(
+                "input '{}' {what}",
+                self.name
+            )))
         };
         if tensor.datatype != self.datatype {
-            return refuse(format!("is {}, the model wants {}", tensor.datatype, self.datatype));
+            return refuse(format!(
+                "is {}, the model wants {}",
+                tensor.datatype, self.datatype
+            ));
         }
         if tensor.shape.len() > MAX_RANK {
             return refuse(format!(
@@ -201,12 +214,19 @@ impl TensorInfo {
                 return refuse(format!(
                     "has the shape {:?}, the model wants {wanted:?}{}",
                     tensor.shape,
-                    if wanted.iter().any(|size| *size < 0) { " (-1: any size)" } else { "" }
+                    if wanted.iter().any(|size| *size < 0) {
+                        " (-1: any size)"
+                    } else {
+                        ""
+                    }
                 ));
             }
         }
         let Some(count) = element_count(&tensor.shape) else {
-            return refuse(format!("has the shape {:?}, which is too large", tensor.shape));
+            return refuse(format!(
+                "has the shape {:?}, which is too large",
+                tensor.shape
+            ));
         };
         match self.datatype.size() {
             Some(size) => {
@@ -237,7 +257,11 @@ impl TensorInfo {
                 if found != count {
                     return refuse(format!(
                         "has {} elements of data, but the shape {:?} has {count}",
-                        if found > count { format!("more than {count}") } else { found.to_string() },
+                        if found > count {
+                            format!("more than {count}")
+                        } else {
+                            found.to_string()
+                        },
                         tensor.shape
                     ));
                 }
@@ -249,9 +273,9 @@ impl TensorInfo {
 
 /// The number of elements of a shape with no negative dimension, if it can be counted.
 pub(crate) fn element_count(shape: &[i64]) -> Option<usize> {
-    shape
-        .iter()
-        .try_fold(1_usize, |count, size| count.checked_mul(usize::try_from(*size).ok()?))
+    shape.iter().try_fold(1_usize, |count, size| {
+        count.checked_mul(usize::try_from(*size).ok()?)
+    })
 }
 
 /// The elements of a `bytes` tensor's data: each a u32 length, then its bytes.
@@ -262,7 +286,10 @@ pub(crate) struct Strings<'a> {
 
 impl<'a> Strings<'a> {
     pub(crate) fn new(data: &'a [u8]) -> Self {
-        Self { rest: data, malformed: false }
+        Self {
+            rest: data,
+            malformed: false,
+        }
     }
 
     /// Whether the data ended within an element.
@@ -289,10 +316,13 @@ impl<'a> Iterator for Strings<'a> {
         if self.rest.is_empty() || self.malformed {
             return None;
         }
-        let element = self.rest.split_first_chunk::<4>().and_then(|(length, rest)| {
-            let length = usize::try_from(u32::from_le_bytes(*length)).ok()?;
-            rest.split_at_checked(length)
-        });
+        let element = self
+            .rest
+            .split_first_chunk::<4>()
+            .and_then(|(length, rest)| {
+                let length = usize::try_from(u32::from_le_bytes(*length)).ok()?;
+                rest.split_at_checked(length)
+            });
         match element {
             Some((element, rest)) => {
                 self.rest = rest;
@@ -325,13 +355,22 @@ mod tests {
 
     fn signature(datatype: DataType, shape: Option<Vec<i64>>) -> Signature {
         Signature {
-            inputs: vec![TensorInfo { name: "x".into(), datatype, shape }],
+            inputs: vec![TensorInfo {
+                name: "x".into(),
+                datatype,
+                shape,
+            }],
             outputs: vec![],
         }
     }
 
     fn tensor(datatype: DataType, shape: &[i64], data: &[u8]) -> Tensor {
-        Tensor { name: "x".into(), datatype, shape: shape.to_vec(), data: data.to_vec() }
+        Tensor {
+            name: "x".into(),
+            datatype,
+            shape: shape.to_vec(),
+            data: data.to_vec(),
+        }
     }
 
     fn refusal(signature: &Signature, tensor: Tensor) -> String {
@@ -348,7 +387,10 @@ mod tests {
             datatype: DataType::U8,
             shape: Some(vec![-1, 2]),
         };
-        let signature = Signature { inputs: vec![info("a"), info("b")], outputs: vec![] };
+        let signature = Signature {
+            inputs: vec![info("a"), info("b")],
+            outputs: vec![],
+        };
         let named = |name: &str| Tensor {
             name: name.into(),
             ..tensor(DataType::U8, &[1, 2], &[1, 2])
@@ -362,7 +404,11 @@ mod tests {
     fn shapes_and_byte_counts_that_lie_are_refused() {
         let any = signature(DataType::F32, None);
         for (shape, data, expected) in [
-            (vec![2, 2], vec![0; 15], "15 bytes of data, but 4 elements of f32"),
+            (
+                vec![2, 2],
+                vec![0; 15],
+                "15 bytes of data, but 4 elements of f32",
+            ),
             (vec![0], vec![], "0 is no size"),
             (vec![-1], vec![0; 4], "-1 is no size"),
             (vec![i64::MAX, i64::MAX], vec![0; 4], "too large"),
@@ -384,12 +430,24 @@ mod tests {
     fn strings_must_end_where_the_data_ends() {
         let strings = signature(DataType::Bytes, Some(vec![-1]));
         let good = [1, 0, 0, 0, 0xff, 0, 0, 0, 0];
-        assert!(strings.accept(vec![tensor(DataType::Bytes, &[2], &good)]).is_ok());
+        assert!(
+            strings
+                .accept(vec![tensor(DataType::Bytes, &[2], &good)])
+                .is_ok()
+        );
         for (shape, data, expected) in [
             (vec![1], &good[..], "more than 1 elements"),
-            (vec![3], &good[..], "2 elements of data, but the shape [3] has 3"),
+            (
+                vec![3],
+                &good[..],
+                "2 elements of data, but the shape [3] has 3",
+            ),
             (vec![2], &good[..8], "end within element 1"),
-            (vec![1], &[255, 255, 255, 255, 1][..], "end within element 0"),
+            (
+                vec![1],
+                &[255, 255, 255, 255, 1][..],
+                "end within element 0",
+            ),
             (vec![i64::MAX], &good[..], "2 elements of data"),
         ] {
             let message = refusal(&strings, tensor(DataType::Bytes, &shape, data));
@@ -410,7 +468,13 @@ mod tests {
     fn names_and_datatypes_must_fit() {
         let signature = signature(DataType::F32, Some(vec![1]));
         let good = tensor(DataType::F32, &[1], &[0; 4]);
-        let message = refusal(&signature, Tensor { name: "../x".into(), ..good.clone() });
+        let message = refusal(
+            &signature,
+            Tensor {
+                name: "../x".into(),
+                ..good.clone()
+            },
+        );
         assert_eq!(message, "there is no input '../x', the inputs are 'x'");
         let message = refusal(&signature, tensor(DataType::F64, &[1], &[0; 8]));
         assert_eq!(message, "input 'x' is f64, the model wants f32");

@@ -1,6 +1,6 @@
 mod ctx;
-mod draft;
-mod draft2;
+pub(crate) mod draft;
+pub(crate) mod draft2;
 mod operation;
 
 use std::sync::Arc;
@@ -44,6 +44,7 @@ pub fn add_to_linker<T: Send + 'static>(
 
 /// A store as one grant shows it.
 #[derive(Clone)]
+#[allow(unreachable_pub, reason = "the generated bindings name it")]
 pub struct Bucket {
     /// The guest's name for it.
     name: Arc<str>,
@@ -51,6 +52,7 @@ pub struct Bucket {
 }
 
 /// What a key held when the handle was made.
+#[allow(unreachable_pub, reason = "the generated bindings name it")]
 pub struct Cas {
     bucket: Bucket,
     key: String,
@@ -59,6 +61,7 @@ pub struct Cas {
 
 /// What both versions of the interface can tell a guest.
 #[derive(Debug, PartialEq, Eq)]
+#[allow(unreachable_pub, reason = "the generated bindings name it")]
 pub enum Error {
     /// The binding is gone.
     NoSuchStore,

@@ -46,7 +46,12 @@ pub trait Database: Send + Sync {
     fn capacity(&self) -> Capacity;
 
     /// Runs one statement in a transaction of its own and answers its rows.
-    async fn query(&self, statement: Statement, access: Access, permit: Permit) -> Result<Rows, SqlError>;
+    async fn query(
+        &self,
+        statement: Statement,
+        access: Access,
+        permit: Permit,
+    ) -> Result<Rows, SqlError>;
 
     /// Runs one statement in a transaction of its own, with the right to write; answers how many rows it changed.
     async fn execute(&self, statement: Statement, permit: Permit) -> Result<u64, SqlError>;

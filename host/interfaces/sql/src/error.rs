@@ -151,7 +151,11 @@ mod tests {
             ("XX000", SqlErrorKind::Internal),
             ("", SqlErrorKind::Invalid),
         ] {
-            assert_eq!(SqlError::from_sqlstate(sqlstate, "").kind, kind, "{sqlstate}");
+            assert_eq!(
+                SqlError::from_sqlstate(sqlstate, "").kind,
+                kind,
+                "{sqlstate}"
+            );
         }
     }
 }

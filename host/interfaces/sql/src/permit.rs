@@ -1,5 +1,5 @@
-use std::time::{Duration, Instant};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -44,7 +44,11 @@ impl Permits {
     }
 
     /// A permit, at the latest when `deadline` has come or [`PERMIT_WAIT`] is over.
-    pub(crate) async fn acquire(&self, access: Access, deadline: Instant) -> Result<Permit, SqlError> {
+    pub(crate) async fn acquire(
+        &self,
+        access: Access,
+        deadline: Instant,
+    ) -> Result<Permit, SqlError> {
         let wait = PERMIT_WAIT.min(deadline.saturating_duration_since(Instant::now()));
         match tokio::time::timeout(wait, Arc::clone(self.of(access)).acquire_owned()).await {
             Ok(Ok(permit)) => Ok(self.count(permit)),

@@ -26,7 +26,10 @@ impl<C: Pooled> Pool<C> {
 
     /// The connection that was used last.
     pub(crate) fn take(&self) -> Option<C> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop()
+        self.idle
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop()
     }
 
     fn put(&self, connection: C) {

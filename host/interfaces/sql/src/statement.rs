@@ -82,6 +82,30 @@ impl Statement {
         self
     }
 
+    /// Whether the statement's kind has a count of changed rows.
+    pub(crate) fn counts_rows(&self) -> bool {
+        matches!(
+            first_keyword(&self.sql).as_str(),
+            "INSERT" | "REPLACE" | "UPDATE" | "DELETE" | "MERGE" | "WITH"
+        )
+    }
+
+    /// Whether a result is still within its bounds.
+    pub(crate) fn check_result(&self, rows: usize, bytes: usize) -> Result<(), SqlError> {
+        let (most_rows, most_bytes) = (self.max_rows, self.max_bytes);
+        if rows > most_rows {
+            return Err(SqlError::too_large(format!(
+                "the result has more than {most_rows} rows"
+            )));
+        }
+        if bytes > most_bytes {
+            return Err(SqlError::too_large(format!(
+                "the result has more than {most_bytes} bytes"
+            )));
+        }
+        Ok(())
+    }
+
     /// Whether the statement can only read, by its first keyword; `WITH` may do either. A hint for choosing a connection: what
     /// holds is what that connection allows.
     pub(crate) fn only_reads(&self) -> bool {
@@ -112,7 +136,9 @@ fn first_keyword(sql: &str) -> String {
     loop {
         rest = rest.trim_start_matches([' ', '\t', '\n', '\r', '\u{c}', '\u{b}', ';', '(']);
         if let Some(comment) = rest.strip_prefix("--") {
-            rest = comment.find(['\n', '\r']).map_or("", |end| comment.get(end..).unwrap_or_default());
+            rest = comment
+                .find(['\n', '\r'])
+                .map_or("", |end| comment.get(end..).unwrap_or_default());
         } else if rest.starts_with("/*") {
             rest = after_comment(rest);
         } else {
@@ -216,15 +242,32 @@ mod tests {
         assert!(check(&format!("SELECT '{}'", "x".repeat(MAX_SQL))).is_err());
         let large = vec![Value::Bytes(vec![0; MAX_PARAMETER_BYTES + 1])];
         assert!(Statement::new("SELECT $1".into(), large, deadline).is_err());
-        let wide = check("SELECT 1").unwrap().bounded(Some(u32::MAX), Some(u64::MAX));
-        assert_eq!((wide.max_rows, wide.max_bytes), (MAX_ROWS, MAX_RESULT_BYTES));
+        let wide = check("SELECT 1")
+            .unwrap()
+            .bounded(Some(u32::MAX), Some(u64::MAX));
+        assert_eq!(
+            (wide.max_rows, wide.max_bytes),
+            (MAX_ROWS, MAX_RESULT_BYTES)
+        );
     }
 
     #[test]
     fn what_only_reads() {
         assert!(check("select 1").unwrap().only_reads());
-        assert!(check("WITH x AS (SELECT 1) SELECT * FROM x").unwrap().only_reads());
-        assert!(!check("WITH x AS (SELECT 1) INSERT INTO t SELECT * FROM x").unwrap().only_reads());
-        assert!(!check("INSERT INTO t VALUES (1) RETURNING a").unwrap().only_reads());
+        assert!(
+            check("WITH x AS (SELECT 1) SELECT * FROM x")
+                .unwrap()
+                .only_reads()
+        );
+        assert!(
+            !check("WITH x AS (SELECT 1) INSERT INTO t SELECT * FROM x")
+                .unwrap()
+                .only_reads()
+        );
+        assert!(
+            !check("INSERT INTO t VALUES (1) RETURNING a")
+                .unwrap()
+                .only_reads()
+        );
     }
 }

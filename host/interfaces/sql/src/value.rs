@@ -94,9 +94,14 @@ impl Value {
         match self {
             Self::Boolean(value) => Some(value.to_string()),
             Self::S64(value) => Some(value.to_string()),
-            Self::F64(value) if value.is_infinite() => {
-                Some(if *value > 0.0 { "Infinity" } else { "-Infinity" }.to_owned())
-            }
+            Self::F64(value) if value.is_infinite() => Some(
+                if *value > 0.0 {
+                    "Infinity"
+                } else {
+                    "-Infinity"
+                }
+                .to_owned(),
+            ),
             Self::F64(value) => Some(value.to_string()),
             Self::Text(text) | Self::Json(text) | Self::Numeric(text) => Some(text.clone()),
             Self::Timestamp(time) => show_timestamp(*time),
@@ -114,7 +119,10 @@ pub(crate) fn parse_timestamp(text: &str) -> Result<OffsetDateTime, SqlError> {
         .and_then(|time| time.checked_to_offset(UtcOffset::UTC))
         .and_then(|time| time.replace_microsecond(time.microsecond()).ok())
         .ok_or_else(|| {
-            SqlError::invalid("22007", format!("'{}' is not an RFC 3339 timestamp", shorten(text)))
+            SqlError::invalid(
+                "22007",
+                format!("'{}' is not an RFC 3339 timestamp", shorten(text)),
+            )
         })
 }
 
@@ -170,7 +178,9 @@ mod tests {
         for good in ["0", "-12.340", "+1", "1e5", "1.5E-3", "NaN", "-Infinity"] {
             check_numeric(good).unwrap();
         }
-        for bad in ["", "-", ".", "1.", ".5", "1e", "0x10", "1 ", "１", "--1", "1.2.3", "inf"] {
+        for bad in [
+            "", "-", ".", "1.", ".5", "1e", "0x10", "1 ", "１", "--1", "1.2.3", "inf",
+        ] {
             assert!(check_numeric(bad).is_err(), "{bad}");
         }
     }
@@ -179,7 +189,12 @@ mod tests {
     fn timestamps_are_utc_to_the_microsecond() {
         let time = parse_timestamp("2026-03-01T12:00:00.123456789+02:00").unwrap();
         assert_eq!(show_timestamp(time).unwrap(), "2026-03-01T10:00:00.123456Z");
-        for bad in ["", "2026-03-01", "2026-02-30T00:00:00Z", "9999-12-31T23:59:59-01:00"] {
+        for bad in [
+            "",
+            "2026-03-01",
+            "2026-02-30T00:00:00Z",
+            "9999-12-31T23:59:59-01:00",
+        ] {
             assert!(parse_timestamp(bad).is_err(), "{bad}");
         }
     }

@@ -156,7 +156,13 @@ pub(crate) fn closed() -> VectorError {
 
 #[async_trait]
 impl VectorStore for Binding {
-    async fn upsert(&self, at: &Place<'_>, vectors: Vec<Vector>) -> Result<u32, VectorError> {
+    async fn upsert(&self, at: &Place<'_>, mut vectors: Vec<Vector>) -> Result<u32, VectorError> {
+        for vector in &mut vectors {
+            vector.metadata = vector
+                .metadata
+                .take()
+                .filter(|metadata| !metadata.is_empty());
+        }
         let checked = limits::check_place(at).and_then(|()| self.shape.check_upsert(&vectors));
         let work = async {
             if vectors.is_empty() {
@@ -174,7 +180,11 @@ impl VectorStore for Binding {
             .await
     }
 
-    async fn fetch(&self, at: &Place<'_>, mut ids: Vec<String>) -> Result<Vec<Vector>, VectorError> {
+    async fn fetch(
+        &self,
+        at: &Place<'_>,
+        mut ids: Vec<String>,
+    ) -> Result<Vec<Vector>, VectorError> {
         let checked = limits::check_place(at).and_then(|()| limits::check_ids(&ids));
         let mut seen = std::collections::HashSet::new();
         if checked.is_ok() {
@@ -191,8 +201,13 @@ impl VectorStore for Binding {
 
     async fn update(&self, at: &Place<'_>, change: Change) -> Result<(), VectorError> {
         let checked = limits::check_place(at).and_then(|()| self.shape.check_change(&change));
-        self.run("update", at.deadline, checked, self.store.update(at, change))
-            .await
+        self.run(
+            "update",
+            at.deadline,
+            checked,
+            self.store.update(at, change),
+        )
+        .await
     }
 
     async fn delete(&self, at: &Place<'_>, selection: Selection) -> Result<(), VectorError> {

@@ -14,7 +14,7 @@ pub const DEFAULT_NAMESPACE: &str = "__default__";
 pub type Metadata = serde_json::Map<String, serde_json::Value>;
 
 /// One index of vectors. Implementations are backends; every one of them is only ever called through a
-/// [`Binding`](crate::Binding), which has checked sizes, dimension and numbers before, and which drops the call when its
+/// wrapper of [`Vectors`](crate::Vectors), which has checked sizes, dimension and numbers before, and which drops the call when its
 /// deadline passes.
 ///
 /// All writes are idempotent. One that returned `Ok` is durable; one that returned an error or was dropped may still

@@ -81,7 +81,11 @@ pub(crate) fn base_url(host: &str) -> Result<reqwest::Url, String> {
     if !named || !matches!(url.scheme(), "http" | "https") {
         return Err("is neither a host name nor an http or https URL".into());
     }
-    if !url.username().is_empty() || url.password().is_some() || url.query().is_some() || url.fragment().is_some() {
+    if !url.username().is_empty()
+        || url.password().is_some()
+        || url.query().is_some()
+        || url.fragment().is_some()
+    {
         return Err("has more than a scheme, a host, a port and a path".into());
     }
     Ok(url)

@@ -9,12 +9,6 @@ const MAX_OPERATORS: usize = 256;
 const MAX_DEPTH: usize = 32;
 
 /// A condition on metadata in Pinecone's filter language: checked when it is made, then cheap to evaluate.
-///
-/// ```
-/// use stepwell_vector::Filter;
-/// let filter = Filter::parse(r#"{"digit": {"$in": [3, 8]}, "split": "train"}"#)?;
-/// # Ok::<(), stepwell_vector::VectorError>(())
-/// ```
 #[derive(Clone, Debug)]
 pub struct Filter {
     condition: Condition,
@@ -272,7 +266,9 @@ fn choices(operator: &str, operand: &Value) -> Result<Choices, String> {
             _ => {
                 return Err(format!(
                     "{operator} takes a list of strings and numbers, with no {} in it",
-                    kind(item).trim_start_matches("a ").trim_start_matches("an ")
+                    kind(item)
+                        .trim_start_matches("a ")
+                        .trim_start_matches("an ")
                 ));
             }
         }

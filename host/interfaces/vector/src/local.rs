@@ -34,7 +34,9 @@ const INLINE_COST: usize = 64 << 10;
 const REOPEN_PAUSE: Duration = Duration::from_secs(2);
 
 /// One embedded index.
-pub(crate) struct LocalStore {
+pub(crate) struct LocalStore(Arc<Index>);
+
+struct Index {
     name: Arc<str>,
     path: PathBuf,
     shape: Shape,
@@ -59,27 +61,56 @@ struct Memory {
 
 impl LocalStore {
     pub(crate) fn new(name: Arc<str>, path: PathBuf, shape: Shape) -> Self {
-        Self {
+        Self::bounded(name, path, shape, MAX_BYTES)
+    }
+
+    fn bounded(name: Arc<str>, path: PathBuf, shape: Shape, max_bytes: usize) -> Self {
+        Self(Arc::new(Index {
             name,
             path,
             shape,
-            max_bytes: MAX_BYTES,
+            max_bytes,
             opened: OnceCell::new(),
             refused: Mutex::new(None),
-        }
+        }))
     }
 
-    /// The open index; one that could not be opened before is tried again.
+    /// The open index; one that could not be opened before is tried again. Opening is a task of its own, so that a caller who
+    /// cannot wait for a large file does not stop it.
     async fn opened(&self) -> Result<&Opened, VectorError> {
-        if let Some(opened) = self.opened.get() {
-            return Ok(opened);
+        if self.0.opened.get().is_none() {
+            let index = Arc::clone(&self.0);
+            let _ = tokio::spawn(async move { index.ensure_open().await }).await;
         }
+        self.0
+            .opened
+            .get()
+            .ok_or_else(|| VectorError::Unavailable("the index cannot be opened".into()))
+    }
+
+    async fn write(&self, at: &Place<'_>, write: Write) -> Result<(), VectorError> {
+        let opened = self.opened().await?;
+        let (done, result) = oneshot::channel();
+        let job = Job::Write {
+            space: at.name().to_owned(),
+            write: Box::new(write),
+            done,
+        };
+        opened.jobs.send(job).await.map_err(|_| closed())?;
+        result.await.map_err(|_| closed())?
+    }
+}
+
+impl Index {
+    async fn ensure_open(&self) {
         let recent = |refused: &Option<(Instant, String)>| {
             refused
                 .as_ref()
                 .is_some_and(|(when, _)| when.elapsed() < REOPEN_PAUSE)
         };
-        self.opened
+        // The reason of a failure stays in `refused`.
+        let _ = self
+            .opened
             .get_or_try_init(|| async {
                 if recent(&self.refused.lock().unwrap_or_else(PoisonError::into_inner)) {
                     return Err(());
@@ -99,8 +130,7 @@ impl LocalStore {
                     }
                 }
             })
-            .await
-            .map_err(|()| VectorError::Unavailable("the index cannot be opened".into()))
+            .await;
     }
 
     async fn open(&self) -> Result<Opened, file::OpenError> {
@@ -118,18 +148,6 @@ impl LocalStore {
         let (jobs, queue) = mpsc::channel(64);
         tokio::spawn(writer::run(file, Arc::clone(&memory), queue));
         Ok(Opened { memory, jobs })
-    }
-
-    async fn write(&self, at: &Place<'_>, write: Write) -> Result<(), VectorError> {
-        let opened = self.opened().await?;
-        let (done, result) = oneshot::channel();
-        let job = Job::Write {
-            space: at.name().to_owned(),
-            write,
-            done,
-        };
-        opened.jobs.send(job).await.map_err(|_| closed())?;
-        result.await.map_err(|_| closed())?
     }
 }
 
@@ -161,7 +179,9 @@ impl Memory {
                 }
             }
             Changes::Remove(ids) => {
-                let Some(space) = spaces.get_mut(&name) else { return };
+                let Some(space) = spaces.get_mut(&name) else {
+                    return;
+                };
                 for id in ids {
                     space.remove(&id);
                 }
@@ -199,7 +219,7 @@ impl VectorStore for LocalStore {
         let scan = Scan {
             dimension: memory.dimension,
             segments,
-            scorer: Scorer::new(self.shape.metric, dense, sparse),
+            scorer: Scorer::new(self.0.shape.metric, dense, sparse),
             top_k: search.top_k as usize,
             filter: search.filter,
             include_values: search.include_values,
@@ -259,15 +279,19 @@ impl VectorStore for LocalStore {
             })
             .collect::<Result<_, VectorError>>()?;
         Ok(Description {
-            dimension: self.shape.dimension,
-            metric: self.shape.metric,
+            dimension: self.0.shape.dimension,
+            metric: self.0.shape.metric,
             namespaces,
         })
     }
 
     async fn probe(&self, _: Instant) -> Health {
         let Ok(opened) = self.opened().await else {
-            let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+            let refused = self
+                .0
+                .refused
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             return Health::Down(refused.as_ref().map_or_else(
                 || "it cannot be opened".to_owned(),
                 |(_, reason)| reason.clone(),
@@ -288,7 +312,7 @@ impl VectorStore for LocalStore {
     }
 
     async fn close(&self) {
-        if let Some(opened) = self.opened.get() {
+        if let Some(opened) = self.0.opened.get() {
             let (done, closed) = oneshot::channel();
             if opened.jobs.send(Job::Close(done)).await.is_ok() {
                 let _ = closed.await;

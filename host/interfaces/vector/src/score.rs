@@ -145,12 +145,19 @@ mod tests {
     #[test]
     fn fast_sums_agree_with_exact_ones() {
         for length in [1, 15, 16, 17, 64, 384, 1000] {
-            let a: Vec<f32> = (0..length).map(|i| ((i * 37 % 101) as f32 - 50.0) / 25.0).collect();
-            let b: Vec<f32> = (0..length).map(|i| ((i * 53 % 97) as f32 - 48.0) / 31.0).collect();
+            let a: Vec<f32> = (0..length)
+                .map(|i| ((i * 37 % 101) as f32 - 50.0) / 25.0)
+                .collect();
+            let b: Vec<f32> = (0..length)
+                .map(|i| ((i * 53 % 97) as f32 - 48.0) / 31.0)
+                .collect();
             let wanted = exact(&a, &b, |a, b| a * b);
             assert!((f64::from(dot(&a, &b)) - wanted).abs() < 1e-3, "{length}");
             let wanted = exact(&a, &b, |a, b| (a - b) * (a - b));
-            assert!((f64::from(squared_distance(&a, &b)) - wanted).abs() < 1e-2, "{length}");
+            assert!(
+                (f64::from(squared_distance(&a, &b)) - wanted).abs() < 1e-2,
+                "{length}"
+            );
         }
     }
 
@@ -172,7 +179,10 @@ mod tests {
             let opposite = score(Metric::Cosine, &[value, value], &[-value, -value]);
             assert!((opposite + 1.0).abs() < 1e-3, "{value}: {opposite}");
         }
-        assert_eq!(score(Metric::Dotproduct, &[huge, huge], &[huge, -huge]), 0.0);
+        assert_eq!(
+            score(Metric::Dotproduct, &[huge, huge], &[huge, -huge]),
+            0.0
+        );
         assert_eq!(score(Metric::Dotproduct, &[huge], &[huge]), f32::MAX);
         assert_eq!(score(Metric::Euclidean, &[huge], &[-huge]), f32::MAX);
     }

@@ -81,7 +81,12 @@ impl Vectors {
     /// The state of every index, found out by trying, within two seconds.
     pub async fn probe(&self) -> Vec<BindingState> {
         let deadline = Instant::now() + PROBE_TIME;
-        join_all(self.bindings.values().map(|binding| binding.probe(deadline))).await;
+        join_all(
+            self.bindings
+                .values()
+                .map(|binding| binding.probe(deadline)),
+        )
+        .await;
         self.state()
     }
 
@@ -91,12 +96,7 @@ impl Vectors {
     }
 }
 
-fn binding(
-    data_dir: &Path,
-    name: &str,
-    config: VectorBindingConfig,
-    budgets: &Budgets,
-) -> Binding {
+fn binding(data_dir: &Path, name: &str, config: VectorBindingConfig, budgets: &Budgets) -> Binding {
     let mut mistakes = config.mistakes();
     // The name becomes a file's.
     if name.parse::<stepwell_core::Name>().is_err() {
@@ -108,25 +108,38 @@ fn binding(
     };
     let label: Arc<str> = Arc::from(name);
     let backend = config.backend.as_str();
-    let (store, permits): (Arc<dyn VectorStore>, usize) = if let Some((key, mistake)) =
-        mistakes.first()
-    {
-        let reason = format!("it is configured wrongly: {key} {mistake}");
-        (Arc::new(Unusable(reason)), 1)
-    } else {
-        match config.backend {
-            VectorBackend::Local => {
-                let path = data_dir.join("vectors").join(format!("{name}.sqlite"));
-                let cores = std::thread::available_parallelism().map_or(2, usize::from);
-                (Arc::new(LocalStore::new(Arc::clone(&label), path, shape)), cores * 8)
-            }
-            VectorBackend::Pinecone { host, api_key, namespace } => {
-                match PineconeStore::new(Arc::clone(&label), &host, &api_key, namespace, shape, budgets) {
-                    Ok(store) => (Arc::new(store), PINECONE_PERMITS),
-                    Err(reason) => (Arc::new(Unusable(reason)), 1),
+    let (store, permits): (Arc<dyn VectorStore>, usize) =
+        if let Some((key, mistake)) = mistakes.first() {
+            let reason = format!("it is configured wrongly: {key} {mistake}");
+            (Arc::new(Unusable(reason)), 1)
+        } else {
+            match config.backend {
+                VectorBackend::Local => {
+                    let path = data_dir.join("vectors").join(format!("{name}.sqlite"));
+                    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+                    (
+                        Arc::new(LocalStore::new(Arc::clone(&label), path, shape)),
+                        cores * 8,
+                    )
+                }
+                VectorBackend::Pinecone {
+                    host,
+                    api_key,
+                    namespace,
+                } => {
+                    match PineconeStore::new(
+                        Arc::clone(&label),
+                        &host,
+                        &api_key,
+                        namespace,
+                        shape,
+                        budgets,
+                    ) {
+                        Ok(store) => (Arc::new(store), PINECONE_PERMITS),
+                        Err(reason) => (Arc::new(Unusable(reason)), 1),
+                    }
                 }
             }
-        }
-    };
+        };
     Binding::new(label, backend, shape, store, permits)
 }

@@ -1,9 +1,10 @@
 use std::time::Duration;
 
-use stepwell_core::{Grants, Limits, Name, Problem};
+use stepwell_core::{BindingKind, Grants, Limits, Name, Problem};
 use stepwell_document::{At, Key, Node, Position, Problems, Value, parse_yaml};
 
 use super::grants::GrantPlace;
+use super::json::as_yaml;
 use super::limits::read_limits;
 use super::step::read_step;
 use super::trigger::read_trigger;
@@ -44,6 +45,8 @@ pub(crate) struct StepDraft {
     pub(crate) config: Vec<(String, String)>,
     pub(crate) grants: Grants,
     pub(crate) grant_places: Vec<GrantPlace>,
+    /// Kinds with at least one grant, readable or not.
+    pub(crate) grant_kinds: Vec<BindingKind>,
     pub(crate) limits: Limits,
     pub(crate) timeout: Option<Duration>,
     pub(crate) retry: Option<Retry>,
@@ -62,7 +65,7 @@ impl Draft {
                 hint: None,
             });
         }
-        match parse_yaml(text) {
+        match parse_yaml(&as_yaml(text)) {
             Ok(root) => Self::read(root),
             Err(problem) => Self::unreadable(problem),
         }

@@ -18,23 +18,31 @@ pub(crate) struct GrantPlace {
     pub(crate) path: String,
 }
 
-pub(super) fn read_grants(at: &At<'_>) -> (Grants, Vec<GrantPlace>) {
+/// The grants, the places of their bindings, and the kinds that have any, readable or not.
+pub(super) fn read_grants(at: &At<'_>) -> (Grants, Vec<GrantPlace>, Vec<BindingKind>) {
     let mut grants = Grants::default();
     let mut places = Vec::new();
+    let mut kinds = Vec::new();
     let Some(mut map) = at.mapping() else {
-        return (grants, places);
+        return (grants, places, kinds);
     };
     for kind in KINDS_TO_COME {
-        map.refuse(
-            kind,
-            &format!("this host does not support `{kind}` grants yet"),
-        );
+        if map.has(kind) {
+            map.refuse(
+                kind,
+                &format!("this host does not support `{kind}` grants yet"),
+            );
+        }
     }
     for kind in BindingKind::ALL {
         let Some(kind_at) = map.optional(kind.as_str()) else {
             continue;
         };
-        for (key, at) in kind_at.entries().into_iter().flatten() {
+        let entries = kind_at.entries();
+        if entries.as_ref().is_none_or(|entries| !entries.is_empty()) {
+            kinds.push(kind);
+        }
+        for (key, at) in entries.into_iter().flatten() {
             let name = key.name.as_str();
             if !is_guest_name(name) {
                 let message = format!(
@@ -56,7 +64,7 @@ pub(super) fn read_grants(at: &At<'_>) -> (Grants, Vec<GrantPlace>) {
         }
     }
     map.finish();
-    (grants, places)
+    (grants, places, kinds)
 }
 
 /// `[actions]` or `{binding, actions, prefix}`.

@@ -31,6 +31,7 @@ pub(super) fn read_step(index: usize, at: &At<'_>, defaults: Limits) -> Option<S
     let mut config = Vec::new();
     let mut grants = Grants::default();
     let mut places = Vec::new();
+    let mut written = Vec::new();
     let mut limits = defaults;
     if is_model {
         map.refuse("config", "a model step reads no config");
@@ -48,7 +49,7 @@ pub(super) fn read_step(index: usize, at: &At<'_>, defaults: Limits) -> Option<S
             .map(|at| read_config(&at))
             .unwrap_or_default();
         if let Some(at) = map.optional("grants") {
-            (grants, places) = read_grants(&at);
+            (grants, places, written) = read_grants(&at);
         }
         limits = read_limits(map.optional("limits"), defaults);
     }
@@ -60,21 +61,22 @@ pub(super) fn read_step(index: usize, at: &At<'_>, defaults: Limits) -> Option<S
         .optional("timeout")
         .and_then(|at| duration(&at, MAX_TIME));
     let retry = map.optional("retry").and_then(|at| read_retry(&at));
-    map.refuse(
-        "isolation",
-        "this host does not support `isolation` yet: every call has a fresh instance",
-    );
+    if map.has("isolation") {
+        let message = "this host does not support `isolation` yet: every call has a fresh instance";
+        map.refuse("isolation", message);
+    }
     map.finish();
 
     Some(StepDraft {
         path: at.path().to_owned(),
         // Only for the checks that go on after a mistake: such a draft never becomes a specification.
-        id: id.or_else(|| format!("step-{index}").parse::<Name>().ok())?,
+        id: id.or_else(|| format!("unreadable-{index}").parse::<Name>().ok())?,
         id_path: id_at.as_ref().unwrap_or(at).path().to_owned(),
         node,
         config,
         grants,
         grant_places: places,
+        grant_kinds: written,
         limits,
         timeout,
         retry,
@@ -89,11 +91,11 @@ fn read_node(map: &mut MapReader<'_>) -> Option<NodeSpec> {
             for companion in companions {
                 let _ = map.optional(companion);
             }
+            map.refuse(
+                node,
+                &format!("this host does not support `{node}` nodes yet"),
+            );
         }
-        map.refuse(
-            node,
-            &format!("this host does not support `{node}` nodes yet"),
-        );
     }
     let plugin = map.optional("plugin");
     let model = map.optional("model");
@@ -115,10 +117,20 @@ fn read_node(map: &mut MapReader<'_>) -> Option<NodeSpec> {
 }
 
 fn read_plugin(at: &At<'_>) -> Option<PluginRef> {
-    match at.string()?.parse() {
+    let text = at.string()?;
+    match text.parse() {
         Ok(reference) => Some(reference),
         Err(error) => {
-            at.problem(format!("{error}"));
+            let message = format!("{error}");
+            match text
+                .split_once('@')
+                .and_then(|(name, version)| Name::suggest(name).zip(Some(version)))
+            {
+                Some((name, version)) if !text.starts_with(&format!("{name}@")) => {
+                    at.problem_with_hint(message, format!("perhaps {name}@{version}"));
+                }
+                _ => at.problem(message),
+            }
             None
         }
     }

@@ -70,7 +70,11 @@ fn read_http(at: &At<'_>) -> Option<HttpTriggerSpec> {
     let timeout = map
         .optional("timeout")
         .and_then(|at| duration(&at, MAX_TIME));
-    for key in HTTP_TO_COME {
+    for key in HTTP_TO_COME
+        .into_iter()
+        .filter(|key| map.has(key))
+        .collect::<Vec<_>>()
+    {
         map.refuse(
             key,
             &format!("this host does not support `{key}` of an http trigger yet"),
@@ -125,7 +129,11 @@ fn read_kafka(at: &At<'_>) -> Option<KafkaTriggerSpec> {
         .optional("timeout")
         .and_then(|at| duration(&at, MAX_TIME));
     let retry = read_run_retry(map.optional("retry"));
-    for key in KAFKA_TO_COME {
+    for key in KAFKA_TO_COME
+        .into_iter()
+        .filter(|key| map.has(key))
+        .collect::<Vec<_>>()
+    {
         map.refuse(
             key,
             &format!("this host does not support `{key}` of a kafka trigger yet"),

@@ -1,1 +1,22 @@
-//! x
+//! The HTTP trigger: requests become events (or go to an HTTP function as they are), outcomes become responses.
+//!
+//! A request finds its route in a table that is swapped as a whole, so that it sees one revision from its first byte to its
+//! last; its body is read within a limit; and the run belongs to the dispatcher, so that a client that hangs up cannot
+//! stop one that is half done. A `GET` route answers `HEAD` too, as in most frameworks; `OPTIONS` needs a route of its own.
+
+mod body;
+mod cloudevents;
+mod event;
+mod percent;
+mod problem;
+mod reply;
+mod route;
+mod serve;
+mod telemetry;
+mod trigger;
+
+pub use problem::RUN_ID;
+pub use route::RouteTable;
+pub use serve::{ServeConfig, serve};
+pub use telemetry::describe_metrics;
+pub use trigger::HttpTrigger;

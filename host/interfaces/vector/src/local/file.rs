@@ -5,9 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use futures::TryStreamExt;
-use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteJournalMode, SqliteLockingMode, SqliteSynchronous,
-};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteLockingMode, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection, Row as _, SqliteConnection};
 
 use super::memory::Space;
@@ -41,7 +39,9 @@ pub(crate) enum OpenError {
     Damaged(String),
     #[error("its file was written by a newer version of Stepwell (format {0})")]
     Newer(i64),
-    #[error("its file holds vectors of {stored} dimensions, the configuration says {configured}: set dimension = {stored}, or move the file away to start empty")]
+    #[error(
+        "its file holds vectors of {stored} dimensions, the configuration says {configured}: set dimension = {stored}, or move the file away to start empty"
+    )]
     Dimension { stored: u32, configured: u32 },
     #[error("it holds more than {0} bytes, which is as much as one embedded index may")]
     Full(usize),
@@ -93,7 +93,11 @@ impl File {
     }
 
     /// Writes one call's changes, all or none of them, and has them on disk when it returns.
-    pub(crate) async fn commit(&mut self, space: &str, changes: &Changes) -> Result<(), sqlx::Error> {
+    pub(crate) async fn commit(
+        &mut self,
+        space: &str,
+        changes: &Changes,
+    ) -> Result<(), sqlx::Error> {
         let mut transaction = self.connection.begin().await?;
         match changes {
             Changes::Put(vectors) => {
@@ -170,7 +174,10 @@ async fn prepare(connection: &mut SqliteConnection, dimension: u32) -> Result<()
             .fetch_one(&mut *transaction)
             .await?;
         if used {
-            return Err(OpenError::Dimension { stored, configured: dimension });
+            return Err(OpenError::Dimension {
+                stored,
+                configured: dimension,
+            });
         }
     }
     if stored != Some(dimension) {
@@ -191,8 +198,9 @@ async fn load(
     let dimension = dimension as usize;
     let mut spaces: BTreeMap<String, Space> = BTreeMap::new();
     let mut bytes = 0;
-    let mut rows = sqlx::query("SELECT space, id, dense, sparse, metadata FROM vectors ORDER BY rowid")
-        .fetch(connection);
+    let mut rows =
+        sqlx::query("SELECT space, id, dense, sparse, metadata FROM vectors ORDER BY rowid")
+            .fetch(connection);
     while let Some(row) = rows.try_next().await? {
         let id: String = row.try_get("id")?;
         let metadata = match row.try_get::<Option<&str>, _>("metadata")? {
@@ -204,9 +212,16 @@ async fn load(
             Some(bytes) => Some(read_sparse(bytes).ok_or_else(|| damaged(&id, "sparse values"))?),
         };
         let values = read_dense(row.try_get("dense")?)
-            .filter(|values| values.len() == dimension && values.iter().all(|value| value.is_finite()))
+            .filter(|values| {
+                values.len() == dimension && values.iter().all(|value| value.is_finite())
+            })
             .ok_or_else(|| damaged(&id, "values"))?;
-        let vector = Vector { id, values, sparse, metadata };
+        let vector = Vector {
+            id,
+            values,
+            sparse,
+            metadata,
+        };
         bytes += super::memory::footprint(&vector);
         if bytes > max_bytes {
             return Err(OpenError::Full(max_bytes));
@@ -220,17 +235,27 @@ async fn load(
 }
 
 fn damaged(id: &str, part: &str) -> OpenError {
-    OpenError::Damaged(format!("vector '{}' has unreadable {part}", id.escape_debug()))
+    OpenError::Damaged(format!(
+        "vector '{}' has unreadable {part}",
+        id.escape_debug()
+    ))
 }
 
 fn dense_bytes(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+    values
+        .iter()
+        .flat_map(|value| value.to_le_bytes())
+        .collect()
 }
 
 fn read_dense(bytes: &[u8]) -> Option<Vec<f32>> {
     let (values, rest) = bytes.as_chunks::<4>();
-    rest.is_empty()
-        .then(|| values.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
+    rest.is_empty().then(|| {
+        values
+            .iter()
+            .map(|bytes| f32::from_le_bytes(*bytes))
+            .collect()
+    })
 }
 
 /// All indices, then all values.
@@ -247,7 +272,13 @@ fn read_sparse(bytes: &[u8]) -> Option<SparseValues> {
     }
     let (indices, values) = words.split_at(words.len() / 2);
     Some(SparseValues {
-        indices: indices.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect(),
-        values: values.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect(),
+        indices: indices
+            .iter()
+            .map(|bytes| u32::from_le_bytes(*bytes))
+            .collect(),
+        values: values
+            .iter()
+            .map(|bytes| f32::from_le_bytes(*bytes))
+            .collect(),
     })
 }

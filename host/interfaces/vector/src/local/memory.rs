@@ -75,7 +75,12 @@ impl Space {
     }
 
     /// Ids from `after` (or `prefix`) on that start with `prefix`, and whether there are more.
-    pub(crate) fn page(&self, prefix: &str, after: Option<&str>, limit: usize) -> (Vec<String>, bool) {
+    pub(crate) fn page(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> (Vec<String>, bool) {
         let start = match after {
             Some(after) if after >= prefix => Bound::Excluded(after),
             _ => Bound::Included(prefix),
@@ -91,7 +96,12 @@ impl Space {
 
     pub(crate) fn put(&mut self, vector: Vector) {
         self.bytes += footprint(&vector);
-        let Vector { id, values, sparse, metadata } = vector;
+        let Vector {
+            id,
+            values,
+            sparse,
+            metadata,
+        } = vector;
         let row = Row {
             id: Arc::from(id),
             scale: inverse_norm(&values),
@@ -121,9 +131,13 @@ impl Space {
     /// Removes a row; the last one takes its place, so that there are never holes.
     pub(crate) fn remove(&mut self, id: &str) {
         let Some(old) = self.get(id) else { return };
-        let Some(number) = self.rows.remove(id) else { return };
+        let Some(number) = self.rows.remove(id) else {
+            return;
+        };
         self.bytes -= footprint(&old);
-        let Some((moved, values)) = self.pop() else { return };
+        let Some((moved, values)) = self.pop() else {
+            return;
+        };
         if *moved.id != *id {
             self.rows.insert(Arc::clone(&moved.id), number);
             self.set(number, moved, &values);
@@ -133,7 +147,9 @@ impl Space {
     fn pop(&mut self) -> Option<(Row, Vec<f32>)> {
         let segment = Arc::make_mut(self.segments.last_mut()?);
         let row = segment.rows.pop()?;
-        let values = segment.values.split_off(segment.rows.len() * self.dimension);
+        let values = segment
+            .values
+            .split_off(segment.rows.len() * self.dimension);
         if segment.rows.is_empty() {
             self.segments.pop();
         }
@@ -141,7 +157,9 @@ impl Space {
     }
 
     fn set(&mut self, number: usize, row: Row, values: &[f32]) {
-        let Some(segment) = self.segments.get_mut(number / self.rows_per_segment) else { return };
+        let Some(segment) = self.segments.get_mut(number / self.rows_per_segment) else {
+            return;
+        };
         let segment = Arc::make_mut(segment);
         let number = number % self.rows_per_segment;
         let start = number * self.dimension;
@@ -167,7 +185,10 @@ impl Segment {
 
     fn row(&self, number: usize, dimension: usize) -> Option<(&[f32], &Row)> {
         let start = number * dimension;
-        Some((self.values.get(start..start + dimension)?, self.rows.get(number)?))
+        Some((
+            self.values.get(start..start + dimension)?,
+            self.rows.get(number)?,
+        ))
     }
 }
 
@@ -189,7 +210,10 @@ pub(crate) fn footprint(vector: &Vector) -> usize {
     });
     256 + vector.id.len() * 2
         + vector.values.len() * 4
-        + vector.sparse.as_ref().map_or(0, |sparse| 64 + sparse.values.len() * 8)
+        + vector
+            .sparse
+            .as_ref()
+            .map_or(0, |sparse| 64 + sparse.values.len() * 8)
         + metadata
 }
 
@@ -213,7 +237,9 @@ mod tests {
         let mut model = std::collections::BTreeMap::new();
         let mut state = 7u64;
         for step in 0..400 {
-            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            state = state
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
             let id = (state >> 33) as usize % 60;
             if state >> 63 == 0 {
                 space.put(vector(id, step as f32));
@@ -231,7 +257,10 @@ mod tests {
         for id in 0..60 {
             space.remove(&format!("v{id}"));
         }
-        assert_eq!((space.len(), space.bytes(), space.segments().len()), (0, 0, 0));
+        assert_eq!(
+            (space.len(), space.bytes(), space.segments().len()),
+            (0, 0, 0)
+        );
     }
 
     #[test]

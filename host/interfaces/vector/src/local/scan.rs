@@ -35,7 +35,10 @@ impl Scan {
     /// How much work it is, in about the time that one value takes.
     pub(crate) fn cost(&self) -> usize {
         let per_row = self.dimension + self.filter.as_ref().map_or(0, Filter::operators) * 32;
-        self.segments.iter().map(|segment| segment.len() * per_row).sum()
+        self.segments
+            .iter()
+            .map(|segment| segment.len() * per_row)
+            .sum()
     }
 
     pub(crate) fn run(&self) -> Result<Vec<Match>, VectorError> {
@@ -46,13 +49,22 @@ impl Scan {
             }
             for (values, row) in segment.iter(self.dimension) {
                 let score = self.scorer.score(values, row.scale, row.sparse.as_deref());
-                let candidate = Candidate { rank: self.scorer.rank(score), score, values, row };
+                let candidate = Candidate {
+                    rank: self.scorer.rank(score),
+                    score,
+                    values,
+                    row,
+                };
                 let full = nearest.len() >= self.top_k;
                 if full && nearest.peek().is_none_or(|worst| candidate >= *worst) {
                     continue;
                 }
                 // After the score, since most rows are not near enough to ask.
-                if self.filter.as_ref().is_some_and(|filter| !filter.holds(row.metadata.as_deref())) {
+                if self
+                    .filter
+                    .as_ref()
+                    .is_some_and(|filter| !filter.holds(row.metadata.as_deref()))
+                {
                     continue;
                 }
                 if full {
@@ -79,8 +91,14 @@ impl Scan {
             id: row.id.to_string(),
             score: candidate.score,
             values: self.include_values.then(|| candidate.values.to_vec()),
-            sparse: self.include_values.then(|| row.sparse.as_deref().cloned()).flatten(),
-            metadata: self.include_metadata.then(|| row.metadata.as_deref().cloned()).flatten(),
+            sparse: self
+                .include_values
+                .then(|| row.sparse.as_deref().cloned())
+                .flatten(),
+            metadata: self
+                .include_metadata
+                .then(|| row.metadata.as_deref().cloned())
+                .flatten(),
         }
     }
 }

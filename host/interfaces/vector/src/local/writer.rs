@@ -18,7 +18,7 @@ pub(crate) enum Job {
     /// A change to one namespace.
     Write {
         space: String,
-        write: Write,
+        write: Box<Write>,
         done: oneshot::Sender<Result<(), VectorError>>,
     },
     /// Say whether the file can be read.
@@ -40,7 +40,7 @@ pub(crate) async fn run(mut file: File, memory: Arc<Memory>, mut jobs: mpsc::Rec
     while let Some(job) = jobs.recv().await {
         match job {
             Job::Write { space, write, done } => {
-                let result = perform(&mut file, &memory, space, write).await;
+                let result = perform(&mut file, &memory, space, *write).await;
                 let failing = matches!(result, Err(VectorError::Unavailable(_)));
                 memory.writes_fail.store(failing, Ordering::Relaxed);
                 // The caller may have gone; the work is done.
@@ -76,7 +76,9 @@ async fn perform(
         Write::Delete(Selection::All) => Changes::Clear,
         Write::Delete(Selection::Ids(ids)) => Changes::Remove(
             memory
-                .read(&space, |space| ids.into_iter().filter(|id| space.has(id)).collect())
+                .read(&space, |space| {
+                    ids.into_iter().filter(|id| space.has(id)).collect()
+                })
                 .unwrap_or_default(),
         ),
         Write::Delete(Selection::Filter(filter)) => {

@@ -1,0 +1,52 @@
+# Everything a developer or a newcomer needs; `make help` lists it.
+#
+# Downloads and build products live in one directory outside the checkout, so that a fresh clone builds warm.
+CACHE := $(or $(STEPWELL_CACHE),$(HOME)/.cache/stepwell)
+export STEPWELL_CACHE := $(CACHE)
+export CARGO_TARGET_DIR ?= $(CACHE)/target
+BIN := $(CARGO_TARGET_DIR)/release
+# Guests are workspaces of their own, with their own flags and target directory.
+GUEST_TARGET := $(CACHE)/guest-target
+export STEPWELL_GUESTS := $(GUEST_TARGET)/stepwell
+# `embedded`, or `real`: PostgreSQL, Redis and Apache Kafka, started by the demo itself.
+SERVICES ?= embedded
+
+.PHONY: help demo demo-stop test lint bench setup host guests schema
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: setup host guests ## read handwritten digits: upload, apply, send 898 scans over HTTP and Kafka (SERVICES=real for real services)
+	@if [ "$(SERVICES)" = real ]; then deploy/setup.sh services kafka; fi
+	@$(BIN)/stepwell-demo --services $(SERVICES)
+
+demo-stop: ## stop the host that the demo left running
+	@$(BIN)/stepwell-demo --stop
+
+test: setup host guests ## all tests, on real PostgreSQL, Redis, Apache Kafka and libtensorflow
+	@deploy/setup.sh services kafka pinecone
+	cargo test --release --workspace --no-fail-fast
+	cd plugin-sdk/rust && CARGO_TARGET_DIR=$(GUEST_TARGET) cargo test --workspace
+	cd plugins && CARGO_TARGET_DIR=$(GUEST_TARGET) cargo test --workspace
+
+lint: ## formatting, clippy, dependencies
+	deploy/lint.sh
+
+bench: setup host guests ## requests/s and latencies beside a native handler and wasmtime serve
+	deploy/setup.sh wasmtime
+	cargo build --profile dist -p stepwell -p stepwell-bench
+	$(CARGO_TARGET_DIR)/dist/stepwell-bench
+
+setup:
+	@deploy/setup.sh packages guest tensorflow
+
+host: ## build the host
+	@if [ ! -e $(BIN)/stepwell ]; then echo "building the host: about 13 minutes the first time, seconds from then on" >&2; fi
+	cargo build --release --workspace --bins
+
+guests: host ## build the plugins and the tests' guests
+	@CARGO_TARGET_DIR=$(GUEST_TARGET) $(BIN)/stepwell build plugins
+	@CARGO_TARGET_DIR=$(GUEST_TARGET) $(BIN)/stepwell build tests/guests
+
+schema: ## rewrite docs/pipeline.schema.json
+	UPDATE=1 cargo test --release -p stepwell-pipeline schema

@@ -1,0 +1,309 @@
+//! What requests name: checked here, so that handlers only see valid names, versions and queries.
+
+use std::fmt::Display;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use axum::extract::{FromRequestParts, Query, RawPathParams};
+use axum::http::Method;
+use axum::http::request::Parts;
+use semver::Version;
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer};
+use stepwell_core::Name;
+use utoipa::IntoParams;
+
+use crate::router::Api;
+use crate::{ApiError, ErrorCode, Page};
+
+/// A namespace.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+pub(crate) struct InNamespace {
+    /// The tenant; `default` always exists.
+    #[param(rename = "ns", value_type = String, example = "default")]
+    pub(crate) namespace: Name,
+}
+
+/// A plugin or pipeline of a namespace.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+pub(crate) struct Named {
+    /// The tenant; `default` always exists.
+    #[param(rename = "ns", value_type = String, example = "default")]
+    pub(crate) namespace: Name,
+    /// `[a-z][a-z0-9-]{0,62}`.
+    #[param(value_type = String)]
+    pub(crate) name: Name,
+}
+
+/// A version of a plugin.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+pub(crate) struct Versioned {
+    /// The tenant; `default` always exists.
+    #[param(rename = "ns", value_type = String, example = "default")]
+    pub(crate) namespace: Name,
+    /// `[a-z][a-z0-9-]{0,62}`.
+    #[param(value_type = String)]
+    pub(crate) name: Name,
+    /// SemVer, complete.
+    #[param(value_type = String, example = "1.0.0")]
+    pub(crate) version: Version,
+}
+
+/// A revision of a pipeline.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+pub(crate) struct Revisioned {
+    /// The tenant; `default` always exists.
+    #[param(rename = "ns", value_type = String, example = "default")]
+    pub(crate) namespace: Name,
+    /// `[a-z][a-z0-9-]{0,62}`.
+    #[param(value_type = String)]
+    pub(crate) name: Name,
+    /// From 1.
+    #[param(rename = "n")]
+    pub(crate) revision: u64,
+}
+
+/// A model of the host's registry.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+pub(crate) struct ModelNamed {
+    /// The model.
+    pub(crate) name: String,
+}
+
+/// The part of a list that is wanted.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct PageQuery {
+    /// At most this many items, 1–500; 100 if it is not given.
+    #[serde(default, deserialize_with = "given")]
+    limit: Option<u32>,
+    /// The `next_cursor` of the part before.
+    #[serde(default, deserialize_with = "given")]
+    cursor: Option<String>,
+}
+
+/// The most items of one part of a list.
+const MOST: u32 = 500;
+
+impl PageQuery {
+    pub(crate) fn page(self) -> Page {
+        Page {
+            limit: limit(self.limit),
+            cursor: self.cursor,
+        }
+    }
+}
+
+pub(crate) fn limit(wanted: Option<u32>) -> u32 {
+    wanted.unwrap_or(100).clamp(1, MOST)
+}
+
+/// Reads a parameter; an empty one (`?level=&limit=3`) is as good as none.
+pub(crate) fn given<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: FromStr<Err: Display>,
+{
+    let text = String::deserialize(deserializer)?;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    text.parse().map(Some).map_err(D::Error::custom)
+}
+
+/// A request's query; unknown parameters are refused, since a mistyped `dry_run` would do what it was meant to prevent.
+pub(crate) struct Params<T>(pub(crate) T);
+
+impl<T: DeserializeOwned> FromRequestParts<Arc<Api>> for Params<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Arc<Api>) -> Result<Self, ApiError> {
+        Query::try_from_uri(&parts.uri)
+            .map(|Query(query)| Self(query))
+            .map_err(|rejection| {
+                let detail = rejection.body_text();
+                ApiError::new(ErrorCode::BadRequest, lower_first(&detail))
+            })
+    }
+}
+
+impl FromRequestParts<Arc<Api>> for InNamespace {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Self, ApiError> {
+        let path = PathParts::read(parts, api).await?;
+        Ok(Self {
+            namespace: path.namespace(api)?,
+        })
+    }
+}
+
+impl FromRequestParts<Arc<Api>> for Named {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Self, ApiError> {
+        let path = PathParts::read(parts, api).await?;
+        Ok(Self {
+            namespace: path.namespace(api)?,
+            name: path.name()?,
+        })
+    }
+}
+
+impl FromRequestParts<Arc<Api>> for Versioned {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Self, ApiError> {
+        let path = PathParts::read(parts, api).await?;
+        Ok(Self {
+            namespace: path.namespace(api)?,
+            name: path.name()?,
+            version: path.parsed("version", ErrorCode::InvalidVersion, |text| {
+                let hint = suggest_version(text).map(|version| format!("perhaps {version}"));
+                (
+                    format!("'{text}' is not a version: write all three numbers, as in 1.0.0"),
+                    hint,
+                )
+            })?,
+        })
+    }
+}
+
+impl FromRequestParts<Arc<Api>> for Revisioned {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Self, ApiError> {
+        let path = PathParts::read(parts, api).await?;
+        Ok(Self {
+            namespace: path.namespace(api)?,
+            name: path.name()?,
+            revision: path.parsed("n", ErrorCode::NotFound, |text| {
+                (
+                    format!("'{text}' is not a revision: they count from 1"),
+                    None,
+                )
+            })?,
+        })
+    }
+}
+
+impl FromRequestParts<Arc<Api>> for ModelNamed {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Self, ApiError> {
+        let path = PathParts::read(parts, api).await?;
+        Ok(Self {
+            name: path.text("name")?.to_owned(),
+        })
+    }
+}
+
+struct PathParts {
+    params: RawPathParams,
+    /// Whether the request makes what it names: then a name that cannot be is a mistake, and otherwise nothing has it.
+    makes: bool,
+}
+
+impl PathParts {
+    async fn read(parts: &mut Parts, api: &Arc<Api>) -> Result<Self, ApiError> {
+        let params = RawPathParams::from_request_parts(parts, api)
+            .await
+            .map_err(|rejection| {
+                ApiError::new(ErrorCode::BadRequest, lower_first(&rejection.body_text()))
+            })?;
+        Ok(Self {
+            params,
+            makes: parts.method == Method::PUT,
+        })
+    }
+
+    fn text(&self, key: &str) -> Result<&str, ApiError> {
+        self.params
+            .iter()
+            .find(|(name, _)| *name == key)
+            .map(|(_, value)| value)
+            .ok_or_else(|| ApiError::internal(format!("the route has no parameter {key}")))
+    }
+
+    fn namespace(&self, api: &Api) -> Result<Name, ApiError> {
+        let text = self.text("ns")?;
+        match text.parse() {
+            Ok(namespace) if api.management.has_namespace(&namespace) => Ok(namespace),
+            _ => Err(ApiError::not_found(format!("namespace '{}'", shown(text)))
+                .with_hint("", "this host has one namespace: default")),
+        }
+    }
+
+    fn name(&self) -> Result<Name, ApiError> {
+        self.parsed("name", ErrorCode::InvalidName, |text| {
+            let hint = Name::suggest(text).map(|name| format!("perhaps {name}"));
+            (
+                format!(
+                    "'{text}' is not a name: a lower-case letter, then up to 62 lower-case letters, digits and hyphens"
+                ),
+                hint,
+            )
+        })
+    }
+
+    fn parsed<T: FromStr>(
+        &self,
+        key: &str,
+        code: ErrorCode,
+        explain: impl FnOnce(&str) -> (String, Option<String>),
+    ) -> Result<T, ApiError> {
+        let text = self.text(key)?;
+        text.parse().map_err(|_| {
+            let (detail, hint) = explain(&shown(text));
+            let code = if self.makes {
+                code
+            } else {
+                ErrorCode::NotFound
+            };
+            let error = ApiError::new(code, detail);
+            match hint {
+                Some(hint) => error.with_hint("", hint),
+                None => error,
+            }
+        })
+    }
+}
+
+/// The complete version that an incomplete one may have meant.
+fn suggest_version(text: &str) -> Option<Version> {
+    let text = text.trim().trim_start_matches(['v', 'V']);
+    ["", ".0", ".0.0"]
+        .iter()
+        .find_map(|rest| Version::parse(&format!("{text}{rest}")).ok())
+}
+
+fn shown(text: &str) -> String {
+    text.chars().take(100).collect()
+}
+
+fn lower_first(text: &str) -> String {
+    let mut chars = text.chars();
+    chars
+        .next()
+        .map(|first| first.to_lowercase().chain(chars).collect())
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_suggested() {
+        assert_eq!(suggest_version("v1.2").unwrap().to_string(), "1.2.0");
+        assert_eq!(suggest_version("1").unwrap().to_string(), "1.0.0");
+        assert_eq!(suggest_version("latest"), None);
+        assert_eq!(suggest_version("1.2.3.4"), None);
+    }
+}

@@ -1,0 +1,170 @@
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+
+use crate::body::BodyLimit;
+use crate::error::Failures;
+use crate::extract::{InNamespace, Named, PageQuery, Params, Versioned};
+use crate::router::Api;
+use crate::{ApiError, Items, Plugin, PluginVersion, etag};
+
+/// Stores a plugin version.
+///
+/// The component is validated and compiled before it is stored. Versions are immutable: the same bytes again change nothing.
+#[utoipa::path(
+    put,
+    path = "/api/v1/namespaces/{ns}/plugins/{name}/versions/{version}",
+    tag = "plugins",
+    params(Versioned),
+    request_body(content = inline(Binary), content_type = "application/wasm", description = "The component's bytes"),
+    responses(
+        (status = 201, description = "Stored", body = PluginVersion),
+        (status = 200, description = "It was there with the same bytes", body = PluginVersion),
+        (status = 409, description = "`version-exists`: it is there with other bytes", body = crate::ProblemDetails, content_type = "application/problem+json"),
+        (status = 413, description = "`too-large`", body = crate::ProblemDetails, content_type = "application/problem+json"),
+        (status = 422, description = "The component cannot be accepted; `code` says why", body = crate::ProblemDetails, content_type = "application/problem+json"),
+        Failures,
+    )
+)]
+pub(crate) async fn put_plugin_version(
+    State(api): State<Arc<Api>>,
+    to: Versioned,
+    request: Request,
+) -> Result<(StatusCode, Json<PluginVersion>), ApiError> {
+    let limit = BodyLimit {
+        what: "the component",
+        limit: api.component_limit,
+        setting: Some("limits.component"),
+    };
+    let (head, body) = request.into_parts();
+    let component = limit.read(&head.headers, body).await?;
+    let put = api
+        .management
+        .put_plugin_version(&to.namespace, &to.name, &to.version, component)
+        .await?;
+    let status = if put.created {
+        StatusCode::CREATED
+    } else {
+        StatusCode::OK
+    };
+    Ok((status, Json(put.version)))
+}
+
+/// Lists plugins with their versions.
+#[utoipa::path(
+    get,
+    path = "/api/v1/namespaces/{ns}/plugins",
+    tag = "plugins",
+    params(InNamespace, PageQuery),
+    responses((status = 200, body = Items<Plugin>), Failures)
+)]
+pub(crate) async fn list_plugins(
+    State(api): State<Arc<Api>>,
+    at: InNamespace,
+    Params(query): Params<PageQuery>,
+) -> Result<Json<Items<Plugin>>, ApiError> {
+    let plugins = api.management.plugins(&at.namespace, &query.page()).await?;
+    Ok(Json(plugins))
+}
+
+/// Shows a plugin with its versions.
+#[utoipa::path(
+    get,
+    path = "/api/v1/namespaces/{ns}/plugins/{name}",
+    tag = "plugins",
+    params(Named),
+    responses((status = 200, body = Plugin), Failures)
+)]
+pub(crate) async fn show_plugin(
+    State(api): State<Arc<Api>>,
+    at: Named,
+) -> Result<Json<Plugin>, ApiError> {
+    Ok(Json(api.management.plugin(&at.namespace, &at.name).await?))
+}
+
+/// Shows a plugin version.
+#[utoipa::path(
+    get,
+    path = "/api/v1/namespaces/{ns}/plugins/{name}/versions/{version}",
+    tag = "plugins",
+    params(Versioned),
+    responses((status = 200, body = PluginVersion), Failures)
+)]
+pub(crate) async fn show_plugin_version(
+    State(api): State<Arc<Api>>,
+    at: Versioned,
+) -> Result<Json<PluginVersion>, ApiError> {
+    let version = api
+        .management
+        .plugin_version(&at.namespace, &at.name, &at.version)
+        .await?;
+    Ok(Json(version))
+}
+
+/// Deletes a plugin version.
+#[utoipa::path(
+    delete,
+    path = "/api/v1/namespaces/{ns}/plugins/{name}/versions/{version}",
+    tag = "plugins",
+    params(Versioned),
+    responses(
+        (status = 204, description = "Deleted"),
+        (status = 409, description = "`in-use`: a pipeline uses it", body = crate::ProblemDetails, content_type = "application/problem+json"),
+        Failures,
+    )
+)]
+pub(crate) async fn delete_plugin_version(
+    State(api): State<Arc<Api>>,
+    at: Versioned,
+) -> Result<StatusCode, ApiError> {
+    api.management
+        .delete_plugin_version(&at.namespace, &at.name, &at.version)
+        .await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Answers the bytes of a plugin version.
+#[utoipa::path(
+    get,
+    path = "/api/v1/namespaces/{ns}/plugins/{name}/versions/{version}/component",
+    tag = "plugins",
+    params(Versioned),
+    responses(
+        (status = 200, description = "The component; its entity tag is its digest", body = inline(Binary), content_type = "application/wasm"),
+        (status = 304, description = "The caller has it"),
+        Failures,
+    )
+)]
+pub(crate) async fn get_component(
+    State(api): State<Arc<Api>>,
+    at: Versioned,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let (namespace, name, version) = (&at.namespace, &at.name, &at.version);
+    let digest = api
+        .management
+        .plugin_version(namespace, name, version)
+        .await?
+        .digest;
+    let tag = format!("\"{digest}\"");
+    let tag_header = (header::ETAG, etag::header_value(&tag)?);
+    if etag::is_known(&headers, &tag) {
+        return Ok((StatusCode::NOT_MODIFIED, [tag_header]).into_response());
+    }
+    let component = api.management.component(namespace, name, version).await?;
+    let content_type = (
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/wasm"),
+    );
+    Ok(([content_type, tag_header], Body::from(component)).into_response())
+}
+
+/// A body of bytes, for the description.
+#[derive(utoipa::ToSchema)]
+#[schema(value_type = String, format = Binary)]
+#[allow(dead_code, reason = "only its schema is used")]
+pub(crate) struct Binary(Vec<u8>);

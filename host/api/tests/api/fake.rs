@@ -1,0 +1,522 @@
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use axum::Router;
+use axum::body::Body;
+use axum::http::{HeaderMap, Method, Request, Response, StatusCode};
+use bytes::Bytes;
+use futures::StreamExt;
+use http_body_util::BodyExt;
+use semver::Version;
+use serde_json::Value;
+use stepwell_api::{
+    ApiError, ApiOptions, Binding, Change, ErrorCode, Expected, Followed, Items, LogLevel, LogLine,
+    LogQuery, Management, Model, ModelVersion, Page, Part, Plugin, PluginVersion, PutPipeline,
+    PutPlugin, Readiness, Revision, State, Step, Tensor, router,
+};
+use stepwell_core::{Digest, Name, Problem, Secret};
+use time::OffsetDateTime;
+use tower::ServiceExt;
+
+/// What the management of these tests knows.
+#[derive(Default)]
+pub(crate) struct Fake {
+    plugins: Mutex<BTreeMap<(Name, Version), Bytes>>,
+    pipelines: Mutex<BTreeMap<Name, Vec<Revision>>>,
+    pub(crate) is_down: AtomicBool,
+}
+
+pub(crate) struct Client {
+    pub(crate) fake: Arc<Fake>,
+    router: Router,
+    token: Option<&'static str>,
+}
+
+impl Client {
+    pub(crate) fn new() -> Self {
+        Self::with_token(None)
+    }
+
+    /// A client whose server wants this token; the client does not send it by itself.
+    pub(crate) fn with_token(token: Option<&str>) -> Self {
+        let fake = Arc::new(Fake::default());
+        let options = ApiOptions {
+            admin_token: token.map(Secret::new),
+            component_limit: 1 << 20,
+        };
+        Self {
+            router: router(fake.clone(), options),
+            fake,
+            token: None,
+        }
+    }
+
+    pub(crate) fn bearing(mut self, token: &'static str) -> Self {
+        self.token = Some(token);
+        self
+    }
+
+    pub(crate) async fn raw(&self, request: Request<Body>) -> Response<Body> {
+        self.router.clone().oneshot(request).await.unwrap()
+    }
+
+    pub(crate) async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Body>,
+    ) -> Reply {
+        let mut request = Request::builder().method(method).uri(path);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        if let Some(token) = self.token {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
+        Reply::read(self.raw(request.body(body.into()).unwrap()).await).await
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Reply {
+        self.send(Method::GET, path, &[], Body::empty()).await
+    }
+
+    pub(crate) async fn put(&self, path: &str, body: impl Into<Body>) -> Reply {
+        self.send(Method::PUT, path, &[], body).await
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: impl Into<Body>) -> Reply {
+        self.send(Method::POST, path, &[], body).await
+    }
+
+    pub(crate) async fn delete(&self, path: &str) -> Reply {
+        self.send(Method::DELETE, path, &[], Body::empty()).await
+    }
+}
+
+pub(crate) struct Reply {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+}
+
+impl Reply {
+    async fn read(response: Response<Body>) -> Self {
+        let (head, body) = response.into_parts();
+        Self {
+            status: head.status,
+            headers: head.headers,
+            body: body.collect().await.unwrap().to_bytes(),
+        }
+    }
+
+    pub(crate) fn header(&self, name: &str) -> &str {
+        self.headers
+            .get(name)
+            .map(|value| value.to_str().unwrap())
+            .unwrap_or_default()
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&self.body)))
+    }
+
+    /// Checks that this is a whole problem with this status and code, and answers it.
+    #[track_caller]
+    pub(crate) fn problem(&self, status: u16, code: &str) -> Value {
+        assert_eq!(
+            self.status.as_u16(),
+            status,
+            "{}",
+            String::from_utf8_lossy(&self.body)
+        );
+        assert_eq!(self.header("content-type"), "application/problem+json");
+        let problem = self.json();
+        assert_eq!(problem["status"], status);
+        assert_eq!(problem["code"], code);
+        assert_eq!(problem["type"], format!("urn:stepwell:problem:{code}"));
+        for member in ["title", "detail"] {
+            let text = problem[member].as_str().unwrap();
+            assert!(!text.is_empty() && !text.ends_with('.'), "{text}");
+        }
+        problem
+    }
+}
+
+#[async_trait]
+impl Management for Fake {
+    async fn put_plugin_version(
+        &self,
+        _: &Name,
+        name: &Name,
+        version: &Version,
+        component: Bytes,
+    ) -> Result<PutPlugin, ApiError> {
+        if !component.starts_with(b"\0asm") {
+            return Err(ApiError::new(
+                ErrorCode::NotWasm,
+                "the file does not start as WebAssembly does",
+            ));
+        }
+        let key = (name.clone(), version.clone());
+        let mut plugins = self.plugins.lock().unwrap();
+        let created = match plugins.get(&key) {
+            Some(existing) if *existing != component => {
+                return Err(ApiError::new(
+                    ErrorCode::VersionExists,
+                    format!("{name}@{version} has other bytes"),
+                ));
+            }
+            Some(_) => false,
+            None => true,
+        };
+        let stored = version_of(name, version, &component);
+        plugins.insert(key, component);
+        Ok(PutPlugin {
+            created,
+            version: stored,
+        })
+    }
+
+    async fn plugins(&self, _: &Name, page: &Page) -> Result<Items<Plugin>, ApiError> {
+        let names: std::collections::BTreeSet<Name> = self
+            .plugins
+            .lock()
+            .unwrap()
+            .keys()
+            .map(|(name, _)| name.clone())
+            .collect();
+        let after = page.cursor.clone().unwrap_or_default();
+        let mut items = Vec::new();
+        for name in names.iter().filter(|name| name.as_str() > after.as_str()) {
+            items.push(self.plugin(&Name::default_namespace(), name).await?);
+        }
+        let more = items.len() > page.limit as usize;
+        items.truncate(page.limit as usize);
+        Ok(Items {
+            next_cursor: items
+                .last()
+                .filter(|_| more)
+                .map(|last| last.name.to_string()),
+            items,
+        })
+    }
+
+    async fn plugin(&self, _: &Name, name: &Name) -> Result<Plugin, ApiError> {
+        let plugins = self.plugins.lock().unwrap();
+        let versions: Vec<PluginVersion> = plugins
+            .iter()
+            .rev()
+            .filter(|((of, _), _)| of == name)
+            .map(|((_, version), bytes)| version_of(name, version, bytes))
+            .collect();
+        let latest = versions.first().map(|version| version.version.clone());
+        if latest.is_none() {
+            return Err(ApiError::not_found(format!("plugin {name}")));
+        }
+        Ok(Plugin {
+            name: name.clone(),
+            latest,
+            versions,
+        })
+    }
+
+    async fn plugin_version(
+        &self,
+        namespace: &Name,
+        name: &Name,
+        version: &Version,
+    ) -> Result<PluginVersion, ApiError> {
+        let bytes = self.component(namespace, name, version).await?;
+        Ok(version_of(name, version, &bytes))
+    }
+
+    async fn component(&self, _: &Name, name: &Name, version: &Version) -> Result<Bytes, ApiError> {
+        let plugins = self.plugins.lock().unwrap();
+        plugins
+            .get(&(name.clone(), version.clone()))
+            .cloned()
+            .ok_or_else(|| ApiError::not_found(format!("plugin {name}@{version}")))
+    }
+
+    async fn delete_plugin_version(
+        &self,
+        namespace: &Name,
+        name: &Name,
+        version: &Version,
+    ) -> Result<(), ApiError> {
+        self.component(namespace, name, version).await?;
+        if name.as_str() == "used" {
+            return Err(ApiError::new(
+                ErrorCode::InUse,
+                format!("plugin {name}@{version} is used by pipeline reader"),
+            ));
+        }
+        let key = (name.clone(), version.clone());
+        self.plugins.lock().unwrap().remove(&key);
+        Ok(())
+    }
+
+    async fn put_pipeline(
+        &self,
+        _: &Name,
+        name: &Name,
+        put: PutPipeline,
+    ) -> Result<(Change, Revision), ApiError> {
+        if put.source.contains("oops") {
+            let mistake = |line, message: &str| Problem {
+                path: "/steps/0/plugin".to_owned(),
+                line: Some(line),
+                column: Some(5),
+                message: message.to_owned(),
+                hint: None,
+            };
+            return Err(
+                ApiError::new(ErrorCode::InvalidPipeline, "the document has 2 mistakes")
+                    .with_errors([mistake(1, "one"), mistake(2, "two")]),
+            );
+        }
+        let mut pipelines = self.pipelines.lock().unwrap();
+        let current = pipelines.get(name).and_then(|all| all.last().cloned());
+        check(put.expected, current.as_ref())?;
+        let next = Revision {
+            name: name.clone(),
+            revision: current.as_ref().map_or(0, |current| current.revision) + 1,
+            document: serde_json::json!({"json": put.json, "text": put.source}),
+            source: put.source,
+            steps: vec![Step {
+                id: "only".parse().unwrap(),
+                plugin: Some("decode".parse().unwrap()),
+                version: Some(Version::new(1, 0, 0)),
+                digest: Some(Digest::of(b"x")),
+                model: None,
+            }],
+            created_at: (!put.dry_run).then_some(OffsetDateTime::UNIX_EPOCH),
+        };
+        if put.dry_run {
+            return Ok((Change::Validated, next));
+        }
+        let change = match current {
+            Some(current) if current.document == next.document => {
+                return Ok((Change::Unchanged, current));
+            }
+            Some(_) => Change::Changed,
+            None => Change::Created,
+        };
+        pipelines
+            .entry(name.clone())
+            .or_default()
+            .push(next.clone());
+        Ok((change, next))
+    }
+
+    async fn pipelines(&self, _: &Name, _: &Page) -> Result<Items<Revision>, ApiError> {
+        let pipelines = self.pipelines.lock().unwrap();
+        let items = pipelines.values().filter_map(|all| all.last().cloned());
+        Ok(Items {
+            items: items.collect(),
+            next_cursor: None,
+        })
+    }
+
+    async fn pipeline(&self, _: &Name, name: &Name) -> Result<Revision, ApiError> {
+        let pipelines = self.pipelines.lock().unwrap();
+        pipelines
+            .get(name)
+            .and_then(|all| all.last().cloned())
+            .ok_or_else(|| ApiError::not_found(format!("pipeline {name}")))
+    }
+
+    async fn delete_pipeline(
+        &self,
+        namespace: &Name,
+        name: &Name,
+        expected: Expected,
+    ) -> Result<(), ApiError> {
+        let current = self.pipeline(namespace, name).await?;
+        check(expected, Some(&current))?;
+        self.pipelines.lock().unwrap().remove(name);
+        Ok(())
+    }
+
+    async fn pipeline_revisions(
+        &self,
+        _: &Name,
+        name: &Name,
+        _: &Page,
+    ) -> Result<Items<Revision>, ApiError> {
+        let pipelines = self.pipelines.lock().unwrap();
+        let all = pipelines
+            .get(name)
+            .ok_or_else(|| ApiError::not_found(format!("pipeline {name}")))?;
+        Ok(Items {
+            items: all.iter().rev().cloned().collect(),
+            next_cursor: None,
+        })
+    }
+
+    async fn pipeline_revision(
+        &self,
+        _: &Name,
+        name: &Name,
+        revision: u64,
+    ) -> Result<Revision, ApiError> {
+        let pipelines = self.pipelines.lock().unwrap();
+        pipelines
+            .get(name)
+            .and_then(|all| all.iter().find(|one| one.revision == revision).cloned())
+            .ok_or_else(|| ApiError::not_found(format!("revision {revision} of pipeline {name}")))
+    }
+
+    async fn rollback_pipeline(
+        &self,
+        namespace: &Name,
+        name: &Name,
+        to: Option<u64>,
+        expected: Expected,
+    ) -> Result<(Change, Revision), ApiError> {
+        let current = self.pipeline(namespace, name).await?;
+        check(expected, Some(&current))?;
+        let to = to.unwrap_or(current.revision - 1);
+        let mut old = self.pipeline_revision(namespace, name, to).await?;
+        old.revision = current.revision + 1;
+        let mut pipelines = self.pipelines.lock().unwrap();
+        pipelines.get_mut(name).unwrap().push(old.clone());
+        Ok((Change::Changed, old))
+    }
+
+    async fn invoke(&self, _: &Name, pipeline: &Name, request: Request<Body>) -> Response<Body> {
+        let content_type = request.headers()["content-type"].clone();
+        let body = request.into_body().collect().await.unwrap().to_bytes();
+        Response::builder()
+            .status(203)
+            .header("stepwell-run-id", "the-run")
+            .header("content-type", content_type)
+            .body(Body::from(
+                [pipeline.as_str().as_bytes(), b": ", &body].concat(),
+            ))
+            .unwrap()
+    }
+
+    async fn logs(&self, _: &Name, query: &LogQuery) -> Result<Items<LogLine>, ApiError> {
+        Ok(Items {
+            items: vec![line(&format!("{query:?}"))],
+            next_cursor: None,
+        })
+    }
+
+    async fn follow_logs(&self, _: &Name, _: &LogQuery) -> Result<Followed, ApiError> {
+        Ok(futures::stream::iter(["one", "two\nlines"].map(line)).boxed())
+    }
+
+    async fn models(&self, _: &Page) -> Result<Items<Model>, ApiError> {
+        Ok(Items {
+            items: vec![self.model("half_plus_two").await?],
+            next_cursor: None,
+        })
+    }
+
+    async fn model(&self, name: &str) -> Result<Model, ApiError> {
+        if name != "half_plus_two" {
+            return Err(ApiError::not_found(format!("model {name}")));
+        }
+        Ok(Model {
+            name: name.to_owned(),
+            versions: vec![ModelVersion {
+                version: "1".to_owned(),
+                state: "available".to_owned(),
+                reason: None,
+                platform: "tensorflow_savedmodel".to_owned(),
+                inputs: vec![Tensor {
+                    name: "x".to_owned(),
+                    datatype: "f32".to_owned(),
+                    shape: vec![-1, 1],
+                }],
+                outputs: Vec::new(),
+            }],
+        })
+    }
+
+    async fn bindings(&self, _: &Page) -> Result<Items<Binding>, ApiError> {
+        if self.is_down.load(Ordering::Relaxed) {
+            return Err(ApiError::internal("secret-cause at 10.0.0.1"));
+        }
+        Ok(Items {
+            items: vec![Binding {
+                kind: "keyvalue".to_owned(),
+                name: "main-redis".to_owned(),
+                backend: "redis".to_owned(),
+                state: State::Down,
+                reason: Some("cannot be reached".to_owned()),
+            }],
+            next_cursor: None,
+        })
+    }
+
+    async fn readiness(&self) -> Readiness {
+        let status = if self.is_down.load(Ordering::Relaxed) {
+            State::Down
+        } else {
+            State::Degraded
+        };
+        Readiness {
+            status,
+            parts: vec![Part {
+                name: "catalog".to_owned(),
+                status,
+                reason: Some("it is busy".to_owned()),
+            }],
+        }
+    }
+
+    fn metrics(&self) -> String {
+        "# HELP stepwell_up whether the host is up\n".to_owned()
+    }
+}
+
+fn check(expected: Expected, current: Option<&Revision>) -> Result<(), ApiError> {
+    let current = current.map(|current| current.revision);
+    let holds = match expected {
+        Expected::Any => true,
+        Expected::Exists => current.is_some(),
+        Expected::Absent => current.is_none(),
+        Expected::Revision(number) => current == Some(number),
+    };
+    if holds {
+        Ok(())
+    } else {
+        Err(ApiError::new(
+            ErrorCode::Stale,
+            format!("the pipeline is at {current:?}"),
+        ))
+    }
+}
+
+fn version_of(name: &Name, version: &Version, bytes: &[u8]) -> PluginVersion {
+    PluginVersion {
+        name: name.clone(),
+        version: version.clone(),
+        digest: Digest::of(bytes),
+        world: "stepwell:pipeline/step@0.1.0".to_owned(),
+        imports: Vec::new(),
+        exports: vec!["stepwell:pipeline/handler@0.1.0".to_owned()],
+        size: bytes.len() as u64,
+        compile_ms: 7,
+        created_at: OffsetDateTime::UNIX_EPOCH,
+    }
+}
+
+fn line(message: &str) -> LogLine {
+    LogLine {
+        time: OffsetDateTime::UNIX_EPOCH,
+        level: LogLevel::Info,
+        pipeline: None,
+        step: None,
+        run_id: None,
+        message: message.to_owned(),
+        fields: serde_json::Map::new(),
+    }
+}

@@ -1,0 +1,193 @@
+//! What is served is what is described.
+
+use std::collections::BTreeSet;
+
+use axum::body::Body;
+use axum::http::Method;
+use serde_json::Value;
+
+use crate::fake::Client;
+
+/// Every operation of the management API, as it is promised.
+const PROMISED: [&str; 23] = [
+    "DELETE /api/v1/namespaces/{ns}/pipelines/{name}",
+    "DELETE /api/v1/namespaces/{ns}/plugins/{name}/versions/{version}",
+    "GET /api/v1/bindings",
+    "GET /api/v1/models",
+    "GET /api/v1/models/{name}",
+    "GET /api/v1/namespaces/{ns}/logs",
+    "GET /api/v1/namespaces/{ns}/pipelines",
+    "GET /api/v1/namespaces/{ns}/pipelines/{name}",
+    "GET /api/v1/namespaces/{ns}/pipelines/{name}/revisions",
+    "GET /api/v1/namespaces/{ns}/pipelines/{name}/revisions/{n}",
+    "GET /api/v1/namespaces/{ns}/plugins",
+    "GET /api/v1/namespaces/{ns}/plugins/{name}",
+    "GET /api/v1/namespaces/{ns}/plugins/{name}/versions/{version}",
+    "GET /api/v1/namespaces/{ns}/plugins/{name}/versions/{version}/component",
+    "GET /docs",
+    "GET /livez",
+    "GET /metrics",
+    "GET /openapi.json",
+    "GET /readyz",
+    "POST /api/v1/namespaces/{ns}/pipelines/{name}/invoke",
+    "POST /api/v1/namespaces/{ns}/pipelines/{name}/rollback",
+    "PUT /api/v1/namespaces/{ns}/pipelines/{name}",
+    "PUT /api/v1/namespaces/{ns}/plugins/{name}/versions/{version}",
+];
+
+async fn document(client: &Client) -> Value {
+    let reply = client.get("/openapi.json").await;
+    assert_eq!(reply.status, 200);
+    reply.json()
+}
+
+#[tokio::test]
+async fn the_description_has_what_is_promised_and_nothing_else() {
+    let document = document(&Client::new()).await;
+    assert_eq!(document["openapi"], "3.1.0");
+    let described: BTreeSet<String> = document["paths"]
+        .as_object()
+        .unwrap()
+        .iter()
+        .flat_map(|(path, item)| {
+            let methods = item.as_object().unwrap().keys();
+            methods.map(move |method| format!("{} {path}", method.to_uppercase()))
+        })
+        .collect();
+    let promised: BTreeSet<String> = PROMISED.map(str::to_owned).into();
+    assert_eq!(described, promised);
+}
+
+#[tokio::test]
+async fn each_path_serves_the_methods_that_are_described_and_no_other() {
+    let client = Client::new();
+    let document = document(&client).await;
+    for (path, item) in document["paths"].as_object().unwrap() {
+        let url = path
+            .replace("{ns}", "default")
+            .replace("{name}", "some")
+            .replace("{version}", "1.0.0")
+            .replace("{n}", "1");
+        let mut described: BTreeSet<String> = item
+            .as_object()
+            .unwrap()
+            .keys()
+            .map(|method| method.to_uppercase())
+            .collect();
+        if described.contains("GET") {
+            described.insert("HEAD".to_owned());
+        }
+        let refused = client.send(Method::PATCH, &url, &[], Body::empty()).await;
+        refused.problem(405, "method-not-allowed");
+        let allowed: BTreeSet<String> = refused
+            .header("allow")
+            .split(',')
+            .map(str::to_owned)
+            .collect();
+        assert_eq!(allowed, described, "{path}");
+        for method in &allowed {
+            let headers = [("content-type", "text/plain")];
+            let method = Method::from_bytes(method.as_bytes()).unwrap();
+            let reply = client.send(method, &url, &headers, Body::empty()).await;
+            assert_ne!(reply.status, 405, "{path}");
+            // The thing is not there, but the route is.
+            let text = String::from_utf8_lossy(&reply.body).into_owned();
+            assert!(!text.contains("there is no route"), "{path}: {text}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_schema_that_is_referred_to_is_there() {
+    fn references<'a>(value: &'a Value, found: &mut BTreeSet<&'a str>) {
+        match value {
+            Value::Object(members) => {
+                for (name, value) in members {
+                    match value.as_str() {
+                        Some(target) if name == "$ref" => {
+                            found.insert(target);
+                        }
+                        _ => references(value, found),
+                    }
+                }
+            }
+            Value::Array(values) => values.iter().for_each(|value| references(value, found)),
+            _ => {}
+        }
+    }
+    let document = document(&Client::new()).await;
+    let mut found = BTreeSet::new();
+    references(&document, &mut found);
+    assert!(found.len() > 10, "{found:?}");
+    for target in found {
+        let pointer = target.strip_prefix('#').unwrap();
+        assert!(document.pointer(pointer).is_some(), "{target}");
+    }
+    let codes = document
+        .pointer("/components/schemas/ErrorCode/enum")
+        .unwrap();
+    for code in [
+        "not-wasm",
+        "version-exists",
+        "invalid-pipeline",
+        "too-large",
+    ] {
+        assert!(codes.as_array().unwrap().contains(&code.into()), "{code}");
+    }
+}
+
+#[tokio::test]
+async fn the_description_says_which_operations_need_the_token() {
+    let guarded = Client::with_token(Some("right"));
+    let document = document(&guarded).await;
+    for (path, item) in document["paths"].as_object().unwrap() {
+        let url = path.replace(['{', '}'], "");
+        for (method, operation) in item.as_object().unwrap() {
+            let method = Method::from_bytes(method.to_uppercase().as_bytes()).unwrap();
+            let reply = guarded.send(method, &url, &[], Body::empty()).await;
+            let refused = reply.status == 401;
+            assert_eq!(operation.get("security").is_some(), refused, "{path}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_page_and_all_that_it_loads_come_from_here() {
+    let client = Client::new();
+    let page = client.get("/docs").await;
+    assert_eq!(page.status, 200);
+    assert_eq!(page.header("content-type"), "text/html; charset=utf-8");
+    let html = String::from_utf8(page.body.to_vec()).unwrap();
+    assert!(html.contains("<base href=\"/docs/\" />"));
+    assert!(!html.contains("http://") && !html.contains("https://"));
+    let loaded: Vec<&str> = ["src=\"", "href=\""]
+        .iter()
+        .flat_map(|start| html.split(start).skip(1))
+        .filter_map(|rest| rest.split('"').next())
+        .filter(|target| *target != "/docs/")
+        .collect();
+    assert!(loaded.len() >= 5, "{loaded:?}");
+    for target in loaded {
+        let path = format!("/docs/{}", target.trim_start_matches("./"));
+        let asset = client.get(&path).await;
+        assert_eq!(asset.status, 200, "{path}");
+        assert!(!asset.body.is_empty());
+    }
+    let script = client.get("/docs/swagger-initializer.js").await;
+    let script = String::from_utf8(script.body.to_vec()).unwrap();
+    assert!(script.contains("/openapi.json"));
+    client.get("/docs/none.js").await.problem(404, "not-found");
+    client
+        .get("/docs/../Cargo.toml")
+        .await
+        .problem(404, "not-found");
+}
+
+#[tokio::test]
+async fn unknown_paths_are_problems_too() {
+    let client = Client::new();
+    for path in ["/", "/api", "/api/v2/models", "/api/v1/models/", "/%00"] {
+        let reply = client.get(path).await;
+        reply.problem(404, "not-found");
+    }
+}

@@ -1,0 +1,219 @@
+//! HTTP functions: heads, streams, and bodies that do not end as they should.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full};
+use stepwell_core::{ErrorKind, Limits, StepError};
+use stepwell_engine::{Body, Plugin};
+
+use crate::support::{Host, State, generous, guest, host, soon};
+
+async fn function() -> (Host, Arc<Plugin<State>>) {
+    let host = host();
+    let plugin = host.plugin(guest("hostile_http.wasm")).await;
+    (host, plugin)
+}
+
+async fn get(
+    host: &Host,
+    plugin: &Plugin<State>,
+    limits: Limits,
+    path: &str,
+) -> Result<Response<Body>, StepError> {
+    send(host, plugin, limits, path, Bytes::new()).await
+}
+
+async fn send(
+    host: &Host,
+    plugin: &Plugin<State>,
+    limits: Limits,
+    path: &str,
+    body: Bytes,
+) -> Result<Response<Body>, StepError> {
+    let body = Full::new(body)
+        .map_err(|never| match never {})
+        .boxed_unsync();
+    let request = Request::builder()
+        .uri(path)
+        .header("host", "example.com")
+        .body(body)
+        .unwrap();
+    plugin.handle(host.state(), limits, soon(), request).await
+}
+
+async fn whole(
+    response: Response<Body>,
+) -> Result<Bytes, Box<dyn std::error::Error + Send + Sync>> {
+    Ok(response.into_body().collect().await?.to_bytes())
+}
+
+#[tokio::test]
+async fn a_short_body_comes_in_one_frame_with_its_length() {
+    let (host, plugin) = function().await;
+    assert_eq!(plugin.world().to_string(), "wasi:http/proxy@0.2.12");
+    let mut response = get(&host, &plugin, generous(), "/").await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    assert_eq!(http_body::Body::size_hint(response.body()).exact(), Some(5));
+    let frame = response.body_mut().frame().await.unwrap().unwrap();
+    assert_eq!(frame.into_data().unwrap(), "hello");
+    let response = get(&host, &plugin, generous(), "/big/40000").await.unwrap();
+    assert_eq!(
+        http_body::Body::size_hint(response.body()).exact(),
+        Some(40_000)
+    );
+    let response = get(&host, &plugin, generous(), "/none").await.unwrap();
+    assert_eq!(response.status(), StatusCode::NOT_FOUND);
+    assert_eq!(http_body::Body::size_hint(response.body()).exact(), Some(0));
+}
+
+#[tokio::test]
+async fn the_guest_sees_the_request() {
+    let (host, plugin) = function().await;
+    let response = get(&host, &plugin, generous(), "/about/a?b=c")
+        .await
+        .unwrap();
+    let text = String::from_utf8(whole(response).await.unwrap().to_vec()).unwrap();
+    assert_eq!(
+        text,
+        r#"Method::Get Some(Scheme::Http) Some("example.com") /about/a?b=c"#
+    );
+    // HTTP/1.0 clients send no host.
+    let body = Full::new(Bytes::new())
+        .map_err(|never| match never {})
+        .boxed_unsync();
+    let request = Request::builder().uri("/about").body(body).unwrap();
+    let response = plugin
+        .handle(host.state(), generous(), soon(), request)
+        .await
+        .unwrap();
+    assert!(
+        whole(response)
+            .await
+            .unwrap()
+            .ends_with(br#"Some("localhost") /about"#)
+    );
+}
+
+#[tokio::test]
+async fn large_bodies_stream_both_ways() {
+    let (host, plugin) = function().await;
+    let bytes: Bytes = (0..900_000u32).map(|n| n.to_le_bytes()[0]).collect();
+    let response = send(&host, &plugin, generous(), "/echo", bytes.clone())
+        .await
+        .unwrap();
+    assert_eq!(whole(response).await.unwrap(), bytes);
+}
+
+#[tokio::test]
+async fn a_body_over_the_output_limit_ends_with_an_error() {
+    let (host, plugin) = function().await;
+    let limits = Limits {
+        output: 200_000,
+        ..generous()
+    };
+    let response = get(&host, &plugin, limits, "/big/200000").await.unwrap();
+    assert_eq!(whole(response).await.unwrap().len(), 200_000);
+    let response = get(&host, &plugin, limits, "/big/200001").await.unwrap();
+    let error = whole(response).await.unwrap_err().to_string();
+    assert!(error.contains("limits.output"), "{error}");
+    // Before the head is sent it fails as a whole.
+    let limits = Limits {
+        output: 1000,
+        ..generous()
+    };
+    let error = get(&host, &plugin, limits, "/big/1001").await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Limit);
+}
+
+#[tokio::test]
+async fn without_a_head_there_is_an_error() {
+    let (host, plugin) = function().await;
+    let limits = Limits {
+        cpu: Duration::from_millis(50),
+        ..generous()
+    };
+    let error = get(&host, &plugin, limits, "/spin").await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Limit);
+    assert!(error.message.contains("limits.cpu"), "{error}");
+    let error = get(&host, &plugin, generous(), "/nothing")
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Failed);
+    assert!(
+        error.message.contains("without setting a response"),
+        "{error}"
+    );
+    for path in ["/trap-early", "/trap-late"] {
+        let error = get(&host, &plugin, generous(), path).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Trap);
+    }
+    let error = get(&host, &plugin, generous(), "/unfinished")
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Failed);
+}
+
+#[tokio::test]
+async fn a_head_comes_while_the_guest_still_works_and_a_cut_body_ends_with_an_error() {
+    let (host, plugin) = function().await;
+    let limits = Limits {
+        wall: Duration::from_millis(300),
+        ..generous()
+    };
+    let mut response = get(&host, &plugin, limits, "/stall").await.unwrap();
+    assert_eq!(
+        response
+            .body_mut()
+            .frame()
+            .await
+            .unwrap()
+            .unwrap()
+            .into_data()
+            .unwrap(),
+        "begun"
+    );
+    let error = response
+        .body_mut()
+        .frame()
+        .await
+        .unwrap()
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("limits.wall"), "{error}");
+
+    let response = get(&host, &plugin, generous(), "/trap-midway")
+        .await
+        .unwrap();
+    let error = whole(response).await.unwrap_err().to_string();
+    assert!(error.contains("trapped"), "{error}");
+}
+
+#[tokio::test]
+async fn what_happens_after_a_complete_response_does_not_spoil_it() {
+    let (host, plugin) = function().await;
+    let response = get(&host, &plugin, generous(), "/linger/100")
+        .await
+        .unwrap();
+    assert_eq!(whole(response).await.unwrap(), "hello");
+    // The guest goes on after its response.
+    for _ in 0..100 {
+        if host.lines.all().iter().any(|(_, line)| line == "lingered") {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("the guest was stopped with its response");
+}
+
+#[tokio::test]
+async fn a_step_takes_no_request_and_a_function_no_event() {
+    let (host, function) = function().await;
+    let step = host.plugin(guest("hostile.wasm")).await;
+    let error = host.call(&function, generous(), "echo").await.unwrap_err();
+    assert!(error.message.contains("wasi:http/proxy"), "{error}");
+    let error = get(&host, &step, generous(), "/").await.unwrap_err();
+    assert!(error.message.contains("stepwell:pipeline/step"), "{error}");
+}

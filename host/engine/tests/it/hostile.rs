@@ -1,0 +1,452 @@
+//! Guests that mean harm, each with its own error, each with a harmless twin.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use stepwell_core::{Blame, ErrorKind, Event, Limits, StepError};
+use stepwell_engine::{LogStream, Plugin};
+
+use crate::support::{Host, State, data, event, generous, guest, host};
+
+async fn hostile() -> (Host, Arc<Plugin<State>>) {
+    let host = host();
+    let plugin = host.plugin(guest("hostile.wasm")).await;
+    (host, plugin)
+}
+
+fn error(outcome: Result<Vec<Event>, StepError>, kind: ErrorKind, needles: &[&str]) {
+    let error = outcome.expect_err("the call must fail");
+    assert_eq!(error.kind, kind, "{error}");
+    for needle in needles {
+        assert!(
+            error.message.contains(needle),
+            "'{needle}' is not in: {error}"
+        );
+    }
+    let first = error.message.chars().next().unwrap();
+    assert!(
+        first.is_lowercase() && !error.message.ends_with('.'),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn an_event_comes_back_as_it_went() {
+    let (host, plugin) = hostile().await;
+    assert_eq!(plugin.world().to_string(), "stepwell:pipeline/step@0.1.0");
+    let events = host.call(&plugin, generous(), "echo").await.unwrap();
+    assert_eq!(events, [event("echo")]);
+    assert!(
+        host.call(&plugin, generous(), "drop")
+            .await
+            .unwrap()
+            .is_empty()
+    );
+    let events = host.call(&plugin, generous(), "events:3").await.unwrap();
+    assert_eq!(events.len(), 3);
+    assert_eq!(events[2].id, "42");
+}
+
+#[tokio::test]
+async fn a_guests_own_errors_keep_their_kind_and_text() {
+    let (host, plugin) = hostile().await;
+    for (kind, blame) in [
+        (ErrorKind::Invalid, Blame::Caller),
+        (ErrorKind::Unavailable, Blame::Dependency),
+        (ErrorKind::Failed, Blame::Plugin),
+    ] {
+        let error = host
+            .call(&plugin, generous(), &format!("{kind}:bad digit"))
+            .await
+            .unwrap_err();
+        assert_eq!(
+            (error.kind, error.blame, error.message.as_str()),
+            (kind, blame, "bad digit")
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_endless_loop_ends_with_its_cpu_budget() {
+    let (host, plugin) = hostile().await;
+    let limits = Limits {
+        cpu: Duration::from_millis(50),
+        ..generous()
+    };
+    for what in ["spin", "call-host"] {
+        error(
+            host.call(&plugin, limits, what).await,
+            ErrorKind::Limit,
+            &["50ms", "CPU", "limits.cpu"],
+        );
+    }
+    let limits = Limits {
+        cpu: Duration::from_secs(20),
+        ..generous()
+    };
+    host.call(&plugin, limits, "spin-for:20").await.unwrap();
+}
+
+#[tokio::test]
+async fn waiting_costs_no_cpu() {
+    let (host, plugin) = hostile().await;
+    let limits = Limits {
+        cpu: Duration::from_millis(100),
+        ..generous()
+    };
+    host.call(&plugin, limits, "sleep:600").await.unwrap();
+}
+
+#[tokio::test]
+async fn neighbours_progress_beside_an_endless_loop() {
+    // One thread: only the guest's yielding lets anyone else run.
+    let (host, plugin) = hostile().await;
+    let host = Arc::new(host);
+    let spinning = {
+        let (host, plugin) = (host.clone(), plugin.clone());
+        tokio::spawn(async move {
+            let limits = Limits {
+                cpu: Duration::from_secs(2),
+                ..generous()
+            };
+            host.call(&plugin, limits, "spin").await
+        })
+    };
+    tokio::task::yield_now().await;
+    let mut served = 0;
+    while !spinning.is_finished() && served < 20 {
+        assert_eq!(
+            host.call(&plugin, generous(), "echo").await.unwrap().len(),
+            1
+        );
+        served += 1;
+    }
+    assert_eq!(served, 20, "the neighbour had to wait for the loop to end");
+    error(spinning.await.unwrap(), ErrorKind::Limit, &["limits.cpu"]);
+}
+
+#[tokio::test]
+async fn sleeping_for_ever_ends_with_the_wall_limit_or_the_deadline() {
+    let (host, plugin) = hostile().await;
+    let limits = Limits {
+        wall: Duration::from_millis(200),
+        ..generous()
+    };
+    error(
+        host.call(&plugin, limits, "sleep:3600000").await,
+        ErrorKind::Timeout,
+        &["200ms", "limits.wall"],
+    );
+    error(
+        host.call(&plugin, limits, "spin").await,
+        ErrorKind::Timeout,
+        &["200ms", "limits.wall"],
+    );
+    host.call(&plugin, generous(), "sleep:10").await.unwrap();
+
+    let deadline = Instant::now() + Duration::from_millis(200);
+    let outcome = plugin
+        .process(host.state(), generous(), deadline, event("sleep:3600000"))
+        .await;
+    error(outcome, ErrorKind::Timeout, &["timeout"]);
+    let outcome = plugin
+        .process(host.state(), generous(), Instant::now(), event("echo"))
+        .await;
+    error(
+        outcome,
+        ErrorKind::Timeout,
+        &["before the guest was called"],
+    );
+}
+
+#[tokio::test]
+async fn a_call_that_is_dropped_ends_the_guest() {
+    let (host, plugin) = hostile().await;
+    let call = host.call(&plugin, generous(), "log:1");
+    drop(call);
+    let outcome = tokio::time::timeout(
+        Duration::from_millis(50),
+        host.call(&plugin, generous(), "spin"),
+    )
+    .await;
+    assert!(outcome.is_err());
+    assert_eq!(host.lines.all(), []);
+    assert_eq!(
+        host.call(&plugin, generous(), "echo").await.unwrap().len(),
+        1
+    );
+}
+
+#[tokio::test]
+async fn a_memory_bomb_ends_with_the_memory_limit() {
+    let (host, plugin) = hostile().await;
+    let limits = Limits {
+        memory: 16 << 20,
+        ..generous()
+    };
+    error(
+        host.call(&plugin, limits, "allocate:1073741824").await,
+        ErrorKind::Limit,
+        &["16MiB", "memory", "limits.memory"],
+    );
+    host.call(&plugin, limits, "allocate:8388608")
+        .await
+        .unwrap();
+    // A guest that copes is left alone.
+    let events = host
+        .call(&plugin, limits, "try-allocate:1073741824")
+        .await
+        .unwrap();
+    assert_eq!(data(&events), "false");
+    // The limit may be large.
+    let limits = Limits {
+        memory: 1 << 30,
+        ..generous()
+    };
+    host.call(&plugin, limits, "allocate:134217728")
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn deep_recursion_is_a_trap() {
+    let (host, plugin) = hostile().await;
+    error(
+        host.call(&plugin, generous(), "recurse:100000000").await,
+        ErrorKind::Trap,
+        &["call stack exhausted", "recurse"],
+    );
+    assert_eq!(
+        data(
+            &host
+                .call(&plugin, generous(), "recurse:1000")
+                .await
+                .unwrap()
+        ),
+        "1000"
+    );
+}
+
+#[tokio::test]
+async fn traps_panics_and_exits_are_told_apart() {
+    let (host, plugin) = hostile().await;
+    error(
+        host.call(&plugin, generous(), "trap").await,
+        ErrorKind::Trap,
+        &["unreachable"],
+    );
+    error(
+        host.call(&plugin, generous(), "exit").await,
+        ErrorKind::Trap,
+        &["exit with status 1"],
+    );
+    assert_eq!(host.lines.all(), []);
+    error(
+        host.call(&plugin, generous(), "panic").await,
+        ErrorKind::Trap,
+        &["unreachable"],
+    );
+    let lines = host.lines.all();
+    assert!(
+        lines
+            .iter()
+            .any(|(stream, line)| *stream == LogStream::Stderr && line.contains("at the disco")),
+        "{lines:?}"
+    );
+}
+
+#[tokio::test]
+async fn too_much_output_ends_with_the_output_limit() {
+    let (host, plugin) = hostile().await;
+    let limits = Limits {
+        output: 1 << 20,
+        memory: 1 << 30,
+        ..generous()
+    };
+    // Just over the limit, over what may be copied at all, and in many events.
+    for what in [
+        "output:1048576",
+        "output:67108864",
+        "output:536870912",
+        "events:200000",
+        "events:1000000",
+    ] {
+        error(
+            host.call(&plugin, limits, what).await,
+            ErrorKind::Limit,
+            &["1MiB", "output", "limits.output"],
+        );
+    }
+    let events = host.call(&plugin, limits, "output:1048000").await.unwrap();
+    assert_eq!(events[0].data.len(), 1_048_000);
+    let limits = Limits {
+        output: 64 << 20,
+        memory: 1 << 30,
+        ..generous()
+    };
+    let events = host.call(&plugin, limits, "output:67000000").await.unwrap();
+    assert_eq!(events[0].data.len(), 67_000_000);
+}
+
+#[tokio::test]
+async fn a_log_flood_is_cut_with_one_notice() {
+    let (host, plugin) = hostile().await;
+    host.call(&plugin, generous(), "log:2").await.unwrap();
+    assert_eq!(
+        host.lines.all(),
+        [
+            (LogStream::Stdout, "line 0".to_owned()),
+            (LogStream::Stdout, "line 1".to_owned()),
+            (LogStream::Stderr, "end".to_owned()),
+        ]
+    );
+    host.call(&plugin, generous(), "log:100000").await.unwrap();
+    let lines = host.lines.all();
+    let bytes: usize = lines.iter().map(|(_, line)| line.len()).sum();
+    assert!(bytes < 70 << 10, "{bytes}");
+    let notices = lines
+        .iter()
+        .filter(|(_, line)| line.contains("log output truncated: one call may log 64KiB"))
+        .count();
+    assert_eq!(notices, 1);
+}
+
+#[tokio::test]
+async fn handles_and_host_calls_are_bounded() {
+    let (host, plugin) = hostile().await;
+    error(
+        host.call(&plugin, generous(), "handles:100000").await,
+        ErrorKind::Limit,
+        &["10000", "handles"],
+    );
+    assert_eq!(
+        data(&host.call(&plugin, generous(), "handles:100").await.unwrap()),
+        "100"
+    );
+    error(
+        host.call(&plugin, generous(), "shout:33554432").await,
+        ErrorKind::Limit,
+        &["16MiB", "host function"],
+    );
+    assert_eq!(
+        data(&host.call(&plugin, generous(), "shout:1024").await.unwrap()),
+        "true"
+    );
+}
+
+#[tokio::test]
+async fn a_guest_sees_its_configuration_and_nothing_of_the_machine() {
+    let (host, plugin) = hostile().await;
+    let call = async |what: &str| data(&host.call(&plugin, generous(), what).await.unwrap());
+    assert_eq!(call("environment").await, "neighbours=5 args 0");
+    assert_eq!(call("config:neighbours").await, r#"Ok(Some("5"))"#);
+    assert_eq!(call("config:PATH").await, "Ok(None)");
+    assert_eq!(call("connect").await, "Err(PermissionDenied)");
+    assert!(call("files").await.starts_with("Err("));
+    let fetched = call("fetch").await;
+    assert!(fetched.contains("HttpRequestDenied"), "{fetched}");
+}
+
+#[tokio::test]
+async fn an_instance_is_fresh_each_time() {
+    let (host, plugin) = hostile().await;
+    let limits = Limits {
+        memory: 16 << 20,
+        ..generous()
+    };
+    for _ in 0..20 {
+        host.call(&plugin, limits, "allocate:8388608")
+            .await
+            .unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_good_neighbour_is_served_while_every_hostile_one_runs() {
+    let (host, plugin) = hostile().await;
+    let host = Arc::new(host);
+    let stop = Arc::new(AtomicBool::new(false));
+    let served = Arc::new(AtomicUsize::new(0));
+    let good = {
+        let (host, plugin, stop, served) =
+            (host.clone(), plugin.clone(), stop.clone(), served.clone());
+        tokio::spawn(async move {
+            while !stop.load(Ordering::Relaxed) {
+                let events = host.call(&plugin, generous(), "echo").await.unwrap();
+                assert_eq!(events, [event("echo")]);
+                served.fetch_add(1, Ordering::Relaxed);
+            }
+        })
+    };
+    let limits = Limits {
+        cpu: Duration::from_millis(200),
+        wall: Duration::from_millis(400),
+        ..Limits::default()
+    };
+    let bad = [
+        "spin",
+        "call-host",
+        "sleep:3600000",
+        "allocate:1073741824",
+        "recurse:100000000",
+        "trap",
+        "panic",
+        "output:8000000",
+        "events:1000000",
+        "handles:100000",
+        "shout:33554432",
+        "invalid:x",
+    ];
+    let calls: Vec<_> = bad
+        .into_iter()
+        .cycle()
+        .take(bad.len() * 4)
+        .map(|what| {
+            let (host, plugin) = (host.clone(), plugin.clone());
+            tokio::spawn(async move { host.call(&plugin, limits, what).await })
+        })
+        .collect();
+    for call in calls {
+        assert!(call.await.unwrap().is_err());
+    }
+    let before = served.load(Ordering::Relaxed);
+    assert!(before > 0, "the good neighbour was not served meanwhile");
+    stop.store(true, Ordering::Relaxed);
+    good.await.unwrap();
+}
+
+#[tokio::test]
+async fn more_calls_than_slots_wait_for_their_turn() {
+    let (host, plugin) = hostile().await;
+    let host = Arc::new(host);
+    let calls: Vec<_> = (0..250)
+        .map(|_| {
+            let (host, plugin) = (host.clone(), plugin.clone());
+            tokio::spawn(async move { host.call(&plugin, generous(), "sleep:20").await })
+        })
+        .collect();
+    for call in calls {
+        call.await.unwrap().unwrap();
+    }
+    // Those whose time is up before their turn are told that it is the host's doing.
+    let full: Vec<_> = (0..100)
+        .map(|_| {
+            let (host, plugin) = (host.clone(), plugin.clone());
+            tokio::spawn(async move { host.call(&plugin, generous(), "sleep:1000").await })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let deadline = Instant::now() + Duration::from_millis(100);
+    let error = plugin
+        .process(host.state(), generous(), deadline, event("echo"))
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (error.kind, error.blame),
+        (ErrorKind::Unavailable, Blame::Host)
+    );
+    for call in full {
+        call.await.unwrap().unwrap();
+    }
+}

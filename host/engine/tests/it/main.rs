@@ -1,0 +1,14 @@
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "test code"
+)]
+//! The engine from outside, with guests that mean harm.
+
+mod function;
+mod hand_made;
+mod hostile;
+mod load;
+mod support;

@@ -1,0 +1,136 @@
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use stepwell_core::{Digest, Event, Limits, StepError};
+use stepwell_engine::{
+    Engine, EngineConfig, Environment, LogSink, LogStream, Plugin, StoreBase, StoreState,
+};
+use tempfile::TempDir;
+
+/// A store's state with nothing beside the base.
+pub(crate) struct State(StoreBase);
+
+impl StoreState for State {
+    fn base(&mut self) -> &mut StoreBase {
+        &mut self.0
+    }
+}
+
+/// Keeps what guests log.
+#[derive(Default)]
+pub(crate) struct Lines(Mutex<Vec<(LogStream, String)>>);
+
+impl LogSink for Lines {
+    fn line(&self, stream: LogStream, text: &str) {
+        self.0.lock().unwrap().push((stream, text.to_owned()));
+    }
+}
+
+impl Lines {
+    pub(crate) fn all(&self) -> Vec<(LogStream, String)> {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+/// An engine of its own, with one log for all its calls.
+pub(crate) struct Host {
+    pub(crate) engine: Engine<State>,
+    pub(crate) lines: Arc<Lines>,
+    environment: Arc<Environment>,
+    _cache: TempDir,
+}
+
+pub(crate) fn host() -> Host {
+    let cache = tempfile::tempdir().unwrap();
+    let mut config = EngineConfig::new(cache.path());
+    // Tests run side by side, each with its own pool.
+    config.instances = 100;
+    Host {
+        engine: Engine::new(config, |_| Ok(())).unwrap(),
+        lines: Arc::default(),
+        environment: Arc::new(Environment::new([(
+            "neighbours".to_owned(),
+            "5".to_owned(),
+        )])),
+        _cache: cache,
+    }
+}
+
+impl Host {
+    pub(crate) fn state(&self) -> State {
+        State(StoreBase::new(self.environment.clone(), self.lines.clone()))
+    }
+
+    pub(crate) async fn plugin(&self, bytes: Vec<u8>) -> Arc<Plugin<State>> {
+        self.engine.inspect(&bytes).unwrap();
+        let bytes = Bytes::from(bytes);
+        let fetched = bytes.clone();
+        self.engine
+            .load(Digest::of(&bytes), async move { Ok::<_, String>(fetched) })
+            .await
+            .unwrap()
+    }
+
+    pub(crate) async fn call(
+        &self,
+        plugin: &Plugin<State>,
+        limits: Limits,
+        what: &str,
+    ) -> Result<Vec<Event>, StepError> {
+        plugin
+            .process(self.state(), limits, soon(), event(what))
+            .await
+    }
+}
+
+/// A deadline far away.
+pub(crate) fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(60)
+}
+
+/// Limits that no well-behaved call of these tests comes near.
+pub(crate) fn generous() -> Limits {
+    Limits {
+        cpu: Duration::from_secs(30),
+        wall: Duration::from_secs(50),
+        ..Limits::default()
+    }
+}
+
+pub(crate) fn event(what: &str) -> Event {
+    Event {
+        id: "42".into(),
+        source: "/test".into(),
+        r#type: what.into(),
+        subject: Some("subject".into()),
+        time: None,
+        datacontenttype: Some("text/plain".into()),
+        extensions: vec![("partitionkey".into(), "k".into())],
+        data: Bytes::from_static(b"data"),
+    }
+}
+
+pub(crate) fn data(events: &[Event]) -> String {
+    assert_eq!(events.len(), 1, "{events:?}");
+    String::from_utf8(events[0].data.to_vec()).unwrap()
+}
+
+/// The bytes of a guest in tests/guests.
+pub(crate) fn guest(name: &str) -> Vec<u8> {
+    let dir = std::env::var_os("STEPWELL_GUESTS").map_or_else(
+        || {
+            let home = std::env::var_os("HOME").unwrap();
+            PathBuf::from(home).join(".cache/stepwell/guest-target/wasm32-wasip2/release")
+        },
+        PathBuf::from,
+    );
+    let path = dir.join(name);
+    std::fs::read(&path).unwrap_or_else(|error| {
+        panic!(
+            "{}: {error}; build the guests with `make guests` (STEPWELL_GUESTS says where they are)",
+            path.display()
+        )
+    })
+}

@@ -1,0 +1,208 @@
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http_body::{Body as _, Frame, SizeHint};
+use http_body_util::BodyExt as _;
+use stepwell_core::{Blame, ErrorKind, StepError};
+use tokio::runtime::Handle;
+
+use crate::Body;
+use crate::dispatch::{Run, Shared};
+
+/// How often bodies that nobody reads are looked for.
+const SWEEP: Duration = Duration::from_secs(1);
+
+type BodyError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A function's response body: the run ends with it.
+///
+/// A caller that goes away does not stop the function: the rest is read by a task and thrown away. A caller that stays and
+/// reads nothing cannot keep the run beyond its deadline: [`sweep`] takes it away.
+pub(crate) struct RunBody(Arc<Slot>);
+
+/// The body and its run, until one of the holders ends them.
+pub(crate) struct Slot {
+    deadline: Instant,
+    state: Mutex<State>,
+}
+
+enum State {
+    /// There is more to read.
+    Open(Open),
+    /// It was read to its end, or dropped.
+    Done,
+    /// The sweep took it away.
+    Swept,
+}
+
+struct Open {
+    inner: Body,
+    run: Run,
+}
+
+impl RunBody {
+    pub(crate) fn new(inner: Body, run: Run, deadline: Instant) -> Self {
+        let id = run.id;
+        let shared = run.shared.clone();
+        let state = Mutex::new(State::Open(Open { inner, run }));
+        let slot = Arc::new(Slot { deadline, state });
+        if let Some(running) = shared.running().get_mut(&id) {
+            running.body = Arc::downgrade(&slot);
+        }
+        Self(slot)
+    }
+}
+
+impl Slot {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn open(&self) -> Option<&Open> {
+        match self {
+            Self::Open(open) => Some(open),
+            Self::Done | Self::Swept => None,
+        }
+    }
+
+    fn take(&mut self, left: Self) -> Option<Open> {
+        match std::mem::replace(self, left) {
+            Self::Open(open) => Some(open),
+            // Once over, it stays as it was.
+            over => {
+                *self = over;
+                None
+            }
+        }
+    }
+}
+
+impl Open {
+    fn broke_off(&mut self, error: &BodyError) {
+        let message = format!("the response's body broke off: {error}");
+        let error = StepError::new(ErrorKind::Failed, message);
+        self.run.end(error.kind.as_str(), Some(&error));
+    }
+
+    /// What has been sent is all there is, or the caller wanted no more.
+    fn finish(mut self) {
+        self.run.end("delivered", None);
+    }
+
+    /// Reads what is left, at most until the deadline.
+    async fn read_on(mut self, deadline: Instant) {
+        let reading = async {
+            while let Some(frame) = self.inner.frame().await {
+                frame?;
+            }
+            Ok(())
+        };
+        match tokio::time::timeout_at(deadline.into(), reading).await {
+            Ok(Ok(())) => self.finish(),
+            Ok(Err(error)) => self.broke_off(&error),
+            Err(_) => {
+                let error = StepError::new(ErrorKind::Timeout, "the run's time was up");
+                self.run.end(error.kind.as_str(), Some(&error));
+            }
+        }
+    }
+}
+
+impl http_body::Body for RunBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let mut state = self.0.state();
+        let open = match &mut *state {
+            State::Open(open) => open,
+            State::Done => return Poll::Ready(None),
+            State::Swept => {
+                return Poll::Ready(Some(Err("the response was not read in time".into())));
+            }
+        };
+        let frame = Pin::new(&mut open.inner).poll_frame(context);
+        match &frame {
+            Poll::Ready(Some(Err(error))) => open.broke_off(error),
+            Poll::Ready(None) => {
+                let open = state.take(State::Done);
+                drop(state);
+                open.into_iter().for_each(Open::finish);
+            }
+            Poll::Ready(Some(Ok(_))) | Poll::Pending => {}
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &*self.0.state() {
+            State::Open(open) => open.inner.is_end_stream(),
+            State::Done => true,
+            State::Swept => false,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let state = self.0.state();
+        state
+            .open()
+            .map_or_else(SizeHint::default, |open| open.inner.size_hint())
+    }
+}
+
+impl Drop for RunBody {
+    fn drop(&mut self) {
+        let Some(open) = self.0.state().take(State::Done) else {
+            return;
+        };
+        if open.inner.is_end_stream() || open.run.has_ended() {
+            return open.finish();
+        }
+        let deadline = self.0.deadline;
+        match Handle::try_current() {
+            Ok(runtime) => {
+                let tasks = open.run.shared.tasks.clone();
+                tasks.spawn_on(open.read_on(deadline), &runtime);
+            }
+            Err(_) => open.finish(),
+        }
+    }
+}
+
+/// Ends the runs whose time is up and whose responses nobody reads, as long as the dispatcher lives.
+pub(crate) async fn sweep(shared: Weak<Shared>) {
+    loop {
+        tokio::time::sleep(SWEEP).await;
+        let Some(shared) = shared.upgrade() else {
+            return;
+        };
+        let now = Instant::now();
+        let slots: Vec<Arc<Slot>> = shared
+            .running()
+            .values()
+            .filter_map(|running| running.body.upgrade())
+            .filter(|slot| slot.deadline < now)
+            .collect();
+        for slot in slots {
+            let open = match slot.state.try_lock() {
+                Ok(mut state) => state.take(State::Swept),
+                Err(TryLockError::Poisoned(state)) => state.into_inner().take(State::Swept),
+                // It is being read at this moment.
+                Err(TryLockError::WouldBlock) => None,
+            };
+            if let Some(mut open) = open {
+                let error = StepError::new(ErrorKind::Timeout, "the response was not read in time");
+                let error = error.blamed(Blame::Caller);
+                open.run.end(error.kind.as_str(), Some(&error));
+            }
+        }
+    }
+}

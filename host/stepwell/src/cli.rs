@@ -1,0 +1,204 @@
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::build::BuildArgs;
+use crate::new::NewArgs;
+
+/// A serverless host for WebAssembly plugins: upload components, run them as steps of pipelines over HTTP and Kafka.
+#[derive(Debug, Parser)]
+#[command(name = "stepwell", version, max_term_width = 110)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) client: ClientArgs,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// How client commands reach the host.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ClientArgs {
+    /// Address of the host's admin listener
+    #[arg(long, global = true, env = "STEPWELL_URL", default_value = "http://127.0.0.1:8081", help_heading = "Client options")]
+    pub(crate) url: String,
+    /// Token for the admin listener
+    #[arg(long, global = true, env = "STEPWELL_TOKEN", hide_env_values = true, help_heading = "Client options")]
+    pub(crate) token: Option<String>,
+    /// Namespace that the command works in
+    #[arg(long, global = true, env = "STEPWELL_NAMESPACE", default_value = "default", help_heading = "Client options")]
+    pub(crate) namespace: String,
+    /// Print one JSON value on stdout, and errors as problem+json
+    #[arg(long, global = true, help_heading = "Client options")]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run the host
+    Serve(ServeArgs),
+    /// Upload, list and remove plugins
+    #[command(subcommand)]
+    Plugin(PluginCommand),
+    /// Apply, list, roll back and remove pipelines
+    #[command(subcommand)]
+    Pipeline(PipelineCommand),
+    /// Send one event through a pipeline and print its reply
+    Invoke(InvokeArgs),
+    /// List models and their signatures
+    #[command(subcommand)]
+    Model(ModelCommand),
+    /// Show what plugins and runs have logged
+    Logs(LogsArgs),
+    /// Make a new plugin project
+    New(NewArgs),
+    /// Build a plugin project into a component
+    Build(BuildArgs),
+    /// Check the configuration and everything it names
+    Doctor(DoctorArgs),
+}
+
+/// Options of `serve`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ServeArgs {
+    /// Configuration file (default: ./stepwell.toml if it is there)
+    #[arg(long)]
+    pub(crate) config: Option<PathBuf>,
+    /// Directory for embedded stores and caches
+    #[arg(long)]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// Address of the data listener; port 0 takes a free one
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) listen: Option<String>,
+    /// Address of the admin listener; port 0 takes a free one
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) admin_listen: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PluginCommand {
+    /// Upload a component
+    Push(PushArgs),
+    /// List plugins and their versions
+    List,
+    /// Show a plugin, or one of its versions
+    Show {
+        /// NAME or NAME@VERSION
+        plugin: String,
+    },
+    /// Remove a version that no pipeline uses
+    Rm {
+        /// NAME@VERSION
+        plugin: String,
+    },
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct PushArgs {
+    /// The component
+    pub(crate) file: PathBuf,
+    /// Name of the plugin (default: the component's own)
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Version (default: the component's own)
+    // `--version` of the program itself is only there without a command.
+    #[arg(long)]
+    pub(crate) version: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PipelineCommand {
+    /// Apply pipeline documents; all are checked before the first is applied
+    Apply {
+        /// Files, or directories of .yaml, .yml and .json files
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+        /// Validate only
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// List pipelines
+    List,
+    /// Show a pipeline's document and what its steps are pinned to
+    Show {
+        /// The pipeline
+        name: String,
+        /// An earlier revision
+        #[arg(long)]
+        revision: Option<u64>,
+    },
+    /// List a pipeline's revisions
+    History {
+        /// The pipeline
+        name: String,
+    },
+    /// Go back to an earlier revision, by a new one
+    Rollback {
+        /// The pipeline
+        name: String,
+        /// The revision to go back to (default: the previous one)
+        revision: Option<u64>,
+    },
+    /// Remove a pipeline
+    Rm {
+        /// The pipeline
+        name: String,
+    },
+    /// Print the JSON Schema of pipeline documents
+    Schema,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct InvokeArgs {
+    /// The pipeline
+    pub(crate) pipeline: String,
+    /// The event's data: a text, @FILE, or - for standard input
+    #[arg(long, allow_hyphen_values = true)]
+    pub(crate) data: Option<String>,
+    /// Media type of the data (default: guessed from the file's name, else application/json when it is JSON)
+    #[arg(long)]
+    pub(crate) content_type: Option<String>,
+    /// The event's type
+    #[arg(long = "type")]
+    pub(crate) event_type: Option<String>,
+    /// The event's subject
+    #[arg(long)]
+    pub(crate) subject: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ModelCommand {
+    /// List models, their versions and states
+    List,
+    /// Show a model's versions and signatures
+    Show {
+        /// The model
+        name: String,
+    },
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct LogsArgs {
+    /// Go on with what is logged from now on
+    #[arg(long, short)]
+    pub(crate) follow: bool,
+    /// Only this pipeline
+    #[arg(long)]
+    pub(crate) pipeline: Option<String>,
+    /// Only this step
+    #[arg(long)]
+    pub(crate) step: Option<String>,
+    /// This level and those above it
+    #[arg(long, value_parser = ["trace", "debug", "info", "warn", "error", "critical"])]
+    pub(crate) level: Option<String>,
+}
+
+/// Options of `doctor`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct DoctorArgs {
+    /// Configuration file (default: ./stepwell.toml if it is there)
+    #[arg(long)]
+    pub(crate) config: Option<PathBuf>,
+    /// Directory for embedded stores and caches
+    #[arg(long)]
+    pub(crate) data_dir: Option<PathBuf>,
+}

@@ -1,0 +1,57 @@
+use futures::StreamExt as _;
+use reqwest::Method;
+use serde_json::Value;
+
+use crate::cli::LogsArgs;
+use crate::client::{Client, Failure};
+use crate::output;
+
+/// Runs `stepwell logs …`.
+pub(crate) async fn run(client: &Client, args: LogsArgs, json: bool) -> Result<(), Failure> {
+    let mut query: Vec<(&str, String)> = Vec::new();
+    for (key, value) in [("pipeline", args.pipeline), ("step", args.step), ("level", args.level)] {
+        query.extend(value.map(|value| (key, value)));
+    }
+    if !args.follow {
+        let reply = client.json(client.scoped(Method::GET, "logs").query(&query)).await?;
+        if json {
+            output::json(&reply);
+            return Ok(());
+        }
+        for entry in reply.get("items").and_then(Value::as_array).into_iter().flatten() {
+            output::line(show(entry));
+        }
+        return Ok(());
+    }
+    query.push(("follow", "true".into()));
+    let response = client.send(client.scoped(Method::GET, "logs").query(&query)).await?;
+    let mut chunks = response.bytes_stream();
+    let mut pending = Vec::new();
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(|error| client.transport(&error))?;
+        pending.extend_from_slice(&chunk);
+        while let Some(end) = pending.iter().position(|byte| *byte == b'\n') {
+            let rest = pending.split_off(end + 1);
+            let text = String::from_utf8_lossy(&pending).trim_end().to_owned();
+            pending = rest;
+            match serde_json::from_str::<Value>(&text) {
+                Ok(entry) if !json => output::line(show(&entry)),
+                _ if text.is_empty() => {}
+                _ => output::line(text),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// One entry on one line; a guest's control characters must not reach the terminal.
+fn show(entry: &Value) -> String {
+    let cell = |key: &str| output::cell(entry, key);
+    let clean: String = cell("message")
+        .chars()
+        .map(|c| if c.is_control() && c != '\t' { '·' } else { c })
+        .collect();
+    let run = cell("run_id");
+    let short = run.get(run.len().saturating_sub(12)..).unwrap_or(&run);
+    format!("{}  {:<5}  {}/{}  {short}  {clean}", cell("time"), cell("level"), cell("pipeline"), cell("step"))
+}

@@ -1,0 +1,520 @@
+//! The configuration: flags over environment over `stepwell.toml` over defaults, read so that every mistake is reported at once.
+
+mod bindings;
+mod environment;
+mod secret;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use stepwell_catalog::Location;
+use stepwell_core::{BindingKind, Problem, Secret};
+use stepwell_document::{At, MapReader, Node, Position, Problems, Value, parse_toml};
+use stepwell_inference::ModelBindingConfig;
+use stepwell_kafka_trigger::{Brokers, KafkaConfig, RESERVED_PROPERTIES};
+use stepwell_keyvalue::KeyValueBindingConfig;
+use stepwell_sql::SqlBindingConfig;
+use stepwell_vector::VectorBindingConfig;
+
+use self::secret::SecretReader;
+
+/// The file that `stepwell serve` reads when it is there and no other is named.
+pub(crate) const DEFAULT_FILE: &str = "stepwell.toml";
+
+/// Everything that an operator may decide.
+#[derive(Debug)]
+pub(crate) struct Config {
+    /// The file that was read, if one was.
+    pub(crate) file: Option<PathBuf>,
+    pub(crate) listen: SocketAddr,
+    pub(crate) admin_listen: SocketAddr,
+    pub(crate) data_dir: PathBuf,
+    pub(crate) admin_token: Option<Secret>,
+    /// How long runs may go on after the signal to stop; `terminationGracePeriodSeconds` of a deployment must be longer.
+    pub(crate) grace_period: Duration,
+    pub(crate) catalog: Location,
+    pub(crate) kafka: KafkaConfig,
+    pub(crate) models_directory: PathBuf,
+    /// Where libtensorflow is; none: looked for in the usual places.
+    pub(crate) models_library: Option<PathBuf>,
+    pub(crate) limits: HostLimits,
+    /// Where traces go; none: nowhere.
+    pub(crate) otlp_endpoint: Option<String>,
+    pub(crate) service_name: String,
+    pub(crate) bindings: Bindings,
+    /// What works, but should not stay.
+    pub(crate) warnings: Vec<Problem>,
+}
+
+/// Limits of the host as a whole.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HostLimits {
+    /// Bytes of the largest component that may be uploaded.
+    pub(crate) component: u64,
+    /// Time that compiling one component may take.
+    pub(crate) compile: Duration,
+    /// Runs that may be under way at once.
+    pub(crate) concurrent_runs: usize,
+}
+
+/// The operator's named resources.
+#[derive(Debug, Default)]
+pub(crate) struct Bindings {
+    pub(crate) models: BTreeMap<String, ModelBindingConfig>,
+    pub(crate) vectors: BTreeMap<String, VectorBindingConfig>,
+    pub(crate) keyvalue: BTreeMap<String, KeyValueBindingConfig>,
+    pub(crate) sql: BTreeMap<String, SqlBindingConfig>,
+}
+
+impl Bindings {
+    /// Every binding's kind and name.
+    pub(crate) fn names(&self) -> Vec<(BindingKind, String)> {
+        let of = |kind, names: Vec<&String>| names.into_iter().map(move |name| (kind, name.clone())).collect::<Vec<_>>();
+        [
+            of(BindingKind::Models, self.models.keys().collect()),
+            of(BindingKind::Vectors, self.vectors.keys().collect()),
+            of(BindingKind::Keyvalue, self.keyvalue.keys().collect()),
+            of(BindingKind::Sql, self.sql.keys().collect()),
+        ]
+        .concat()
+    }
+}
+
+/// What flags may override.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Overrides {
+    pub(crate) data_dir: Option<PathBuf>,
+    pub(crate) listen: Option<String>,
+    pub(crate) admin_listen: Option<String>,
+}
+
+/// Everything that is wrong with the configuration.
+#[derive(Debug)]
+pub(crate) struct ConfigError {
+    pub(crate) file: PathBuf,
+    pub(crate) problems: Vec<Problem>,
+}
+
+impl std::error::Error for ConfigError {}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let count = self.problems.len();
+        let noun = if count == 1 { "mistake" } else { "mistakes" };
+        write!(f, "{count} {noun} in the configuration")?;
+        for problem in &self.problems {
+            if problem.line.is_some() {
+                write!(f, "\n  {}:{problem}", self.file.display())?;
+            } else {
+                write!(f, "\n  {problem}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Config {
+    /// Reads the configuration: `file` if it is named (then it must be there), else [`DEFAULT_FILE`] if it is there.
+    pub(crate) fn load(file: Option<&Path>, overrides: &Overrides) -> Result<Self, ConfigError> {
+        let environment = |name: &str| std::env::var(name).ok();
+        let path = file.map_or_else(|| PathBuf::from(DEFAULT_FILE), Path::to_path_buf);
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => Some(text),
+            Err(error) if file.is_none() && error.kind() == std::io::ErrorKind::NotFound => None,
+            Err(error) => {
+                return Err(ConfigError {
+                    problems: vec![Problem {
+                        path: String::new(),
+                        line: None,
+                        column: None,
+                        message: format!("cannot read {}: {error}", path.display()),
+                        hint: None,
+                    }],
+                    file: path,
+                });
+            }
+        };
+        let found = text.is_some().then(|| path.clone());
+        Self::parse(found, text.as_deref().unwrap_or(""), overrides, &environment)
+            .map_err(|problems| ConfigError { file: path, problems })
+    }
+
+    fn parse(
+        file: Option<PathBuf>,
+        text: &str,
+        overrides: &Overrides,
+        environment: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Self, Vec<Problem>> {
+        let mut root = parse_toml(text)?;
+        let overlaid = environment::overlay(&mut root, overrides, environment);
+        let base = file
+            .as_deref()
+            .and_then(Path::parent)
+            .map_or_else(PathBuf::new, Path::to_path_buf);
+        let problems = Problems::default();
+        let reader = Reader {
+            secrets: SecretReader::new(&base, environment),
+            base: &base,
+            overlaid: &overlaid,
+        };
+        let config = reader.read(&root, &problems, file);
+        let mut problems = problems.into_sorted();
+        if problems.is_empty()
+            && let Some(mut config) = config
+        {
+            config.warnings = reader.secrets.into_warnings();
+            return Ok(config);
+        }
+        for problem in &mut problems {
+            overlaid.name_source(problem);
+        }
+        Err(problems)
+    }
+}
+
+struct Reader<'a> {
+    secrets: SecretReader<'a>,
+    base: &'a Path,
+    overlaid: &'a environment::Overlaid,
+}
+
+impl Reader<'_> {
+    // Each section is read whether or not the ones before it were right: the mistakes of all of them are wanted.
+    fn read(&self, root: &Node, problems: &Problems, file: Option<PathBuf>) -> Option<Config> {
+        let mut sections = At::root(root, problems).mapping()?;
+        let server = self.server(&mut section(&mut sections, "server"));
+        let data_dir = server.as_ref().map_or_else(PathBuf::new, |server| server.data_dir.clone());
+        let catalog = self.catalog(&mut section(&mut sections, "catalog"), &data_dir);
+        let kafka = self.kafka(&mut section(&mut sections, "kafka"));
+        let (models_directory, models_library) = self.models(&mut section(&mut sections, "models"));
+        let limits = limits(&mut section(&mut sections, "limits"));
+        let (otlp_endpoint, service_name) = telemetry(&mut section(&mut sections, "telemetry"));
+        let bindings = sections
+            .optional("bindings")
+            .and_then(|at| at.mapping())
+            .map(|map| bindings::read(map, &self.secrets))
+            .unwrap_or_default();
+        sections.finish();
+        let server = server?;
+        Some(Config {
+            file,
+            listen: server.listen,
+            admin_listen: server.admin_listen,
+            data_dir: server.data_dir,
+            admin_token: server.admin_token,
+            grace_period: server.grace_period,
+            catalog: catalog?,
+            kafka: kafka?,
+            models_directory,
+            models_library,
+            limits: limits?,
+            otlp_endpoint,
+            service_name,
+            bindings,
+            warnings: Vec::new(),
+        })
+    }
+
+    fn server(&self, section: &mut Section<'_>) -> Option<Server> {
+        let listen = address(section, "listen", "127.0.0.1:8080");
+        let admin_listen = address(section, "admin_listen", "127.0.0.1:8081");
+        let data_dir = self.path(section, "data_dir", "stepwell-data");
+        let admin_token = section.optional("admin_token").and_then(|at| self.secrets.read(&at));
+        let grace_period = duration(section, "grace_period", Duration::from_secs(25));
+        let at = section.at("admin_listen");
+        section.finish();
+        let (listen, admin_listen) = (listen?, admin_listen?);
+        if !admin_listen.ip().is_loopback() && admin_token.is_none() {
+            let message = format!("the admin listener at {admin_listen} is not on loopback, and there is no admin_token");
+            let hint = "set [server] admin_token = { env = \"STEPWELL_ADMIN_TOKEN\" }, or listen on 127.0.0.1";
+            match at {
+                Some(at) => at.problem_with_hint(message, hint),
+                None => section.problem(message, hint),
+            }
+        }
+        Some(Server {
+            listen,
+            admin_listen,
+            data_dir,
+            admin_token,
+            grace_period: grace_period?,
+        })
+    }
+
+    fn catalog(&self, section: &mut Section<'_>, data_dir: &Path) -> Option<Location> {
+        let at = section.optional("url");
+        section.finish();
+        let Some(at) = at else {
+            return Location::parse(&Secret::new("sqlite"), data_dir).ok();
+        };
+        let url = self.secrets.read_url(&at)?;
+        match Location::parse(&url, data_dir) {
+            Ok(location) => Some(location),
+            Err(error) => {
+                at.problem(error.to_string());
+                None
+            }
+        }
+    }
+
+    fn kafka(&self, section: &mut Section<'_>) -> Option<KafkaConfig> {
+        let brokers = match section.optional("brokers") {
+            None => Some(Brokers::Embedded),
+            Some(at) => match at.string()? {
+                "embedded" => Some(Brokers::Embedded),
+                servers => {
+                    let wrong = servers.split(',').find(|server| {
+                        server.rsplit_once(':').is_none_or(|(host, port)| host.trim().is_empty() || port.parse::<u16>().is_err())
+                    });
+                    if let Some(wrong) = wrong {
+                        at.problem_with_hint(format!("'{wrong}' is not host:port"), "or write \"embedded\"");
+                        None
+                    } else {
+                        Some(Brokers::Servers(servers.to_owned()))
+                    }
+                }
+            },
+        };
+        let drain_timeout = duration(section, "drain_timeout", KafkaConfig::default().drain_timeout);
+        let mut properties = Vec::new();
+        for (key, at) in section.optional("properties").and_then(|at| at.entries()).unwrap_or_default() {
+            if RESERVED_PROPERTIES.contains(&key.name.as_str()) {
+                at.problem(format!("'{}' is the host's own: what it promises rests on it", key.name));
+                continue;
+            }
+            let value = match &at.node().value {
+                Value::Boolean(value) => Some(value.to_string()),
+                Value::Integer(value) => Some(value.to_string()),
+                Value::Float(value) => Some(value.to_string()),
+                Value::String(value) => Some(value.clone()),
+                // `ssl.key.password = { env = "…" }` and the like.
+                _ => self.secrets.read(&at).map(|secret| secret.expose().to_owned()),
+            };
+            if let Some(value) = value {
+                properties.push((key.name.clone(), value));
+            }
+        }
+        section.finish();
+        Some(KafkaConfig {
+            brokers: brokers?,
+            properties,
+            drain_timeout: drain_timeout?,
+        })
+    }
+
+    fn models(&self, section: &mut Section<'_>) -> (PathBuf, Option<PathBuf>) {
+        let directory = self.path(section, "directory", "models");
+        let library = match section.optional("library") {
+            Some(at) if at.string() != Some("auto") => at.string().map(|text| self.resolve(&at, text)),
+            _ => None,
+        };
+        section.finish();
+        (directory, library)
+    }
+
+    fn path(&self, section: &mut Section<'_>, key: &'static str, default: &str) -> PathBuf {
+        match section.optional(key) {
+            Some(at) => at.string().map_or_else(PathBuf::new, |text| self.resolve(&at, text)),
+            None => self.base.join(default),
+        }
+    }
+
+    /// A path of the file is relative to the file; one of a flag or the environment to the working directory.
+    fn resolve(&self, at: &At<'_>, text: &str) -> PathBuf {
+        if self.overlaid.source(at.path()).is_some() {
+            PathBuf::from(text)
+        } else {
+            self.base.join(text)
+        }
+    }
+}
+
+struct Server {
+    listen: SocketAddr,
+    admin_listen: SocketAddr,
+    data_dir: PathBuf,
+    admin_token: Option<Secret>,
+    grace_period: Duration,
+}
+
+/// A section that may be absent: then every key of it is.
+struct Section<'a> {
+    reader: Option<MapReader<'a>>,
+    root: At<'a>,
+}
+
+fn section<'a>(sections: &mut MapReader<'a>, name: &'static str) -> Section<'a> {
+    Section {
+        reader: sections.optional(name).and_then(|at| at.mapping()),
+        root: sections.at().clone(),
+    }
+}
+
+impl<'a> Section<'a> {
+    fn optional(&mut self, key: &'static str) -> Option<At<'a>> {
+        self.reader.as_mut().and_then(|reader| reader.optional(key))
+    }
+
+    fn at(&mut self, key: &'static str) -> Option<At<'a>> {
+        self.optional(key)
+    }
+
+    fn problem(&self, message: String, hint: &str) {
+        let at = self.reader.as_ref().map_or(&self.root, MapReader::at);
+        at.problem_with_hint(message, hint);
+    }
+
+    fn finish(&mut self) {
+        if let Some(reader) = &self.reader {
+            reader.report_unknown();
+        }
+    }
+}
+
+fn address(section: &mut Section<'_>, key: &'static str, default: &str) -> Option<SocketAddr> {
+    let Some(at) = section.optional(key) else {
+        return default.parse().ok();
+    };
+    let text = at.string()?;
+    // Names such as localhost are welcome, as everywhere else.
+    let resolved = text.parse().ok().or_else(|| text.to_socket_addrs().ok()?.next());
+    if resolved.is_none() {
+        at.problem_with_hint(format!("'{text}' is not an address"), "write ADDRESS:PORT, such as 127.0.0.1:8080");
+    }
+    resolved
+}
+
+fn duration(section: &mut Section<'_>, key: &'static str, default: Duration) -> Option<Duration> {
+    section.optional(key).map_or(Some(default), |at| at.duration())
+}
+
+fn limits(section: &mut Section<'_>) -> Option<HostLimits> {
+    let component = section.optional("component").map_or(Some(64 << 20), |at| at.size());
+    let compile = duration(section, "compile", Duration::from_secs(120));
+    let concurrent_runs = section.optional("concurrent_runs").map_or(Some(1024), |at| {
+        at.integer(1, 1_000_000).and_then(|number| usize::try_from(number).ok())
+    });
+    section.finish();
+    Some(HostLimits {
+        component: component?,
+        compile: compile?,
+        concurrent_runs: concurrent_runs?,
+    })
+}
+
+fn telemetry(section: &mut Section<'_>) -> (Option<String>, String) {
+    let endpoint = section.optional("otlp_endpoint").and_then(|at| {
+        let text = at.string()?;
+        if text.starts_with("http://") || text.starts_with("https://") {
+            return Some(text.to_owned());
+        }
+        at.problem_with_hint(format!("'{text}' is not a URL"), "such as http://127.0.0.1:4318");
+        None
+    });
+    let name = section
+        .optional("service_name")
+        .and_then(|at| at.string())
+        .unwrap_or("stepwell")
+        .to_owned();
+    section.finish();
+    (endpoint, name)
+}
+
+/// Where an overlaid value stands: nowhere in the file.
+const NOWHERE: Position = Position { line: 0, column: 0 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse_with(text: &str, environment: &[(&str, &str)], overrides: &Overrides) -> Result<Config, Vec<String>> {
+        let lookup = |name: &str| {
+            environment
+                .iter()
+                .find(|(key, _)| *key == name)
+                .map(|(_, value)| (*value).to_owned())
+        };
+        Config::parse(Some("/etc/stepwell.toml".into()), text, overrides, &lookup)
+            .map_err(|problems| problems.iter().map(ToString::to_string).collect())
+    }
+
+    fn parse(text: &str) -> Result<Config, Vec<String>> {
+        parse_with(text, &[], &Overrides::default())
+    }
+
+    #[test]
+    fn everything_has_a_default() {
+        let config = parse("").unwrap();
+        assert_eq!(config.listen.to_string(), "127.0.0.1:8080");
+        assert_eq!(config.data_dir, Path::new("/etc/stepwell-data"));
+        assert_eq!(config.kafka.brokers, Brokers::Embedded);
+        assert_eq!(config.limits.concurrent_runs, 1024);
+    }
+
+    #[test]
+    fn flags_win_over_environment_over_file() {
+        let text = "[server]\nlisten = \"127.0.0.1:1\"\nadmin_listen = \"127.0.0.1:1\"\ndata_dir = \"a\"\n";
+        let environment = [("STEPWELL_SERVER_LISTEN", "127.0.0.1:2"), ("STEPWELL_SERVER_ADMIN_LISTEN", "127.0.0.1:2")];
+        let overrides = Overrides {
+            listen: Some("127.0.0.1:3".into()),
+            ..Overrides::default()
+        };
+        let config = parse_with(text, &environment, &overrides).unwrap();
+        assert_eq!(config.listen.port(), 3);
+        assert_eq!(config.admin_listen.port(), 2);
+        assert_eq!(config.data_dir, Path::new("/etc/a"));
+    }
+
+    #[test]
+    fn every_mistake_is_reported_with_its_place() {
+        let text = "[server]\nlisten = \"here\"\nadmin_listen = \"0.0.0.0:1\"\n[kafka]\nbroker = \"x\"\n[limits]\ncompile = 5\n\
+                    [bindings.vectors.scans]\nbackend = \"pinecone\"\ndimension = 64\n[bindings.sql.results]\nbackend = \"mysql\"\n";
+        let shown = parse(text).unwrap_err();
+        for part in [
+            "2:10: /server/listen: 'here' is not an address",
+            "5:1: /kafka/broker: unknown key 'broker' (perhaps brokers)",
+            "7:11: /limits/compile: '5' has no unit",
+            "'api_key' is missing",
+            "'host' is missing",
+            "/bindings/sql/results/backend: 'mysql' is not one of",
+        ] {
+            assert!(shown.iter().any(|line| line.contains(part)), "{part} in {shown:#?}");
+        }
+    }
+
+    #[test]
+    fn an_open_admin_listener_needs_a_token() {
+        let open = "[server]\nadmin_listen = \"0.0.0.0:8081\"\n";
+        assert!(parse(open).unwrap_err()[0].contains("admin_token"));
+        let environment = [("STEPWELL_ADMIN_TOKEN", "t0ken")];
+        let config = parse_with(open, &environment, &Overrides::default()).unwrap();
+        assert_eq!(config.admin_token.unwrap().expose(), "t0ken");
+    }
+
+    #[test]
+    fn secrets_come_from_elsewhere_and_literals_warn() {
+        let text = "[server]\nadmin_token = { env = \"TOKEN\" }\n[bindings.keyvalue.r]\nbackend = \"redis\"\nurl = \"redis://:pw@h:1/\"\n";
+        let config = parse_with(text, &[("TOKEN", "s3cret")], &Overrides::default()).unwrap();
+        assert_eq!(config.warnings.len(), 1);
+        let shown = format!("{config:?}");
+        assert!(!shown.contains("s3cret") && !shown.contains("pw@"), "{shown}");
+        let missing = parse(text).unwrap_err();
+        assert!(missing[0].contains("TOKEN"), "{missing:?}");
+    }
+
+    #[test]
+    fn a_mistake_in_the_environment_names_the_variable() {
+        let shown = parse_with("", &[("STEPWELL_LIMITS_COMPONENT", "64")], &Overrides::default()).unwrap_err();
+        assert!(shown[0].contains("STEPWELL_LIMITS_COMPONENT"), "{shown:?}");
+        assert!(!shown[0].starts_with('0'), "{shown:?}");
+    }
+
+    #[test]
+    fn kafka_settings_that_promises_rest_on_are_refused() {
+        let shown = parse("[kafka.properties]\n\"enable.auto.commit\" = true\n").unwrap_err();
+        assert!(shown[0].contains("host's own"), "{shown:?}");
+    }
+}

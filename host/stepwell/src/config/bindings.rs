@@ -1,0 +1,156 @@
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use stepwell_core::Name;
+use stepwell_document::{At, MapReader, Value};
+use stepwell_inference::{ModelBindingConfig, ModelVersion};
+use stepwell_keyvalue::KeyValueBindingConfig;
+use stepwell_sql::SqlBindingConfig;
+use stepwell_vector::{Metric, VectorBackend, VectorBindingConfig};
+
+use super::Bindings;
+use super::secret::SecretReader;
+
+/// Reads `[bindings.KIND.NAME]`.
+pub(super) fn read(mut kinds: MapReader<'_>, secrets: &SecretReader<'_>) -> Bindings {
+    let bindings = Bindings {
+        models: kind(&mut kinds, "models", model),
+        vectors: kind(&mut kinds, "vectors", |map| vectors(map, secrets)),
+        keyvalue: kind(&mut kinds, "keyvalue", |map| keyvalue(map, secrets)),
+        sql: kind(&mut kinds, "sql", |map| sql(map, secrets)),
+    };
+    kinds.finish();
+    bindings
+}
+
+fn kind<T>(
+    kinds: &mut MapReader<'_>,
+    name: &'static str,
+    read: impl Fn(&mut MapReader<'_>) -> Option<T>,
+) -> BTreeMap<String, T> {
+    let mut bindings = BTreeMap::new();
+    let entries = kinds.optional(name).and_then(|at| at.entries());
+    for (key, at) in entries.unwrap_or_default() {
+        if let Err(error) = key.name.parse::<Name>() {
+            at.problem(error.to_string());
+        }
+        let Some(mut map) = at.mapping() else { continue };
+        let binding = read(&mut map);
+        map.finish();
+        if let Some(binding) = binding {
+            bindings.insert(key.name.clone(), binding);
+        }
+    }
+    bindings
+}
+
+fn model(map: &mut MapReader<'_>) -> Option<ModelBindingConfig> {
+    let model = map.required("model").and_then(|at| parsed(&at, at.string()?));
+    let version = match map.optional("version") {
+        None => Some(ModelVersion::default()),
+        Some(at) => match at.node().value {
+            Value::Integer(number) => parsed(&at, &number.to_string()),
+            _ => at.string().and_then(|text| parsed(&at, text)),
+        },
+    };
+    Some(ModelBindingConfig {
+        model: model?,
+        version: version?,
+    })
+}
+
+fn parsed<T: FromStr<Err: fmt::Display>>(at: &At<'_>, text: &str) -> Option<T> {
+    text.parse().inspect_err(|error: &T::Err| at.problem(error.to_string())).ok()
+}
+
+fn vectors(map: &mut MapReader<'_>, secrets: &SecretReader<'_>) -> Option<VectorBindingConfig> {
+    let backend = backend(map, "local", &["local", "pinecone"]);
+    let dimension = map
+        .required("dimension")
+        .and_then(|at| at.integer(1, 20_000))
+        .and_then(|number| u32::try_from(number).ok());
+    let metric = match map.optional("metric") {
+        None => Some("cosine"),
+        Some(at) => at.one_of(&["cosine", "euclidean", "dotproduct"]),
+    };
+    let metric = match metric? {
+        "euclidean" => Metric::Euclidean,
+        "dotproduct" => Metric::Dotproduct,
+        _ => Metric::Cosine,
+    };
+    let backend = match backend? {
+        "pinecone" => {
+            let host = map.required("host").and_then(|at| at.string()).map(str::to_owned);
+            let api_key = map.required("api_key").and_then(|at| secrets.read(&at));
+            let namespace = map.optional("namespace").and_then(|at| at.string()).map(str::to_owned);
+            VectorBackend::Pinecone {
+                host: host?,
+                api_key: api_key?,
+                namespace,
+            }
+        }
+        _ => VectorBackend::Local,
+    };
+    let config = VectorBindingConfig {
+        backend,
+        dimension: dimension?,
+        metric,
+    };
+    for (key, mistake) in config.mistakes() {
+        let at = map.optional(key).unwrap_or_else(|| map.at().clone());
+        at.problem(mistake);
+    }
+    Some(config)
+}
+
+fn keyvalue(map: &mut MapReader<'_>, secrets: &SecretReader<'_>) -> Option<KeyValueBindingConfig> {
+    match backend(map, "local", &["local", "redis"])? {
+        "redis" => {
+            let at = map.required("url")?;
+            let url = secrets.read_url(&at)?;
+            let legal = ["redis://", "rediss://", "redis+unix://", "unix://"]
+                .iter()
+                .any(|scheme| url.expose().starts_with(scheme));
+            if !legal {
+                at.problem("a Redis URL starts with redis:// or rediss://");
+            }
+            Some(KeyValueBindingConfig::Redis { url })
+        }
+        _ => Some(KeyValueBindingConfig::Local),
+    }
+}
+
+fn sql(map: &mut MapReader<'_>, secrets: &SecretReader<'_>) -> Option<SqlBindingConfig> {
+    match backend(map, "sqlite", &["sqlite", "postgres"])? {
+        "postgres" => {
+            let url = map.required("url").and_then(|at| {
+                let url = secrets.read_url(&at)?;
+                let legal = ["postgres://", "postgresql://"]
+                    .iter()
+                    .any(|scheme| url.expose().starts_with(scheme));
+                if !legal {
+                    at.problem("a PostgreSQL URL starts with postgres://");
+                }
+                Some(url)
+            });
+            let max_connections = map.optional("max_connections").map_or(Some(10), |at| {
+                at.integer(1, 1000).and_then(|number| u32::try_from(number).ok())
+            });
+            let statement_timeout = map
+                .optional("statement_timeout")
+                .map_or(Some(Duration::from_secs(5)), |at| at.duration());
+            Some(SqlBindingConfig::Postgres {
+                url: url?,
+                max_connections: max_connections?,
+                statement_timeout: statement_timeout?,
+            })
+        }
+        _ => Some(SqlBindingConfig::Sqlite),
+    }
+}
+
+fn backend(map: &mut MapReader<'_>, default: &'static str, backends: &[&'static str]) -> Option<&'static str> {
+    map.optional("backend").map_or(Some(default), |at| at.one_of(backends))
+}

@@ -1,0 +1,118 @@
+use stepwell_core::Problem;
+use stepwell_document::{Key, Node, Value};
+
+use super::{NOWHERE, Overrides};
+
+/// Keys that `STEPWELL_SECTION_KEY` may set.
+const KEYS: [(&str, &[&str]); 6] = [
+    ("server", &["listen", "admin_listen", "data_dir", "admin_token", "grace_period"]),
+    ("catalog", &["url"]),
+    ("kafka", &["brokers", "drain_timeout"]),
+    ("models", &["directory", "library"]),
+    ("limits", &["component", "compile", "concurrent_runs"]),
+    ("telemetry", &["otlp_endpoint", "service_name"]),
+];
+
+/// Which values come from a flag or the environment.
+#[derive(Debug, Default)]
+pub(crate) struct Overlaid(Vec<(String, String)>);
+
+impl Overlaid {
+    /// The flag or variable that gave the value at this path.
+    pub(crate) fn source(&self, path: &str) -> Option<&str> {
+        self.0
+            .iter()
+            .find(|(overlaid, _)| overlaid == path)
+            .map(|(_, source)| source.as_str())
+    }
+
+    /// Says in a problem which flag or variable it is about, in place of a line of the file.
+    pub(crate) fn name_source(&self, problem: &mut Problem) {
+        if let Some(source) = self.source(&problem.path) {
+            problem.message = format!("{source}: {}", problem.message);
+            problem.path = String::new();
+        }
+        if problem.line == Some(0) {
+            (problem.line, problem.column) = (None, None);
+        }
+    }
+}
+
+/// Puts what flags and environment say over what the file says.
+pub(crate) fn overlay(
+    root: &mut Node,
+    overrides: &Overrides,
+    environment: &dyn Fn(&str) -> Option<String>,
+) -> Overlaid {
+    let mut overlaid = Overlaid::default();
+    let mut put = |root: &mut Node, section: &str, key: &str, text: String, source: String| {
+        overlaid.0.retain(|(path, _)| *path != format!("/{section}/{key}"));
+        overlaid.0.push((format!("/{section}/{key}"), source));
+        let value = match text.parse::<i64>() {
+            Ok(number) if key == "concurrent_runs" => Value::Integer(number),
+            _ => Value::String(text),
+        };
+        // A token from the environment is where it should be: no warning is due.
+        let value = if key == "admin_token" { secret(value) } else { value };
+        set_in(root, section, key, value);
+    };
+    for (section, keys) in KEYS {
+        for key in keys {
+            let name = format!("STEPWELL_{}_{}", section.to_uppercase(), key.to_uppercase());
+            if let Some(text) = environment(&name) {
+                put(root, section, key, text, name);
+            }
+        }
+    }
+    if let Some(text) = environment("STEPWELL_ADMIN_TOKEN") {
+        put(root, "server", "admin_token", text, "STEPWELL_ADMIN_TOKEN".into());
+    }
+    let flags = [
+        ("listen", "--listen", overrides.listen.clone()),
+        ("admin_listen", "--admin-listen", overrides.admin_listen.clone()),
+        (
+            "data_dir",
+            "--data-dir",
+            overrides.data_dir.as_ref().map(|path| path.display().to_string()),
+        ),
+    ];
+    for (key, flag, text) in flags {
+        if let Some(text) = text {
+            put(root, "server", key, text, flag.to_owned());
+        }
+    }
+    overlaid
+}
+
+/// `{ value = … }`: a secret that is known already.
+fn secret(value: Value) -> Value {
+    Value::Mapping(vec![entry(super::secret::KNOWN, value)])
+}
+
+/// Sets a key of a section, which is made when it is not there.
+fn set_in(root: &mut Node, section: &str, key: &str, value: Value) {
+    let Value::Mapping(sections) = &mut root.value else {
+        return;
+    };
+    if !sections.iter().any(|(name, _)| name.name == section) {
+        sections.push(entry(section, Value::Mapping(Vec::new())));
+    }
+    for (_, node) in sections.iter_mut().filter(|(name, _)| name.name == section) {
+        if let Value::Mapping(entries) = &mut node.value {
+            entries.retain(|(name, _)| name.name != key);
+            entries.push(entry(key, value.clone()));
+        }
+    }
+}
+
+fn entry(name: &str, value: Value) -> (Key, Node) {
+    let key = Key {
+        name: name.to_owned(),
+        position: NOWHERE,
+    };
+    let node = Node {
+        value,
+        position: NOWHERE,
+    };
+    (key, node)
+}

@@ -1,0 +1,106 @@
+//! What the store of every call holds, and what guests may import.
+
+use std::sync::Arc;
+
+use stepwell_core::Call;
+use stepwell_engine::{Environment, LogSink, LogStream, StoreBase, StoreState};
+use stepwell_inference::{HasInference, InferenceView};
+use stepwell_keyvalue::{KeyValueCtx, KeyValueView};
+use stepwell_logging::{CallLog, Level, LoggingView, Source};
+use stepwell_sql::DatabasesView;
+use stepwell_vector::{HasVectors, VectorsView};
+use wasmtime::component::Linker;
+
+use crate::services::Services;
+
+/// The state of one call.
+pub(crate) struct GuestState {
+    base: StoreBase,
+    call: Call,
+    keyvalue: KeyValueCtx,
+    log: CallLog,
+    services: Arc<Services>,
+}
+
+impl GuestState {
+    pub(crate) fn new(services: &Arc<Services>, environment: &Arc<Environment>, call: &Call) -> Self {
+        let log = CallLog::new(services.logs.clone(), call.clone());
+        Self {
+            base: StoreBase::new(environment.clone(), Arc::new(Streams(log.clone()))),
+            call: call.clone(),
+            keyvalue: KeyValueCtx::new(services.keyvalues.clone(), call.clone()),
+            log,
+            services: services.clone(),
+        }
+    }
+}
+
+/// The interfaces that [`link`] adds to WASI, each with its version: what a component may import.
+pub(crate) const INTERFACES: [&str; 13] = [
+    "stepwell:pipeline/types@0.1.0",
+    "stepwell:model/inference@0.1.0",
+    "stepwell:vector/index@0.1.0",
+    "stepwell:sql/database@0.1.0",
+    "wasi:keyvalue/store@0.2.0-draft",
+    "wasi:keyvalue/atomics@0.2.0-draft",
+    "wasi:keyvalue/batch@0.2.0-draft",
+    "wasi:keyvalue/store@0.2.0-draft2",
+    "wasi:keyvalue/atomics@0.2.0-draft2",
+    "wasi:keyvalue/batch@0.2.0-draft2",
+    "wasi:logging/logging@0.1.0-draft",
+    "wasi:logging/logging",
+    "wasi:config/store@0.2.0-rc.1",
+];
+
+/// Adds every interface of [`INTERFACES`] that the engine does not link itself. To add one: its crate, a view in
+/// [`GuestState`], a line here and one above.
+pub(crate) fn link(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
+    stepwell_inference::add_to_linker(linker)?;
+    stepwell_vector::add_to_linker(linker)?;
+    stepwell_sql::add_to_linker(linker, |state| DatabasesView {
+        databases: &state.services.databases,
+        call: &state.call,
+        table: &mut state.base.table,
+    })?;
+    stepwell_keyvalue::add_to_linker(linker, |state| KeyValueView {
+        ctx: &mut state.keyvalue,
+        table: &mut state.base.table,
+    })?;
+    stepwell_logging::add_to_linker(linker, |state| LoggingView { log: &state.log })
+}
+
+impl StoreState for GuestState {
+    fn base(&mut self) -> &mut StoreBase {
+        &mut self.base
+    }
+}
+
+impl HasInference for GuestState {
+    fn inference(&mut self) -> InferenceView<'_> {
+        InferenceView {
+            models: &self.services.models,
+            call: &self.call,
+        }
+    }
+}
+
+impl HasVectors for GuestState {
+    fn vectors(&mut self) -> VectorsView<'_> {
+        VectorsView {
+            vectors: &self.services.vectors,
+            call: &self.call,
+        }
+    }
+}
+
+/// A guest's stdout and stderr are part of its log.
+struct Streams(CallLog);
+
+impl LogSink for Streams {
+    fn line(&self, stream: LogStream, text: &str) {
+        match stream {
+            LogStream::Stdout => self.0.line(Level::Info, Source::Stdout, text),
+            LogStream::Stderr => self.0.line(Level::Warn, Source::Stderr, text),
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! `stepwell serve`: puts the host together, runs it, and takes it down in order.
+
+use std::fs::File;
+use std::io::{IsTerminal as _, Write as _};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use stepwell_api::ApiOptions;
+use stepwell_catalog::{Catalog, CatalogError};
+use stepwell_engine::{Engine, EngineConfig};
+use stepwell_http_trigger::{HttpTrigger, RouteTable, ServeConfig};
+use stepwell_kafka_trigger::KafkaTriggers;
+use stepwell_logging::LogStore;
+use stepwell_pipeline::{Deployment, Dispatcher, Registry, RunEnd, RunObserver};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::cli::ServeArgs;
+use crate::config::{Config, Overrides};
+use crate::deployer::Deployer;
+use crate::factory::Factory;
+use crate::guest;
+use crate::management::Host;
+use crate::readiness::Health;
+use crate::services::Services;
+use crate::telemetry::{Telemetry, join_trace};
+
+/// Runs the host until it is told to stop. The error is what kept it from starting, or what it could not finish.
+pub(crate) fn run(args: ServeArgs) -> Result<()> {
+    let overrides = Overrides {
+        data_dir: args.data_dir,
+        listen: args.listen,
+        admin_listen: args.admin_listen,
+    };
+    let config = Config::load(args.config.as_deref(), &overrides)?;
+    let telemetry = Telemetry::start(config.otlp_endpoint.as_deref(), &config.service_name)?;
+    describe_metrics();
+    for warning in &config.warnings {
+        warn!("configuration: {warning}");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(serve(&config, &telemetry));
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    telemetry.stop();
+    result
+}
+
+fn describe_metrics() {
+    stepwell_api::describe_metrics();
+    stepwell_engine::describe_metrics();
+    stepwell_http_trigger::describe_metrics();
+    stepwell_inference::describe_metrics();
+    stepwell_kafka_trigger::describe_metrics();
+    stepwell_keyvalue::describe_metrics();
+    stepwell_logging::describe_metrics();
+    stepwell_pipeline::describe_metrics();
+    stepwell_sql::describe_metrics();
+    stepwell_vector::describe_metrics();
+}
+
+async fn serve(config: &Config, telemetry: &Telemetry) -> Result<()> {
+    // Sockets and the data directory first: what is taken already is found before anything is done.
+    let data = bind(config.listen, "data listener ([server] listen)").await?;
+    let admin = bind(config.admin_listen, "admin listener ([server] admin_listen)").await?;
+    let (data_address, admin_address) = (data.local_addr()?, admin.local_addr()?);
+    let _lock = lock(&config.data_dir)?;
+
+    let stopping = CancellationToken::new();
+    let services = Arc::new(Services::open(config).await?);
+    let catalog = Arc::new(Catalog::new(&config.catalog)?);
+    match catalog.migrate().await {
+        Ok(()) => {}
+        Err(error @ CatalogError::Unavailable { .. }) => warn!(%error, "starting without the catalog; it is tried again"),
+        Err(error) => return Err(error.into()),
+    }
+    let engine = Engine::new(
+        EngineConfig {
+            max_component: config.limits.component,
+            compile_timeout: config.limits.compile,
+            interfaces: guest::INTERFACES.map(str::to_owned).to_vec(),
+            ..EngineConfig::new(config.data_dir.join("cache"))
+        },
+        guest::link,
+    )?;
+    let observer = Arc::new(FailureLog(services.logs.clone()));
+    let dispatcher = Dispatcher::with(config.limits.concurrent_runs, Some(join_trace), Some(observer));
+    let registry = Arc::new(Registry::default());
+    let http = Arc::new(HttpTrigger::new(dispatcher.clone()));
+    let kafka = Arc::new(KafkaTriggers::start(config.kafka.clone(), Arc::new(dispatcher.clone()))?);
+    let triggers: Box<dyn Fn(&[Arc<Deployment>]) + Send + Sync> = {
+        let (http, kafka) = (http.clone(), kafka.clone());
+        Box::new(move |deployments| {
+            http.set_routes(RouteTable::build(deployments));
+            kafka.apply(deployments);
+        })
+    };
+    let factory = Factory {
+        engine: engine.clone(),
+        catalog: catalog.clone(),
+        services: services.clone(),
+    };
+    let deployer = Arc::new(Deployer::new(
+        catalog.clone(),
+        factory,
+        registry.clone(),
+        &config.bindings,
+        triggers,
+    ));
+    if let Err(error) = deployer.reconcile().await {
+        warn!(%error, "no pipelines yet");
+    }
+    let metrics = telemetry.metrics.clone();
+    let host = Arc::new(Host {
+        catalog: catalog.clone(),
+        engine,
+        deployer: deployer.clone(),
+        services: services.clone(),
+        registry,
+        http: http.clone(),
+        health: Health {
+            catalog: catalog.clone(),
+            services: services.clone(),
+            kafka: kafka.clone(),
+            deployer: deployer.clone(),
+            stopping: stopping.clone(),
+        },
+        render_metrics: Box::new(move || metrics.render()),
+        stopping: stopping.clone(),
+    });
+    let api = stepwell_api::router(
+        host,
+        ApiOptions {
+            admin_token: config.admin_token.clone(),
+            component_limit: config.limits.component,
+        },
+    );
+    let admin_stop = CancellationToken::new();
+    let admin_server = tokio::spawn(
+        axum::serve(admin, api)
+            .with_graceful_shutdown(admin_stop.clone().cancelled_owned())
+            .into_future(),
+    );
+    let data_server = tokio::spawn(stepwell_http_trigger::serve(
+        data,
+        http,
+        ServeConfig {
+            grace: config.grace_period,
+            ..ServeConfig::default()
+        },
+        stopping.clone(),
+    ));
+    let follower = tokio::spawn({
+        let (deployer, stopping) = (deployer.clone(), stopping.clone());
+        async move { deployer.follow(stopping).await }
+    });
+    let upkeep = tokio::spawn(upkeep(telemetry.metrics.clone(), stopping.clone()));
+    if config.admin_token.is_none() {
+        warn!("development mode: the admin listener asks for no token ([server] admin_token sets one)");
+    }
+    if kafka.is_embedded() {
+        info!(broker = kafka.bootstrap(), "embedded Kafka broker: for laptops, it keeps nothing on disk");
+    }
+    announce(&data_address.to_string(), &admin_address.to_string(), kafka.is_embedded().then(|| kafka.bootstrap()));
+
+    stop_signal().await?;
+    info!(grace_period = ?config.grace_period, "stopping: a second signal stops at once");
+    let deadline = Instant::now() + config.grace_period;
+    stopping.cancel();
+    let orderly = async {
+        let subscriptions = tokio::task::spawn_blocking(move || kafka.shutdown(deadline));
+        let _ = data_server.await;
+        dispatcher.close();
+        let unfinished = dispatcher.drained(deadline).await;
+        let _ = subscriptions.await;
+        unfinished
+    };
+    let unfinished = tokio::select! {
+        unfinished = orderly => unfinished,
+        again = stop_signal() => {
+            again?;
+            bail!("stopped at once by a second signal");
+        }
+    };
+    let _ = tokio::join!(follower, upkeep);
+    admin_stop.cancel();
+    let _ = tokio::time::timeout(Duration::from_secs(2), admin_server).await;
+    services.vectors.close().await;
+    catalog.close().await;
+    if !unfinished.is_empty() {
+        for run in &unfinished {
+            error!(run, "run did not finish within the grace period");
+        }
+        bail!("{} run(s) did not finish within the grace period", unfinished.len());
+    }
+    info!("stopped: every run has finished");
+    Ok(())
+}
+
+async fn bind(address: std::net::SocketAddr, what: &str) -> Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address} for the {what}: is another host running?"))
+}
+
+/// Makes the data directory this host's alone: embedded stores hold parts of themselves in memory.
+fn lock(data_dir: &Path) -> Result<File> {
+    std::fs::create_dir_all(data_dir).with_context(|| format!("cannot make the data directory {}", data_dir.display()))?;
+    let path = data_dir.join("host.lock");
+    let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+    // The kernel gives the lock back when the process ends, however it ends.
+    if file.try_lock().is_err() {
+        bail!("another host uses the data directory {}: stop it, or choose another with --data-dir", data_dir.display());
+    }
+    Ok(file)
+}
+
+/// The one line of stdout: where the host is.
+fn announce(data: &str, admin: &str, kafka: Option<&str>) {
+    let mut stdout = std::io::stdout().lock();
+    let written = if stdout.is_terminal() {
+        let broker = kafka.map_or_else(String::new, |kafka| format!("  kafka {kafka} (embedded)"));
+        writeln!(stdout, "stepwell is ready: data http://{data}  admin http://{admin}{broker}")
+    } else {
+        let mut line = serde_json::json!({
+            "event": "ready",
+            "data": format!("http://{data}"),
+            "admin": format!("http://{admin}"),
+            "version": stepwell_core::VERSION,
+        });
+        if let Some(kafka) = kafka {
+            line["kafka"] = kafka.into();
+        }
+        writeln!(stdout, "{line}")
+    };
+    if written.and_then(|()| stdout.flush()).is_err() {
+        info!(data, admin, "ready; nobody reads stdout");
+    }
+}
+
+async fn stop_signal() -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+/// Lets the metrics recorder drain its histograms now and then, whether or not anybody scrapes.
+async fn upkeep(metrics: metrics_exporter_prometheus::PrometheusHandle, stopping: CancellationToken) {
+    let mut ticks = tokio::time::interval(Duration::from_secs(5));
+    loop {
+        tokio::select! {
+            () = stopping.cancelled() => return,
+            _ = ticks.tick() => metrics.run_upkeep(),
+        }
+    }
+}
+
+/// Runs that failed, in the log that `stepwell logs` shows.
+struct FailureLog(Arc<LogStore>);
+
+impl RunObserver for FailureLog {
+    fn run_ended(&self, end: &RunEnd<'_>) {
+        if let Some(error) = end.error {
+            let deployment = end.deployment;
+            self.0
+                .run_error(&deployment.namespace, &deployment.name, deployment.revision, end.run, error);
+        }
+    }
+}

@@ -1,0 +1,40 @@
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use stepwell_inference::{LibraryConfig, Models, ModelsConfig};
+use stepwell_keyvalue::KeyValues;
+use stepwell_logging::{LogCapacity, LogStore};
+use stepwell_sql::Databases;
+use stepwell_vector::Vectors;
+
+use crate::config::Config;
+
+/// Everything that guests reach through host functions; it lives as long as the process.
+pub(crate) struct Services {
+    pub(crate) models: Models,
+    pub(crate) vectors: Vectors,
+    pub(crate) keyvalues: Arc<KeyValues>,
+    pub(crate) databases: Databases,
+    pub(crate) logs: Arc<LogStore>,
+}
+
+impl Services {
+    /// Opens every binding. One that is not reachable is no error: it says so when it is used, in `/readyz` and in `doctor`.
+    pub(crate) async fn open(config: &Config) -> Result<Self> {
+        let bindings = &config.bindings;
+        let models = Models::start(ModelsConfig {
+            directory: config.models_directory.clone(),
+            library: config.models_library.clone().map_or(LibraryConfig::Auto, LibraryConfig::Path),
+            bindings: bindings.models.clone(),
+            ..ModelsConfig::default()
+        })
+        .context("models")?;
+        Ok(Self {
+            models,
+            vectors: Vectors::open(&config.data_dir, bindings.vectors.clone()).await,
+            keyvalues: Arc::new(KeyValues::open(&config.data_dir, bindings.keyvalue.clone())),
+            databases: Databases::open(&config.data_dir, bindings.sql.clone())?,
+            logs: Arc::new(LogStore::new(LogCapacity::default())),
+        })
+    }
+}

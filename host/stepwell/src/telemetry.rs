@@ -1,0 +1,100 @@
+//! Logs, traces and metrics of the host itself.
+
+use std::collections::HashMap;
+use std::io::IsTerminal as _;
+
+use anyhow::{Context as _, Result};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use opentelemetry::propagation::TextMapPropagator as _;
+use opentelemetry::trace::TracerProvider as _;
+use opentelemetry_otlp::WithExportConfig as _;
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::propagation::TraceContextPropagator;
+use opentelemetry_sdk::trace::SdkTracerProvider;
+use stepwell_core::TraceContext;
+use tracing::Span;
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _};
+
+/// What must be flushed when the host stops.
+pub(crate) struct Telemetry {
+    traces: Option<SdkTracerProvider>,
+    pub(crate) metrics: PrometheusHandle,
+}
+
+/// Which log lines are wanted, in `tracing`'s own words (`info`, `stepwell=debug,sqlx=warn`).
+const LOG_VARIABLE: &str = "STEPWELL_LOG";
+
+/// Latencies from a function's few microseconds to a run's many seconds.
+const SECONDS: [f64; 16] = [
+    0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0,
+];
+
+impl Telemetry {
+    /// Starts logging to stderr (for people on a terminal, JSON elsewhere), tracing to `otlp_endpoint` if there is one, and counting.
+    pub(crate) fn start(otlp_endpoint: Option<&str>, service_name: &str) -> Result<Self> {
+        let filter = std::env::var(LOG_VARIABLE).unwrap_or_else(|_| "info,sqlx=warn,hyper=warn,tower=warn".into());
+        let filter = EnvFilter::try_new(&filter).with_context(|| format!("{LOG_VARIABLE}='{filter}'"))?;
+        let lines = if std::io::stderr().is_terminal() {
+            tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false).boxed()
+        } else {
+            tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(std::io::stderr).boxed()
+        };
+        let traces = otlp_endpoint.map(|endpoint| exporter(endpoint, service_name)).transpose()?;
+        let export = traces
+            .as_ref()
+            .map(|provider| tracing_opentelemetry::layer().with_tracer(provider.tracer("stepwell")));
+        tracing_subscriber::registry()
+            .with(filter)
+            .with(lines)
+            .with(export)
+            .try_init()
+            .context("logging is already set up")?;
+        let metrics = PrometheusBuilder::new()
+            .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &SECONDS)
+            .and_then(|builder| builder.install_recorder().map_err(Into::into))
+            .context("metrics")?;
+        Ok(Self { traces, metrics })
+    }
+
+    /// Sends what has not been sent yet.
+    pub(crate) fn stop(self) {
+        if let Some(provider) = self.traces
+            && let Err(error) = provider.shutdown()
+        {
+            tracing::warn!(%error, "the last spans were not exported");
+        }
+    }
+}
+
+fn exporter(endpoint: &str, service_name: &str) -> Result<SdkTracerProvider> {
+    let base = endpoint.trim_end_matches('/');
+    let url = if base.ends_with("/v1/traces") {
+        base.to_owned()
+    } else {
+        format!("{base}/v1/traces")
+    };
+    let exporter = opentelemetry_otlp::SpanExporter::builder()
+        .with_http()
+        .with_endpoint(url)
+        .build()
+        .context("[telemetry] otlp_endpoint")?;
+    let resource = Resource::builder()
+        .with_service_name(service_name.to_owned())
+        .with_attribute(opentelemetry::KeyValue::new("service.version", stepwell_core::VERSION))
+        .build();
+    Ok(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build())
+}
+
+/// Makes a run's span part of its caller's trace.
+pub(crate) fn join_trace(span: &Span, trace: &TraceContext) {
+    let Some(traceparent) = &trace.traceparent else {
+        return;
+    };
+    let mut headers = HashMap::from([("traceparent".to_owned(), traceparent.clone())]);
+    headers.extend(trace.tracestate.clone().map(|state| ("tracestate".to_owned(), state)));
+    // Without an exporter there is no trace to join, and that is no mistake.
+    let _ = span.set_parent(TraceContextPropagator::new().extract(&headers));
+}

@@ -1,0 +1,243 @@
+use std::error::Error;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::HeaderMap;
+use http::header::EXPECT;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body_util::{BodyExt as _, Empty, Full};
+use stepwell_pipeline::Body;
+
+use crate::problem::Problem;
+
+/// What is read, and for how long, of a body that nobody wants.
+const DISCARD_BYTES: u64 = 16 << 20;
+const DISCARD_TIME: Duration = Duration::from_secs(1);
+
+pub(crate) type BoxError = Box<dyn Error + Send + Sync>;
+
+/// A body of these bytes.
+pub(crate) fn full(bytes: Bytes) -> Body {
+    Full::new(bytes)
+        .map_err(|never| match never {})
+        .boxed_unsync()
+}
+
+/// A body of nothing.
+pub(crate) fn empty() -> Body {
+    Empty::new().map_err(|never| match never {}).boxed_unsync()
+}
+
+/// Reads a whole body. The limit holds while it is read, whatever was announced: nothing larger is ever in memory.
+pub(crate) async fn read<B>(
+    headers: &HeaderMap,
+    body: B,
+    limit: u64,
+    timeout: Duration,
+) -> Result<Bytes, Problem>
+where
+    B: HttpBody<Data = Bytes>,
+{
+    if body.is_end_stream() {
+        return Ok(Bytes::new());
+    }
+    if body.size_hint().lower() > limit {
+        discard(headers, body).await;
+        return Err(Problem::TooLarge { limit });
+    }
+    let mut body = pin!(body);
+    let read = tokio::time::timeout(timeout, collect(body.as_mut(), limit)).await;
+    let result = read.unwrap_or(Err(Problem::TooSlow));
+    if matches!(result, Err(Problem::TooLarge { .. })) {
+        drain(body).await;
+    }
+    result
+}
+
+async fn collect<B>(mut body: Pin<&mut B>, limit: u64) -> Result<Bytes, Problem>
+where
+    B: HttpBody<Data = Bytes>,
+{
+    let mut first = Bytes::new();
+    let mut all = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|_| Problem::BrokenBody)?;
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
+        if (first.len() + all.len()) as u64 + data.len() as u64 > limit {
+            return Err(Problem::TooLarge { limit });
+        }
+        // Most bodies are one frame, which is passed on without a copy.
+        if all.is_empty() && first.is_empty() {
+            first = data;
+        } else {
+            all.extend_from_slice(&std::mem::take(&mut first));
+            all.extend_from_slice(&data);
+        }
+    }
+    Ok(if all.is_empty() { first } else { all.freeze() })
+}
+
+/// Throws away a body that is not wanted, within reason. A connection that is closed while the client still sends is reset, and
+/// takes the reply with it that says why; a client that asked first has not sent anything and needs none of this.
+pub(crate) async fn discard<B>(headers: &HeaderMap, body: B)
+where
+    B: HttpBody<Data = Bytes>,
+{
+    let unsent = headers.contains_key(EXPECT) || body.size_hint().lower() > DISCARD_BYTES;
+    if !unsent && !body.is_end_stream() {
+        drain(pin!(body)).await;
+    }
+}
+
+async fn drain<B>(mut body: Pin<&mut B>)
+where
+    B: HttpBody<Data = Bytes>,
+{
+    let rest = async {
+        let mut left = DISCARD_BYTES;
+        while let Some(Ok(frame)) = body.frame().await {
+            let length = frame.data_ref().map_or(0, Bytes::len) as u64;
+            match left.checked_sub(length) {
+                Some(less) => left = less,
+                None => break,
+            }
+        }
+    };
+    let _ = tokio::time::timeout(DISCARD_TIME, rest).await;
+}
+
+/// A body on its way to a function, which ends in an error where it becomes too long.
+pub(crate) struct Limited<B> {
+    inner: B,
+    left: u64,
+    exceeded: Exceeded,
+}
+
+/// Whether a [`Limited`] body was too long.
+#[derive(Clone, Default)]
+pub(crate) struct Exceeded(Arc<AtomicBool>);
+
+impl Exceeded {
+    pub(crate) fn get(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the request's body is too large")]
+struct TooLong;
+
+impl<B> Limited<B> {
+    pub(crate) fn new(inner: B, limit: u64, exceeded: Exceeded) -> Self {
+        Self {
+            inner,
+            left: limit,
+            exceeded,
+        }
+    }
+}
+
+impl<B> HttpBody for Limited<B>
+where
+    B: HttpBody<Data = Bytes, Error: Into<BoxError>> + Unpin,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if self.exceeded.get() {
+            return Poll::Ready(None);
+        }
+        let frame = match std::task::ready!(Pin::new(&mut self.inner).poll_frame(context)) {
+            None => return Poll::Ready(None),
+            Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
+            Some(Ok(frame)) => frame,
+        };
+        let length = frame.data_ref().map_or(0, Bytes::len) as u64;
+        let Some(left) = self.left.checked_sub(length) else {
+            self.exceeded.0.store(true, Ordering::Relaxed);
+            return Poll::Ready(Some(Err(TooLong.into())));
+        };
+        self.left = left;
+        Poll::Ready(Some(Ok(frame)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::StreamBody;
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    fn chunks(
+        chunks: &'static [&'static str],
+    ) -> impl HttpBody<Data = Bytes, Error: Into<BoxError>> + Unpin {
+        let frames = chunks
+            .iter()
+            .map(|chunk| Ok::<_, BoxError>(Frame::data(Bytes::from_static(chunk.as_bytes()))));
+        StreamBody::new(futures::stream::iter(frames))
+    }
+
+    #[tokio::test]
+    async fn bodies_are_read_up_to_the_limit() {
+        assert_eq!(
+            read(&HeaderMap::new(), chunks(&[]), 0, LONG).await.unwrap(),
+            ""
+        );
+        assert_eq!(
+            read(&HeaderMap::new(), chunks(&["abc"]), 3, LONG)
+                .await
+                .unwrap(),
+            "abc"
+        );
+        assert_eq!(
+            read(&HeaderMap::new(), chunks(&["", "a", "", "bc"]), 3, LONG)
+                .await
+                .unwrap(),
+            "abc"
+        );
+        for too_long in [chunks(&["abcd"]), chunks(&["ab", "cd"])] {
+            let error = read(&HeaderMap::new(), too_long, 3, LONG)
+                .await
+                .unwrap_err();
+            assert!(matches!(error, Problem::TooLarge { limit: 3 }));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_that_never_ends_is_given_up() {
+        let stalled = StreamBody::new(futures::stream::pending::<Result<Frame<Bytes>, BoxError>>());
+        let read = read(&HeaderMap::new(), stalled, 3, Duration::from_millis(10)).await;
+        assert!(matches!(read, Err(Problem::TooSlow)));
+    }
+
+    #[tokio::test]
+    async fn a_streamed_body_breaks_off_where_it_is_too_long() {
+        let exceeded = Exceeded::default();
+        let within = Limited::new(chunks(&["ab", "c"]), 3, exceeded.clone());
+        assert_eq!(within.collect().await.unwrap().to_bytes(), "abc");
+        assert!(!exceeded.get());
+        let beyond = Limited::new(chunks(&["ab", "cd", "e"]), 3, exceeded.clone());
+        assert!(beyond.collect().await.is_err());
+        assert!(exceeded.get());
+    }
+}

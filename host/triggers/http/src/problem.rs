@@ -1,0 +1,134 @@
+use bytes::Bytes;
+use http::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use http::{Response, StatusCode};
+use serde::Serialize;
+use stepwell_core::{ErrorKind, RunId, StepError};
+use stepwell_pipeline::{Body, NotAdmitted};
+
+use crate::body;
+
+/// Every reply has this header: the key into logs and traces.
+pub const RUN_ID: HeaderName = HeaderName::from_static("stepwell-run-id");
+
+/// Bytes of a plugin's words that callers are shown.
+const MAX_DETAIL: usize = 4 << 10;
+
+/// Why a request gets no result. This is all that callers learn, and the only place that decides statuses.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Problem {
+    #[error("there is no route for this path")]
+    NoRoute,
+    #[error("this path does not take this method")]
+    WrongMethod { allow: String },
+    #[error("the request's body is larger than {limit} bytes, which is the limit of this route")]
+    TooLarge { limit: u64 },
+    #[error("the request's body did not arrive in time")]
+    TooSlow,
+    #[error("the request's body broke off")]
+    BrokenBody,
+    #[error("{0}")]
+    Malformed(String),
+    #[error("{0}")]
+    NotAdmitted(#[from] NotAdmitted),
+    #[error("{}", .0.public())]
+    Run(#[from] StepError),
+    #[error("the run failed")]
+    UnusableReply,
+}
+
+impl Problem {
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::NoRoute => StatusCode::NOT_FOUND,
+            Self::WrongMethod { .. } => StatusCode::METHOD_NOT_ALLOWED,
+            Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::TooSlow => StatusCode::REQUEST_TIMEOUT,
+            Self::BrokenBody | Self::Malformed(_) => StatusCode::BAD_REQUEST,
+            Self::NotAdmitted(NotAdmitted::Busy { .. }) => StatusCode::TOO_MANY_REQUESTS,
+            Self::NotAdmitted(NotAdmitted::ShuttingDown) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Run(error) => match error.kind {
+                ErrorKind::Invalid => StatusCode::UNPROCESSABLE_ENTITY,
+                ErrorKind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+                ErrorKind::Timeout => StatusCode::GATEWAY_TIMEOUT,
+                ErrorKind::Failed | ErrorKind::Trap | ErrorKind::Limit => {
+                    StatusCode::INTERNAL_SERVER_ERROR
+                }
+            },
+            Self::UnusableReply => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    fn code(&self) -> &'static str {
+        match self {
+            Self::NoRoute => "not-found",
+            Self::WrongMethod { .. } => "method-not-allowed",
+            Self::TooLarge { .. } => "too-large",
+            Self::TooSlow => "too-slow",
+            Self::BrokenBody => "broken-body",
+            Self::Malformed(_) => "malformed",
+            Self::NotAdmitted(NotAdmitted::Busy { .. }) => "busy",
+            Self::NotAdmitted(NotAdmitted::ShuttingDown) => "shutting-down",
+            // Which limit or trap it was is for the pipeline's owner.
+            Self::Run(error) => match error.kind {
+                ErrorKind::Invalid => "invalid",
+                ErrorKind::Unavailable => "unavailable",
+                ErrorKind::Timeout => "timeout",
+                ErrorKind::Failed | ErrorKind::Trap | ErrorKind::Limit => "failed",
+            },
+            Self::UnusableReply => "failed",
+        }
+    }
+
+    pub(crate) fn into_response(self, run: RunId) -> Response<Body> {
+        let status = self.status();
+        let detail = self.to_string();
+        let document = Document {
+            r#type: "about:blank",
+            title: status.canonical_reason().unwrap_or_default(),
+            status: status.as_u16(),
+            detail: detail
+                .get(..detail.floor_char_boundary(MAX_DETAIL))
+                .unwrap_or_default(),
+            code: self.code(),
+            run_id: run,
+        };
+        let bytes = serde_json::to_vec(&document).unwrap_or_default();
+        let mut response = Response::new(body::full(Bytes::from(bytes)));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        let json = HeaderValue::from_static("application/problem+json");
+        headers.insert(CONTENT_TYPE, json);
+        match self {
+            Self::WrongMethod { allow } => {
+                if let Ok(allow) = HeaderValue::try_from(allow) {
+                    headers.insert(ALLOW, allow);
+                }
+            }
+            Self::NotAdmitted(NotAdmitted::Busy { retry_after }) => {
+                let seconds = retry_after.as_secs_f64().ceil().max(1.0) as u64;
+                headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+            }
+            _ => {}
+        }
+        with_run_id(response, run)
+    }
+}
+
+/// The response, with the run's id on it.
+pub(crate) fn with_run_id(mut response: Response<Body>, run: RunId) -> Response<Body> {
+    if let Ok(id) = HeaderValue::try_from(run.to_string()) {
+        response.headers_mut().insert(RUN_ID, id);
+    }
+    response
+}
+
+/// RFC 9457.
+#[derive(Serialize)]
+struct Document<'a> {
+    r#type: &'static str,
+    title: &'static str,
+    status: u16,
+    detail: &'a str,
+    code: &'static str,
+    run_id: RunId,
+}

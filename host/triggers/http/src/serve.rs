@@ -1,0 +1,171 @@
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::trigger::HttpTrigger;
+
+/// What the data listener puts up with.
+#[derive(Clone, Copy, Debug)]
+pub struct ServeConfig {
+    /// Connections at once; more of them wait to be accepted.
+    pub connections: usize,
+    /// Time for a request's head to arrive, from the end of the request before it: also how long a connection may be idle.
+    pub header_timeout: Duration,
+    /// Headers of one request.
+    pub headers: usize,
+    /// Bytes of all headers of one request.
+    pub header_bytes: usize,
+    /// Time for open connections to end after `shutdown`.
+    pub grace: Duration,
+}
+
+impl Default for ServeConfig {
+    fn default() -> Self {
+        Self {
+            connections: 10_000,
+            header_timeout: Duration::from_secs(30),
+            headers: 100,
+            header_bytes: 64 << 10,
+            grace: Duration::from_secs(25),
+        }
+    }
+}
+
+/// Serves a listener until `shutdown`, then lets every request that was begun be answered within the grace period. When this
+/// returns, no connection is open.
+pub async fn serve(
+    listener: TcpListener,
+    trigger: Arc<HttpTrigger>,
+    config: ServeConfig,
+    shutdown: CancellationToken,
+) {
+    let connections = TaskTracker::new();
+    // Cancelled when the grace period is over, or this future is dropped.
+    let abort = CancellationToken::new();
+    let _abort_on_drop = abort.clone().drop_guard();
+    let slots = Arc::new(Semaphore::new(config.connections));
+    let builder = builder(&config);
+    loop {
+        let (stream, slot) = tokio::select! {
+            () = shutdown.cancelled() => break,
+            accepted = accept(&listener, &slots) => accepted,
+        };
+        let connection = connection(
+            stream,
+            trigger.clone(),
+            builder.clone(),
+            shutdown.clone(),
+            slot,
+        );
+        let abort = abort.clone();
+        connections.spawn(async move {
+            tokio::select! {
+                () = connection => {}
+                () = abort.cancelled() => {}
+            }
+        });
+    }
+    drop(listener);
+    connections.close();
+    if tokio::time::timeout(config.grace, connections.wait())
+        .await
+        .is_err()
+    {
+        tracing::warn!(
+            connections = connections.len(),
+            "connections were still open at the end of the grace period"
+        );
+        abort.cancel();
+        connections.wait().await;
+    }
+}
+
+async fn accept(
+    listener: &TcpListener,
+    slots: &Arc<Semaphore>,
+) -> (TcpStream, Option<OwnedSemaphorePermit>) {
+    let slot = slots.clone().acquire_owned().await.ok();
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => return (stream, slot),
+            Err(error) => {
+                // Mostly too many open files: they are given back by and by.
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+fn builder(config: &ServeConfig) -> Builder<TokioExecutor> {
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(config.header_timeout)
+        .max_headers(config.headers)
+        .max_buf_size(config.header_bytes);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(config.header_timeout)
+        .max_header_list_size(u32::try_from(config.header_bytes).unwrap_or(u32::MAX))
+        .max_concurrent_streams(256);
+    builder
+}
+
+async fn connection(
+    stream: TcpStream,
+    trigger: Arc<HttpTrigger>,
+    builder: Builder<TokioExecutor>,
+    shutdown: CancellationToken,
+    _slot: Option<OwnedSemaphorePermit>,
+) {
+    let _open = Open::new();
+    // Without it, a streamed response waits for the client's delayed acknowledgements.
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "TCP_NODELAY could not be set");
+    }
+    let service = service_fn(|request: http::Request<Incoming>| {
+        let trigger = trigger.clone();
+        async move { Ok::<_, Infallible>(trigger.handle(request).await) }
+    });
+    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = shutdown.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(error, "a connection ended early");
+    }
+}
+
+/// A connection that counts as open.
+struct Open(metrics::Gauge);
+
+impl Open {
+    fn new() -> Self {
+        let gauge = metrics::gauge!("stepwell_http_connections");
+        gauge.increment(1);
+        Self(gauge)
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.decrement(1);
+    }
+}

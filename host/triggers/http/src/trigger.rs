@@ -1,0 +1,248 @@
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, COOKIE, HOST, HeaderValue, PROXY_AUTHORIZATION};
+use http::request::Parts;
+use http::uri::PathAndQuery;
+use http::{HeaderMap, Request, Response, Uri};
+use http_body_util::BodyExt as _;
+use stepwell_core::RunId;
+use stepwell_pipeline::{
+    Body, Deployed, Deployment, Dispatcher, HttpTriggerSpec, RunRequest, TriggerSpec,
+};
+
+use crate::body::{self, BoxError, Exceeded, Limited};
+use crate::problem::{Problem, with_run_id};
+use crate::route::{Found, RouteTable};
+use crate::telemetry::RouteMetrics;
+use crate::{event, percent, reply};
+
+/// What `invoke` allows a pipeline that has no HTTP trigger to say otherwise.
+const DEFAULT_MAX_BODY: u64 = 1 << 20;
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Time for a whole body to arrive; it is the caller's own, and not the run's.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Answers the requests of the data listener.
+pub struct HttpTrigger {
+    dispatcher: Dispatcher,
+    routes: ArcSwap<RouteTable>,
+    unrouted: RouteMetrics,
+}
+
+/// What a request is to be run with.
+struct Intake {
+    run: RunId,
+    deployment: Arc<Deployment>,
+    trigger: &'static str,
+    max_body: u64,
+    timeout: Duration,
+    /// The path's parameters, still percent-encoded.
+    params: Vec<(String, String)>,
+}
+
+impl HttpTrigger {
+    /// A trigger without routes.
+    pub fn new(dispatcher: Dispatcher) -> Self {
+        Self {
+            dispatcher,
+            routes: ArcSwap::default(),
+            unrouted: RouteMetrics::new("", "", ""),
+        }
+    }
+
+    /// Replaces every route; requests that have found theirs keep it.
+    pub fn set_routes(&self, routes: RouteTable) {
+        self.routes.store(Arc::new(routes));
+    }
+
+    /// Answers a request of any caller.
+    pub async fn handle<B>(&self, request: Request<B>) -> Response<Body>
+    where
+        B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static,
+    {
+        let run = RunId::new();
+        let found = self
+            .routes
+            .load()
+            .find(request.method(), request.uri().path());
+        let (route, values) = match found {
+            Found::Route(route, values) => (route, values),
+            missed => {
+                let measured = self.unrouted.begin();
+                let (parts, body) = request.into_parts();
+                body::discard(&parts.headers, body).await;
+                let problem = match missed {
+                    Found::WrongMethod(allow) => Problem::WrongMethod { allow },
+                    _ => Problem::NoRoute,
+                };
+                let response = problem.into_response(run);
+                measured.answered(response.status());
+                return response;
+            }
+        };
+        let measured = route.metrics.begin();
+        let intake = Intake {
+            run,
+            deployment: route.deployment.clone(),
+            trigger: "http",
+            max_body: route.max_body,
+            timeout: route.timeout,
+            params: route.params.iter().cloned().zip(values).collect(),
+        };
+        let result = self.answer(intake, request).await;
+        let response = result.unwrap_or_else(|problem| problem.into_response(run));
+        measured.answered(response.status());
+        response
+    }
+
+    /// Runs a pipeline for a request of the management API: the same as a route of the pipeline would, with its limits.
+    ///
+    /// The guest sees nothing of the API: no credentials, and the pipeline's own path (`/` where that has parameters).
+    pub async fn invoke<B>(
+        &self,
+        deployment: Arc<Deployment>,
+        mut request: Request<B>,
+    ) -> Response<Body>
+    where
+        B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static,
+    {
+        let run = RunId::new();
+        let spec = deployment
+            .triggers
+            .iter()
+            .find_map(|trigger| match trigger {
+                TriggerSpec::Http(spec) => Some(spec),
+                TriggerSpec::Kafka(_) => None,
+            });
+        hide_api(&mut request, spec);
+        let intake = Intake {
+            run,
+            trigger: "invoke",
+            max_body: spec.map_or(DEFAULT_MAX_BODY, |spec| spec.max_body),
+            timeout: spec.map_or(DEFAULT_TIMEOUT, |spec| spec.timeout),
+            params: Vec::new(),
+            deployment,
+        };
+        let result = self.answer(intake, request).await;
+        result.unwrap_or_else(|problem| problem.into_response(run))
+    }
+
+    async fn answer<B>(
+        &self,
+        intake: Intake,
+        request: Request<B>,
+    ) -> Result<Response<Body>, Problem>
+    where
+        B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static,
+    {
+        let run = intake.run;
+        let response = match intake.deployment.body {
+            Deployed::Steps(_) => self.steps(intake, request).await?,
+            Deployed::Function(_) => self.function(intake, request).await?,
+        };
+        Ok(with_run_id(response, run))
+    }
+
+    async fn steps<B>(&self, intake: Intake, request: Request<B>) -> Result<Response<Body>, Problem>
+    where
+        B: http_body::Body<Data = Bytes>,
+    {
+        let (parts, body) = request.into_parts();
+        let extensions = extensions(&parts, &intake.params)?;
+        let headers = parts.headers;
+        let body = body::read(&headers, body, intake.max_body, BODY_TIMEOUT).await?;
+        let incoming = event::from_request(&headers, body, intake.run, &intake.deployment)
+            .map_err(|error| Problem::Malformed(error.to_string()))?;
+        let mut event = incoming.event;
+        event.extensions.extend(extensions);
+        // Taken only now: whoever sends a body slowly must not keep others from running.
+        let permit = self.dispatcher.admit()?;
+        let run = RunRequest {
+            deployment: intake.deployment,
+            run: intake.run,
+            trigger: intake.trigger,
+            event,
+            deadline: Instant::now() + intake.timeout,
+            trace: event::trace(&headers),
+        };
+        let outcome = self.dispatcher.run_inline(permit, run).await;
+        reply::from_outcome(outcome, incoming.cloudevents)
+    }
+
+    async fn function<B>(
+        &self,
+        intake: Intake,
+        request: Request<B>,
+    ) -> Result<Response<Body>, Problem>
+    where
+        B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static,
+    {
+        let limit = intake.max_body;
+        if request.body().size_hint().lower() > limit {
+            let (parts, body) = request.into_parts();
+            body::discard(&parts.headers, body).await;
+            return Err(Problem::TooLarge { limit });
+        }
+        let permit = self.dispatcher.admit()?;
+        let trace = event::trace(request.headers());
+        let exceeded = Exceeded::default();
+        let request =
+            request.map(|body| Limited::new(body, limit, exceeded.clone()).boxed_unsync());
+        let deadline = Instant::now() + intake.timeout;
+        let (deployment, run) = (intake.deployment, intake.run);
+        let response = self
+            .dispatcher
+            .handle(permit, deployment, run, request, deadline, trace)
+            .await;
+        // Whatever the function made of a body that broke off, the caller is told why it did.
+        if exceeded.get() {
+            return Err(Problem::TooLarge { limit });
+        }
+        Ok(response?)
+    }
+}
+
+/// What the host alone says of a request, as extensions of its event.
+fn extensions(
+    parts: &Parts,
+    params: &[(String, String)],
+) -> Result<Vec<(String, String)>, Problem> {
+    let uri = &parts.uri;
+    let mut extensions = vec![
+        ("httpmethod".to_owned(), parts.method.to_string()),
+        ("httppath".to_owned(), uri.path().to_owned()),
+    ];
+    if let Some(query) = uri.query() {
+        extensions.push(("httpquery".to_owned(), query.to_owned()));
+    }
+    for (name, value) in params {
+        let value = percent::decode(value).ok_or_else(|| {
+            Problem::Malformed(format!("the path's parameter '{name}' is no UTF-8"))
+        })?;
+        extensions.push((format!("httpparam{name}"), value.into_owned()));
+    }
+    Ok(extensions)
+}
+
+/// Makes a request to the API look like one to the pipeline's own route.
+fn hide_api<B>(request: &mut Request<B>, spec: Option<&HttpTriggerSpec>) {
+    let headers: &mut HeaderMap = request.headers_mut();
+    for credential in [AUTHORIZATION, PROXY_AUTHORIZATION, COOKIE] {
+        headers.remove(credential);
+    }
+    headers.insert(HOST, HeaderValue::from_static("localhost"));
+    let path = spec
+        .map(|spec| spec.path.as_str())
+        .filter(|path| !path.contains('{'))
+        .unwrap_or("/");
+    let path = match request.uri().query() {
+        Some(query) => format!("{path}?{query}"),
+        None => path.to_owned(),
+    };
+    let path = PathAndQuery::try_from(path).unwrap_or(PathAndQuery::from_static("/"));
+    *request.uri_mut() = Uri::from(path);
+}

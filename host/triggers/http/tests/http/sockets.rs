@@ -1,0 +1,425 @@
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt as _, Full};
+use stepwell_http_trigger::{HttpTrigger, RouteTable, ServeConfig, serve};
+use stepwell_pipeline::{Dispatcher, Step};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    deployment, function, inspect, one, slow_step, spec, step, steps, trigger, trigger_on,
+};
+
+/// A server on a port of its own.
+struct Server {
+    address: SocketAddr,
+    shutdown: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Server {
+    async fn start(trigger: Arc<HttpTrigger>, config: ServeConfig) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let shutdown = CancellationToken::new();
+        let task = tokio::spawn(serve(listener, trigger, config, shutdown.clone()));
+        Self {
+            address,
+            shutdown,
+            task,
+        }
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    /// Sends bytes and reads what comes back until the server closes the connection or nothing comes for a while.
+    async fn raw(&self, bytes: &[u8]) -> String {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        // The server may answer, and close, before it has read everything.
+        let _ = stream.write_all(bytes).await;
+        let mut answer = Vec::new();
+        let read = tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut answer));
+        let _ = read.await;
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+}
+
+fn client() -> reqwest::Client {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::new()
+}
+
+/// Waits for a flag that another task raises.
+async fn raised(flag: &AtomicBool) -> bool {
+    let end = Instant::now() + Duration::from_secs(10);
+    while !flag.load(Ordering::SeqCst) && Instant::now() < end {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    flag.load(Ordering::SeqCst)
+}
+
+/// A step that says that it has started, waits until it may go on, and says that it is done.
+struct Gate {
+    started: Arc<AtomicBool>,
+    go: Arc<Notify>,
+    done: Arc<AtomicBool>,
+}
+
+impl Gate {
+    fn new() -> Self {
+        Self {
+            started: Arc::default(),
+            go: Arc::default(),
+            done: Arc::default(),
+        }
+    }
+
+    fn step(&self) -> Arc<dyn Step> {
+        let (started, go, done) = (self.started.clone(), self.go.clone(), self.done.clone());
+        slow_step(move |event| {
+            let (started, go, done) = (started.clone(), go.clone(), done.clone());
+            Box::pin(async move {
+                started.store(true, Ordering::SeqCst);
+                go.notified().await;
+                done.store(true, Ordering::SeqCst);
+                Ok(vec![event])
+            })
+        })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_over_a_socket() {
+    let server = Server::start(one(inspect()), ServeConfig::default()).await;
+    let client = client();
+    for n in 0..3 {
+        let sent = client
+            .post(server.url("/p?x=1"))
+            .header("ce-specversion", "1.0");
+        let sent = sent
+            .header("ce-id", n.to_string())
+            .header("ce-source", "/s");
+        let reply = sent.header("ce-type", "t").body("hi").send().await.unwrap();
+        assert_eq!(reply.status(), 200);
+        assert_eq!(reply.headers()["ce-id"], n.to_string().as_str());
+        assert!(reply.headers().contains_key("stepwell-run-id"));
+        let event: serde_json::Value = reply.json().await.unwrap();
+        assert_eq!(event["extensions"]["httpquery"], "x=1");
+    }
+    let reply = client.get(server.url("/p")).send().await.unwrap();
+    assert_eq!(
+        (reply.status().as_u16(), &reply.headers()["allow"]),
+        (405, &"POST".parse().unwrap())
+    );
+    assert!(reply.headers().contains_key("stepwell-run-id"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn oversized_requests_are_refused_and_the_server_lives() {
+    let server = Server::start(one(inspect()), ServeConfig::default()).await;
+    let chunk = format!("400\r\n{}\r\n", "x".repeat(0x400));
+    for (request, status) in [
+        // Announced, and never sent.
+        (
+            "POST /p HTTP/1.1\r\nhost: x\r\ncontent-length: 99999999999\r\n\r\n".to_owned(),
+            "413",
+        ),
+        (
+            format!(
+                "POST /p HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n{chunk}{chunk}"
+            ),
+            "413",
+        ),
+        (
+            format!(
+                "POST /p HTTP/1.1\r\nhost: x\r\nx: {}\r\n\r\n",
+                "y".repeat(200_000)
+            ),
+            "431",
+        ),
+        (
+            format!(
+                "POST /p HTTP/1.1\r\nhost: x\r\n{}\r\n",
+                "x: y\r\n".repeat(500)
+            ),
+            "431",
+        ),
+        (
+            format!("POST /{} HTTP/1.1\r\nhost: x\r\n\r\n", "y".repeat(70_000)),
+            "4",
+        ),
+        ("NONSENSE\r\n\r\n".to_owned(), "400"),
+        (
+            "POST /p HTTP/1.1\r\nhost: x\r\nce-id: a\r\n b\r\n\r\n".to_owned(),
+            "400",
+        ),
+        (
+            "POST /p HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nab"
+                .to_owned(),
+            "400",
+        ),
+    ] {
+        let answer = server.raw(request.as_bytes()).await;
+        let shown: String = request.chars().take(60).collect();
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status}")),
+            "{shown}: {answer}"
+        );
+    }
+    let reply = client()
+        .post(server.url("/p"))
+        .body("fine")
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(reply.status(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_send_too_much_still_read_why() {
+    let server = Server::start(one(inspect()), ServeConfig::default()).await;
+    let client = client();
+    for (path, status) in [("/p", 413), ("/nowhere", 404)] {
+        for size in [2_000, 300_000, 12 << 20] {
+            // More than the sockets' buffers hold, so that a reply to a closed connection would be lost.
+            let reply = client.post(server.url(path)).body(vec![0; size]);
+            let reply = reply.send().await.unwrap();
+            assert_eq!(reply.status(), status, "{size}");
+            let document: serde_json::Value = reply.json().await.unwrap();
+            assert_eq!(document["status"], status);
+            let chunk = |_| Ok::<_, std::io::Error>(vec![0_u8; 10_000]);
+            let chunks: Vec<_> = (0..=size / 10_000).map(chunk).collect();
+            let body = reqwest::Body::wrap_stream(futures::stream::iter(chunks));
+            let reply = client
+                .post(server.url(path))
+                .body(body)
+                .send()
+                .await
+                .unwrap();
+            assert_eq!(reply.status(), status, "{size} in chunks");
+        }
+    }
+    // A client that asks first is told at once, and is not invited to send.
+    let asks =
+        "POST /p HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 5000\r\n\r\n";
+    let answer = server.raw(asks.as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_head_that_never_ends_is_given_up() {
+    let config = ServeConfig {
+        header_timeout: Duration::from_millis(100),
+        ..ServeConfig::default()
+    };
+    let server = Server::start(one(inspect()), config).await;
+    let started = Instant::now();
+    let answer = server.raw(b"POST /p HTTP/1.1\r\nhost: x\r\n").await;
+    assert!(started.elapsed() < Duration::from_secs(4), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_are_limited_and_wait_for_their_turn() {
+    let config = ServeConfig {
+        connections: 1,
+        ..ServeConfig::default()
+    };
+    let server = Server::start(one(inspect()), config).await;
+    let idle = TcpStream::connect(server.address).await.unwrap();
+    let url = server.url("/p");
+    let waiting = tokio::spawn(async move { client().post(url).send().await.unwrap().status() });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(!waiting.is_finished());
+    drop(idle);
+    assert_eq!(waiting.await.unwrap(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_hangs_up_does_not_stop_the_run() {
+    let (first, second) = (Gate::new(), Gate::new());
+    let both = steps(vec![first.step(), second.step()]);
+    let trigger = trigger(&[deployment(spec("POST", "/p"), 1, both)]);
+    let server = Server::start(trigger, ServeConfig::default()).await;
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    stream
+        .write_all(b"POST /p HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n")
+        .await
+        .unwrap();
+    assert!(raised(&first.started).await);
+    drop(stream);
+    // The server has seen it: nothing but the run itself is left.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    first.go.notify_one();
+    assert!(raised(&second.started).await, "the run was cancelled");
+    second.go.notify_one();
+    assert!(raised(&second.done).await, "the run was cancelled");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_hangs_up_does_not_stop_a_function() {
+    let gate = Gate::new();
+    let (started, go, done) = (gate.started.clone(), gate.go.clone(), gate.done.clone());
+    let waits = function(move |_| {
+        let (started, go, done) = (started.clone(), go.clone(), done.clone());
+        Box::pin(async move {
+            started.store(true, Ordering::SeqCst);
+            go.notified().await;
+            done.store(true, Ordering::SeqCst);
+            let body = Full::new(Bytes::new()).map_err(|never| match never {});
+            Ok(Response::new(body.boxed_unsync()))
+        })
+    });
+    let trigger = trigger(&[deployment(spec("", "/f/{*rest}"), 1, waits)]);
+    let server = Server::start(trigger, ServeConfig::default()).await;
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    stream
+        .write_all(b"GET /f/x HTTP/1.1\r\nhost: x\r\n\r\n")
+        .await
+        .unwrap();
+    assert!(raised(&gate.started).await);
+    drop(stream);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    gate.go.notify_one();
+    assert!(raised(&gate.done).await, "the function was cancelled");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_a_pipeline_is_applied_again_and_again_each_request_sees_one_revision() {
+    let revision = |n: u64| {
+        let mark = move || {
+            slow_step(move |mut event| {
+                Box::pin(async move {
+                    tokio::task::yield_now().await;
+                    let mut data = event.data.to_vec();
+                    data.extend(format!("{n} ").into_bytes());
+                    event.data = Bytes::from(data);
+                    Ok(vec![event])
+                })
+            })
+        };
+        deployment(spec("POST", "/p"), n, steps(vec![mark(), mark(), mark()]))
+    };
+    let trigger = trigger_on(Dispatcher::new(1_024), &[revision(1)]);
+    let server = Server::start(trigger.clone(), ServeConfig::default()).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let answered = Arc::new(AtomicU64::new(0));
+    let callers: Vec<_> = (0..16)
+        .map(|_| {
+            let (url, stop, answered) = (server.url("/p"), stop.clone(), answered.clone());
+            tokio::spawn(async move {
+                let client = client();
+                let mut newest = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    let reply = client.post(&url).send().await.unwrap();
+                    assert_eq!(reply.status(), 200);
+                    let text = reply.text().await.unwrap();
+                    let seen: Vec<u64> = text
+                        .split_whitespace()
+                        .map(|n| n.parse().unwrap())
+                        .collect();
+                    assert_eq!(seen.len(), 3, "{text}");
+                    assert!(seen.iter().all(|n| *n == seen[0]), "{text}");
+                    assert!(seen[0] >= newest, "an older revision came back");
+                    newest = seen[0];
+                    answered.fetch_add(1, Ordering::Relaxed);
+                }
+            })
+        })
+        .collect();
+    let mut applied = 1;
+    while answered.load(Ordering::Relaxed) < 3_000 {
+        applied += 1;
+        trigger.set_routes(RouteTable::build(&[revision(applied)]));
+        tokio::time::sleep(Duration::from_micros(200)).await;
+        assert!(callers.iter().all(|caller| !caller.is_finished()));
+    }
+    stop.store(true, Ordering::Relaxed);
+    for caller in callers {
+        caller.await.unwrap();
+    }
+    assert!(applied > 10);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn shutdown_answers_what_was_begun_and_takes_nothing_new() {
+    let gate = Gate::new();
+    let server = Server::start(one(gate.step()), ServeConfig::default()).await;
+    let idle = TcpStream::connect(server.address).await.unwrap();
+    let url = server.url("/p");
+    let begun = tokio::spawn(async move { client().post(url).body("x").send().await.unwrap() });
+    assert!(raised(&gate.started).await);
+    server.shutdown.cancel();
+    let end = Instant::now() + Duration::from_secs(5);
+    while TcpStream::connect(server.address).await.is_ok() {
+        assert!(Instant::now() < end, "the listener is still open");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(!server.task.is_finished());
+    gate.go.notify_one();
+    assert_eq!(begun.await.unwrap().text().await.unwrap(), "x");
+    drop(idle);
+    tokio::time::timeout(Duration::from_secs(5), server.task)
+        .await
+        .unwrap()
+        .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn shutdown_does_not_wait_for_ever() {
+    let gate = Gate::new();
+    let config = ServeConfig {
+        grace: Duration::from_millis(100),
+        ..ServeConfig::default()
+    };
+    let server = Server::start(one(gate.step()), config).await;
+    let url = server.url("/p");
+    let begun = tokio::spawn(async move { client().post(url).send().await.is_err() });
+    assert!(raised(&gate.started).await);
+    server.shutdown.cancel();
+    tokio::time::timeout(Duration::from_secs(5), server.task)
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(begun.await.unwrap());
+    // The run is the dispatcher's, and goes on.
+    gate.go.notify_one();
+    assert!(raised(&gate.done).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn http2_with_prior_knowledge() {
+    let server = Server::start(one(step(|event| Ok(vec![event]))), ServeConfig::default()).await;
+    let stream = TcpStream::connect(server.address).await.unwrap();
+    let (mut sender, connection) = hyper::client::conn::http2::handshake(
+        hyper_util::rt::TokioExecutor::new(),
+        hyper_util::rt::TokioIo::new(stream),
+    )
+    .await
+    .unwrap();
+    let connection = tokio::spawn(connection);
+    for text in ["hi", "again"] {
+        let body = Full::new(Bytes::from_static(text.as_bytes()));
+        let request = Request::post(server.url("/p")).body(body).unwrap();
+        let reply = sender.send_request(request).await.unwrap();
+        assert_eq!(reply.status(), 200);
+        assert!(reply.headers().contains_key("stepwell-run-id"));
+        assert_eq!(reply.into_body().collect().await.unwrap().to_bytes(), text);
+    }
+    server.shutdown.cancel();
+    tokio::time::timeout(Duration::from_secs(5), server.task)
+        .await
+        .unwrap()
+        .unwrap();
+    drop(sender);
+    connection.abort();
+}

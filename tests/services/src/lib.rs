@@ -1,0 +1,48 @@
+//! The real services that tests and the demo talk to: PostgreSQL, Redis and Apache Kafka, each started on a free port
+//! in a temporary directory, and stopped when its value is dropped or the process that started it ends, however it ends.
+//!
+//! `deploy/setup.sh` installs them; a service that is missing is an error that says so.
+
+mod guarded;
+mod kafka;
+mod postgres;
+mod redis;
+
+pub use kafka::Kafka;
+pub use postgres::Postgres;
+pub use redis::Redis;
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+/// A port that nobody listens on just now.
+pub fn free_port() -> Result<u16> {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).context("no free port on loopback")?;
+    Ok(listener.local_addr()?.port())
+}
+
+/// Where `deploy/setup.sh` puts what it installs.
+pub fn cache_dir() -> PathBuf {
+    std::env::var_os("STEPWELL_CACHE").map_or_else(
+        || {
+            let home = std::env::var_os("HOME").map_or_else(|| PathBuf::from("/root"), PathBuf::from);
+            home.join(".cache/stepwell")
+        },
+        PathBuf::from,
+    )
+}
+
+/// Waits until `ready` holds.
+fn wait_for(what: &str, limit: Duration, mut ready: impl FnMut() -> bool) -> Result<()> {
+    let end = Instant::now() + limit;
+    while !ready() {
+        if Instant::now() > end {
+            bail!("{what} was not ready within {} s", limit.as_secs());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
