@@ -145,27 +145,30 @@ setup_deny() {
   rm -rf "$CACHE/tools-target"
 }
 
-# The same release as the host's own engine: what it is measured against.
+# The same release as the host's own engine: what it is measured against. All default features but those of other subcommands
+# and of interfaces that the measured component does not import: what a feature costs at run time stays in.
 setup_wasmtime() {
+  local features=run,serve,cranelift,parallel-compilation,pooling-allocator,logging,backtrace,demangle,addr2line,profiling
+  features+=,coredump,debug,debug-builtins,component-model,component-model-async,threads,gc,gc-copying,gc-drc,gc-null,stack-switching
   [ -x "$CACHE/bin/wasmtime" ] && return
   say "building wasmtime $WASMTIME_VERSION (once)"
   cargo install --quiet --locked --root "$CACHE" --target-dir "$CACHE/tools-target" wasmtime-cli@$WASMTIME_VERSION \
-    --no-default-features --features serve,run,cranelift,pooling-allocator,component-model,parallel-compilation,logging >&2 \
+    --no-default-features --features "$features" >&2 \
     || { lack "wasmtime: 'cargo install wasmtime-cli@$WASMTIME_VERSION' failed"; return; }
   rm -rf "$CACHE/tools-target"
 }
 
 # The vendor's own clients, which the stand-in of Pinecone's service is tested with.
 setup_pinecone() {
-  local dir="$CACHE/pinecone-venv-$1"
-  [ -e "$dir/complete" ] && return
-  say "installing Pinecone's Python client $1"
-  rm -rf "$dir"
-  if python3 -m venv "$dir" && "$dir/bin/pip" install --quiet "pinecone==$1" >&2; then
-    touch "$dir/complete"
-  else
-    lack "Pinecone's Python client $1: 'pip install pinecone==$1' failed"
-  fi
+  local major venv
+  for major in 7 10; do
+    venv="$CACHE/pinecone-venv-$major"
+    "$venv/bin/python" -c 'import pinecone' 2>/dev/null && continue
+    say "installing Pinecone's Python client $major (45 MB, once)"
+    python3 -m venv --clear "$venv" >&2 \
+      && "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "pinecone==$major.*" >&2 \
+      || lack "Pinecone's Python client $major: 'pip install pinecone==$major.*' failed; it needs python3 with venv"
+  done
 }
 
 for part in "${@:-packages guest tensorflow services kafka}"; do

@@ -4,7 +4,7 @@
 //! crate of the host may depend on this one.
 
 mod call;
-mod cloudevents;
+pub mod cloudevents;
 mod digest;
 mod error;
 mod event;
@@ -19,7 +19,6 @@ mod units;
 mod version;
 
 pub use call::{Call, RunId, StepScope};
-pub use cloudevents::{InvalidCloudEvent, check_specversion};
 pub use digest::Digest;
 pub use error::{Blame, ErrorKind, StepError};
 pub use event::Event;

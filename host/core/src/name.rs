@@ -99,7 +99,17 @@ mod tests {
         for good in ["a", "digit-reader", "x9", &"a".repeat(63)] {
             assert_eq!(good.parse::<Name>().unwrap().as_str(), good);
         }
-        for bad in ["", "9a", "-a", "A", "a_b", "a/b", "..", "é", &"a".repeat(64)] {
+        for bad in [
+            "",
+            "9a",
+            "-a",
+            "A",
+            "a_b",
+            "a/b",
+            "..",
+            "é",
+            &"a".repeat(64),
+        ] {
             assert!(bad.parse::<Name>().is_err(), "{bad}");
         }
     }

@@ -298,8 +298,11 @@ impl<'a> MapReader<'a> {
                     || format!("known here: {}", self.known.join(", ")),
                     |known| format!("perhaps {known}"),
                 );
-                self.at
-                    .key_problem(key, format!("unknown key '{}'", shorten(&key.name)), Some(hint));
+                self.at.key_problem(
+                    key,
+                    format!("unknown key '{}'", shorten(&key.name)),
+                    Some(hint),
+                );
             }
         }
     }
@@ -359,7 +362,11 @@ mod tests {
         assert!(map.required("id").and_then(|at| at.name()).is_none());
         assert!(map.required("gone").is_none());
         map.finish();
-        let shown: Vec<String> = problems.into_sorted().iter().map(ToString::to_string).collect();
+        let shown: Vec<String> = problems
+            .into_sorted()
+            .iter()
+            .map(ToString::to_string)
+            .collect();
         assert_eq!(
             shown,
             [

@@ -20,7 +20,12 @@ pub fn parse_toml(text: &str) -> Result<Node, Vec<Problem>> {
             problem(at, format!("not TOML: {}", error.message()))
         })
         .collect();
-    let node = table(root.get_ref(), lines.position(root.span()), &lines, &mut problems);
+    let node = table(
+        root.get_ref(),
+        lines.position(root.span()),
+        &lines,
+        &mut problems,
+    );
     if problems.is_empty() {
         Ok(node)
     } else {
@@ -28,7 +33,12 @@ pub fn parse_toml(text: &str) -> Result<Node, Vec<Problem>> {
     }
 }
 
-fn table(table: &DeTable<'_>, position: Position, lines: &Lines<'_>, problems: &mut Vec<Problem>) -> Node {
+fn table(
+    table: &DeTable<'_>,
+    position: Position,
+    lines: &Lines<'_>,
+    problems: &mut Vec<Problem>,
+) -> Node {
     let mut entries: Vec<(Key, Node)> = table
         .iter()
         .map(|(name, node)| {
@@ -61,9 +71,12 @@ fn value(node: &Spanned<DeValue<'_>>, lines: &Lines<'_>, problems: &mut Vec<Prob
         },
         DeValue::Float(digits) => digits.as_str().parse().map_or(Value::Null, Value::Float),
         DeValue::Datetime(time) => Value::String(time.to_string()),
-        DeValue::Array(items) => {
-            Value::Sequence(items.iter().map(|item| self::value(item, lines, problems)).collect())
-        }
+        DeValue::Array(items) => Value::Sequence(
+            items
+                .iter()
+                .map(|item| self::value(item, lines, problems))
+                .collect(),
+        ),
         DeValue::Table(inner) => return table(inner, position, lines, problems),
     };
     Node { value, position }
@@ -84,7 +97,10 @@ impl<'a> Lines<'a> {
     }
 
     fn position(&self, span: Range<usize>) -> Position {
-        let line = self.starts.partition_point(|start| *start <= span.start).max(1);
+        let line = self
+            .starts
+            .partition_point(|start| *start <= span.start)
+            .max(1);
         let start = self.starts.get(line - 1).copied().unwrap_or(0);
         let column = self
             .text
@@ -123,13 +139,22 @@ mod tests {
             })
         );
         let listen = node.get("server").unwrap().get("listen").unwrap();
-        assert_eq!(listen.position, Position { line: 2, column: 10 });
+        assert_eq!(
+            listen.position,
+            Position {
+                line: 2,
+                column: 10
+            }
+        );
     }
 
     #[test]
     fn every_syntax_error_is_reported() {
         let problems = parse_toml("a = \nb = [\"x\"\nc = 99999999999999999999\n").unwrap_err();
-        assert!(problems.iter().any(|problem| problem.line == Some(1)), "{problems:?}");
+        assert!(
+            problems.iter().any(|problem| problem.line == Some(1)),
+            "{problems:?}"
+        );
         assert!(problems.len() >= 2, "{problems:?}");
     }
 }

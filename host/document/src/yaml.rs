@@ -59,7 +59,10 @@ impl Builder {
             Event::DocumentStart(_) => {
                 self.documents += 1;
                 if self.documents > 1 {
-                    return Err(problem(at, "a second document begins here: write one a file"));
+                    return Err(problem(
+                        at,
+                        "a second document begins here: write one a file",
+                    ));
                 }
                 Ok(())
             }
@@ -92,17 +95,35 @@ impl Builder {
             return Err(problem(at, "a key must be a text"));
         }
         if self.open.len() >= MAX_DEPTH {
-            return Err(problem(at, format!("nested deeper than {MAX_DEPTH} levels")));
+            return Err(problem(
+                at,
+                format!("nested deeper than {MAX_DEPTH} levels"),
+            ));
         }
         self.open.push((open, at));
         Ok(())
     }
 
-    fn scalar(&mut self, text: Cow<'_, str>, style: ScalarStyle, at: Position) -> Result<(), Problem> {
-        if let Some((Open::Mapping { entries, key: key @ None }, _)) = self.open.last_mut() {
+    fn scalar(
+        &mut self,
+        text: Cow<'_, str>,
+        style: ScalarStyle,
+        at: Position,
+    ) -> Result<(), Problem> {
+        if let Some((
+            Open::Mapping {
+                entries,
+                key: key @ None,
+            },
+            _,
+        )) = self.open.last_mut()
+        {
             if let Some((first, _)) = entries.iter().find(|(first, _)| first.name == text) {
                 let line = first.position.line;
-                return Err(problem(at, format!("the key '{text}' is there already, at line {line}")));
+                return Err(problem(
+                    at,
+                    format!("the key '{text}' is there already, at line {line}"),
+                ));
             }
             *key = Some(Key {
                 name: text.into_owned(),
@@ -132,7 +153,9 @@ impl Builder {
             None => self.root = Some(node),
             Some((Open::Sequence(items), _)) => items.push(node),
             Some((Open::Mapping { entries, key }, _)) => {
-                let key = key.take().ok_or_else(|| problem(position, "a key must be a text"))?;
+                let key = key
+                    .take()
+                    .ok_or_else(|| problem(position, "a key must be a text"))?;
                 entries.push((key, node));
             }
         }
@@ -187,7 +210,10 @@ mod tests {
         assert_eq!(items[1].position, Position { line: 4, column: 5 });
         assert_eq!(
             items[1].get("y").unwrap().position,
-            Position { line: 4, column: 18 }
+            Position {
+                line: 4,
+                column: 18
+            }
         );
     }
 

@@ -19,13 +19,31 @@ pub(crate) struct Cli {
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ClientArgs {
     /// Address of the host's admin listener
-    #[arg(long, global = true, env = "STEPWELL_URL", default_value = "http://127.0.0.1:8081", help_heading = "Client options")]
+    #[arg(
+        long,
+        global = true,
+        env = "STEPWELL_URL",
+        default_value = "http://127.0.0.1:8081",
+        help_heading = "Client options"
+    )]
     pub(crate) url: String,
     /// Token for the admin listener
-    #[arg(long, global = true, env = "STEPWELL_TOKEN", hide_env_values = true, help_heading = "Client options")]
+    #[arg(
+        long,
+        global = true,
+        env = "STEPWELL_TOKEN",
+        hide_env_values = true,
+        help_heading = "Client options"
+    )]
     pub(crate) token: Option<String>,
     /// Namespace that the command works in
-    #[arg(long, global = true, env = "STEPWELL_NAMESPACE", default_value = "default", help_heading = "Client options")]
+    #[arg(
+        long,
+        global = true,
+        env = "STEPWELL_NAMESPACE",
+        default_value = "default",
+        help_heading = "Client options"
+    )]
     pub(crate) namespace: String,
     /// Print one JSON value on stdout, and errors as problem+json
     #[arg(long, global = true, help_heading = "Client options")]

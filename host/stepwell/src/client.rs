@@ -28,7 +28,9 @@ pub(crate) enum Failure {
     #[error("{0}")]
     Usage(String),
     /// No host answers: exit code 3.
-    #[error("no host answers at {url}: {reason}; is it running? start it with 'stepwell serve', or name another with --url")]
+    #[error(
+        "no host answers at {url}: {reason}; is it running? start it with 'stepwell serve', or name another with --url"
+    )]
     Unreachable { url: String, reason: String },
 }
 
@@ -73,11 +75,21 @@ impl From<anyhow::Error> for Failure {
 /// A problem+json in words: its detail, then each of its errors.
 fn describe(problem: &Value) -> String {
     let text = |key: &str| problem.get(key).and_then(Value::as_str);
-    let mut message = text("detail").or_else(|| text("title")).unwrap_or("the host refused").to_owned();
+    let mut message = text("detail")
+        .or_else(|| text("title"))
+        .unwrap_or("the host refused")
+        .to_owned();
     if let Some(run) = text("run_id") {
-        message.push_str(&format!("\n  run {run}: 'stepwell logs' shows what happened"));
+        message.push_str(&format!(
+            "\n  run {run}: 'stepwell logs' shows what happened"
+        ));
     }
-    for error in problem.get("errors").and_then(Value::as_array).into_iter().flatten() {
+    for error in problem
+        .get("errors")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+    {
         if let Ok(error) = serde_json::from_value::<stepwell_core::Problem>(error.clone()) {
             message.push_str(&format!("\n  {error}"));
         }
@@ -89,7 +101,9 @@ impl Client {
     pub(crate) fn new(args: &ClientArgs) -> Result<Self, Failure> {
         let base = args.url.trim_end_matches('/').to_owned();
         if !base.starts_with("http://") && !base.starts_with("https://") {
-            return Err(Failure::Usage(format!("--url '{base}' is not a URL: write http://HOST:PORT")));
+            return Err(Failure::Usage(format!(
+                "--url '{base}' is not a URL: write http://HOST:PORT"
+            )));
         }
         let http = reqwest::Client::builder()
             .connect_timeout(Duration::from_secs(5))
@@ -106,7 +120,10 @@ impl Client {
 
     /// A request for something in the namespace.
     pub(crate) fn scoped(&self, method: Method, path: &str) -> RequestBuilder {
-        self.request(method, &format!("/api/v1/namespaces/{}/{path}", self.namespace))
+        self.request(
+            method,
+            &format!("/api/v1/namespaces/{}/{path}", self.namespace),
+        )
     }
 
     /// A request for anything else.
@@ -120,7 +137,10 @@ impl Client {
 
     /// Sends a request; an answer that is no success becomes a [`Failure`].
     pub(crate) async fn send(&self, request: RequestBuilder) -> Result<Response, Failure> {
-        let response = request.send().await.map_err(|error| self.transport(&error))?;
+        let response = request
+            .send()
+            .await
+            .map_err(|error| self.transport(&error))?;
         if response.status().is_success() {
             return Ok(response);
         }
@@ -132,11 +152,15 @@ impl Client {
     /// Sends a request and reads a JSON answer (`null` when there is none).
     pub(crate) async fn json(&self, request: RequestBuilder) -> Result<Value, Failure> {
         let response = self.send(request).await?;
-        let body = response.bytes().await.map_err(|error| self.transport(&error))?;
+        let body = response
+            .bytes()
+            .await
+            .map_err(|error| self.transport(&error))?;
         if body.is_empty() {
             return Ok(Value::Null);
         }
-        serde_json::from_slice(&body).map_err(|error| Failure::Local(format!("the host's answer is not JSON: {error}")))
+        serde_json::from_slice(&body)
+            .map_err(|error| Failure::Local(format!("the host's answer is not JSON: {error}")))
     }
 
     /// Every item of a list, page by page.
@@ -149,8 +173,16 @@ impl Client {
                 request = request.query(&[("cursor", cursor)]);
             }
             let page = self.json(request).await?;
-            items.extend(page.get("items").and_then(Value::as_array).cloned().unwrap_or_default());
-            cursor = page.get("next_cursor").and_then(Value::as_str).map(str::to_owned);
+            items.extend(
+                page.get("items")
+                    .and_then(Value::as_array)
+                    .cloned()
+                    .unwrap_or_default(),
+            );
+            cursor = page
+                .get("next_cursor")
+                .and_then(Value::as_str)
+                .map(str::to_owned);
             if cursor.is_none() {
                 return Ok(items);
             }

@@ -72,7 +72,12 @@ pub(crate) struct Bindings {
 impl Bindings {
     /// Every binding's kind and name.
     pub(crate) fn names(&self) -> Vec<(BindingKind, String)> {
-        let of = |kind, names: Vec<&String>| names.into_iter().map(move |name| (kind, name.clone())).collect::<Vec<_>>();
+        let of = |kind, names: Vec<&String>| {
+            names
+                .into_iter()
+                .map(move |name| (kind, name.clone()))
+                .collect::<Vec<_>>()
+        };
         [
             of(BindingKind::Models, self.models.keys().collect()),
             of(BindingKind::Vectors, self.vectors.keys().collect()),
@@ -138,8 +143,16 @@ impl Config {
             }
         };
         let found = text.is_some().then(|| path.clone());
-        Self::parse(found, text.as_deref().unwrap_or(""), overrides, &environment)
-            .map_err(|problems| ConfigError { file: path, problems })
+        Self::parse(
+            found,
+            text.as_deref().unwrap_or(""),
+            overrides,
+            &environment,
+        )
+        .map_err(|problems| ConfigError {
+            file: path,
+            problems,
+        })
     }
 
     fn parse(
@@ -186,7 +199,9 @@ impl Reader<'_> {
     fn read(&self, root: &Node, problems: &Problems, file: Option<PathBuf>) -> Option<Config> {
         let mut sections = At::root(root, problems).mapping()?;
         let server = self.server(&mut section(&mut sections, "server"));
-        let data_dir = server.as_ref().map_or_else(PathBuf::new, |server| server.data_dir.clone());
+        let data_dir = server
+            .as_ref()
+            .map_or_else(PathBuf::new, |server| server.data_dir.clone());
         let catalog = self.catalog(&mut section(&mut sections, "catalog"), &data_dir);
         let kafka = self.kafka(&mut section(&mut sections, "kafka"));
         let (models_directory, models_library) = self.models(&mut section(&mut sections, "models"));
@@ -222,13 +237,17 @@ impl Reader<'_> {
         let listen = address(section, "listen", "127.0.0.1:8080");
         let admin_listen = address(section, "admin_listen", "127.0.0.1:8081");
         let data_dir = self.path(section, "data_dir", "stepwell-data");
-        let admin_token = section.optional("admin_token").and_then(|at| self.secrets.read(&at));
+        let admin_token = section
+            .optional("admin_token")
+            .and_then(|at| self.secrets.read(&at));
         let grace_period = duration(section, "grace_period", Duration::from_secs(25));
         let at = section.at("admin_listen");
         section.finish();
         let (listen, admin_listen) = (listen?, admin_listen?);
         if !admin_listen.ip().is_loopback() && admin_token.is_none() {
-            let message = format!("the admin listener at {admin_listen} is not on loopback, and there is no admin_token");
+            let message = format!(
+                "the admin listener at {admin_listen} is not on loopback, and there is no admin_token"
+            );
             let hint = "set [server] admin_token = { env = \"STEPWELL_ADMIN_TOKEN\" }, or listen on 127.0.0.1";
             match at {
                 Some(at) => at.problem_with_hint(message, hint),
@@ -267,10 +286,15 @@ impl Reader<'_> {
                 "embedded" => Some(Brokers::Embedded),
                 servers => {
                     let wrong = servers.split(',').find(|server| {
-                        server.rsplit_once(':').is_none_or(|(host, port)| host.trim().is_empty() || port.parse::<u16>().is_err())
+                        server.rsplit_once(':').is_none_or(|(host, port)| {
+                            host.trim().is_empty() || port.parse::<u16>().is_err()
+                        })
                     });
                     if let Some(wrong) = wrong {
-                        at.problem_with_hint(format!("'{wrong}' is not host:port"), "or write \"embedded\"");
+                        at.problem_with_hint(
+                            format!("'{wrong}' is not host:port"),
+                            "or write \"embedded\"",
+                        );
                         None
                     } else {
                         Some(Brokers::Servers(servers.to_owned()))
@@ -278,11 +302,22 @@ impl Reader<'_> {
                 }
             },
         };
-        let drain_timeout = duration(section, "drain_timeout", KafkaConfig::default().drain_timeout);
+        let drain_timeout = duration(
+            section,
+            "drain_timeout",
+            KafkaConfig::default().drain_timeout,
+        );
         let mut properties = Vec::new();
-        for (key, at) in section.optional("properties").and_then(|at| at.entries()).unwrap_or_default() {
+        for (key, at) in section
+            .optional("properties")
+            .and_then(|at| at.entries())
+            .unwrap_or_default()
+        {
             if RESERVED_PROPERTIES.contains(&key.name.as_str()) {
-                at.problem(format!("'{}' is the host's own: what it promises rests on it", key.name));
+                at.problem(format!(
+                    "'{}' is the host's own: what it promises rests on it",
+                    key.name
+                ));
                 continue;
             }
             let value = match &at.node().value {
@@ -291,7 +326,10 @@ impl Reader<'_> {
                 Value::Float(value) => Some(value.to_string()),
                 Value::String(value) => Some(value.clone()),
                 // `ssl.key.password = { env = "…" }` and the like.
-                _ => self.secrets.read(&at).map(|secret| secret.expose().to_owned()),
+                _ => self
+                    .secrets
+                    .read(&at)
+                    .map(|secret| secret.expose().to_owned()),
             };
             if let Some(value) = value {
                 properties.push((key.name.clone(), value));
@@ -308,7 +346,9 @@ impl Reader<'_> {
     fn models(&self, section: &mut Section<'_>) -> (PathBuf, Option<PathBuf>) {
         let directory = self.path(section, "directory", "models");
         let library = match section.optional("library") {
-            Some(at) if at.string() != Some("auto") => at.string().map(|text| self.resolve(&at, text)),
+            Some(at) if at.string() != Some("auto") => {
+                at.string().map(|text| self.resolve(&at, text))
+            }
             _ => None,
         };
         section.finish();
@@ -317,7 +357,9 @@ impl Reader<'_> {
 
     fn path(&self, section: &mut Section<'_>, key: &'static str, default: &str) -> PathBuf {
         match section.optional(key) {
-            Some(at) => at.string().map_or_else(PathBuf::new, |text| self.resolve(&at, text)),
+            Some(at) => at
+                .string()
+                .map_or_else(PathBuf::new, |text| self.resolve(&at, text)),
             None => self.base.join(default),
         }
     }
@@ -380,23 +422,36 @@ fn address(section: &mut Section<'_>, key: &'static str, default: &str) -> Optio
     };
     let text = at.string()?;
     // Names such as localhost are welcome, as everywhere else.
-    let resolved = text.parse().ok().or_else(|| text.to_socket_addrs().ok()?.next());
+    let resolved = text
+        .parse()
+        .ok()
+        .or_else(|| text.to_socket_addrs().ok()?.next());
     if resolved.is_none() {
-        at.problem_with_hint(format!("'{text}' is not an address"), "write ADDRESS:PORT, such as 127.0.0.1:8080");
+        at.problem_with_hint(
+            format!("'{text}' is not an address"),
+            "write ADDRESS:PORT, such as 127.0.0.1:8080",
+        );
     }
     resolved
 }
 
 fn duration(section: &mut Section<'_>, key: &'static str, default: Duration) -> Option<Duration> {
-    section.optional(key).map_or(Some(default), |at| at.duration())
+    section
+        .optional(key)
+        .map_or(Some(default), |at| at.duration())
 }
 
 fn limits(section: &mut Section<'_>) -> Option<HostLimits> {
-    let component = section.optional("component").map_or(Some(64 << 20), |at| at.size());
+    let component = section
+        .optional("component")
+        .map_or(Some(64 << 20), |at| at.size());
     let compile = duration(section, "compile", Duration::from_secs(120));
-    let concurrent_runs = section.optional("concurrent_runs").map_or(Some(1024), |at| {
-        at.integer(1, 1_000_000).and_then(|number| usize::try_from(number).ok())
-    });
+    let concurrent_runs = section
+        .optional("concurrent_runs")
+        .map_or(Some(1024), |at| {
+            at.integer(1, 1_000_000)
+                .and_then(|number| usize::try_from(number).ok())
+        });
     section.finish();
     Some(HostLimits {
         component: component?,
@@ -411,7 +466,10 @@ fn telemetry(section: &mut Section<'_>) -> (Option<String>, String) {
         if text.starts_with("http://") || text.starts_with("https://") {
             return Some(text.to_owned());
         }
-        at.problem_with_hint(format!("'{text}' is not a URL"), "such as http://127.0.0.1:4318");
+        at.problem_with_hint(
+            format!("'{text}' is not a URL"),
+            "such as http://127.0.0.1:4318",
+        );
         None
     });
     let name = section
@@ -430,7 +488,11 @@ const NOWHERE: Position = Position { line: 0, column: 0 };
 mod tests {
     use super::*;
 
-    fn parse_with(text: &str, environment: &[(&str, &str)], overrides: &Overrides) -> Result<Config, Vec<String>> {
+    fn parse_with(
+        text: &str,
+        environment: &[(&str, &str)],
+        overrides: &Overrides,
+    ) -> Result<Config, Vec<String>> {
         let lookup = |name: &str| {
             environment
                 .iter()
@@ -457,7 +519,10 @@ mod tests {
     #[test]
     fn flags_win_over_environment_over_file() {
         let text = "[server]\nlisten = \"127.0.0.1:1\"\nadmin_listen = \"127.0.0.1:1\"\ndata_dir = \"a\"\n";
-        let environment = [("STEPWELL_SERVER_LISTEN", "127.0.0.1:2"), ("STEPWELL_SERVER_ADMIN_LISTEN", "127.0.0.1:2")];
+        let environment = [
+            ("STEPWELL_SERVER_LISTEN", "127.0.0.1:2"),
+            ("STEPWELL_SERVER_ADMIN_LISTEN", "127.0.0.1:2"),
+        ];
         let overrides = Overrides {
             listen: Some("127.0.0.1:3".into()),
             ..Overrides::default()
@@ -481,7 +546,10 @@ mod tests {
             "'host' is missing",
             "/bindings/sql/results/backend: 'mysql' is not one of",
         ] {
-            assert!(shown.iter().any(|line| line.contains(part)), "{part} in {shown:#?}");
+            assert!(
+                shown.iter().any(|line| line.contains(part)),
+                "{part} in {shown:#?}"
+            );
         }
     }
 
@@ -500,14 +568,22 @@ mod tests {
         let config = parse_with(text, &[("TOKEN", "s3cret")], &Overrides::default()).unwrap();
         assert_eq!(config.warnings.len(), 1);
         let shown = format!("{config:?}");
-        assert!(!shown.contains("s3cret") && !shown.contains("pw@"), "{shown}");
+        assert!(
+            !shown.contains("s3cret") && !shown.contains("pw@"),
+            "{shown}"
+        );
         let missing = parse(text).unwrap_err();
         assert!(missing[0].contains("TOKEN"), "{missing:?}");
     }
 
     #[test]
     fn a_mistake_in_the_environment_names_the_variable() {
-        let shown = parse_with("", &[("STEPWELL_LIMITS_COMPONENT", "64")], &Overrides::default()).unwrap_err();
+        let shown = parse_with(
+            "",
+            &[("STEPWELL_LIMITS_COMPONENT", "64")],
+            &Overrides::default(),
+        )
+        .unwrap_err();
         assert!(shown[0].contains("STEPWELL_LIMITS_COMPONENT"), "{shown:?}");
         assert!(!shown[0].starts_with('0'), "{shown:?}");
     }

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use stepwell_catalog::{
-    Applied, Catalog, CatalogError, Change, Expected, NewRevision, PinnedStep, PipelineRevision, Precondition, Snapshot,
+    Applied, Catalog, CatalogError, Change, Expected, NewRevision, PinnedStep, PipelineRevision,
+    Precondition, Snapshot,
 };
 use stepwell_core::{Name, Problem};
 use stepwell_pipeline::{
@@ -21,6 +22,9 @@ use crate::factory::Factory;
 /// Deployments that are prepared side by side at the start.
 const CONCURRENCY: usize = 8;
 
+/// Told of every deployment whenever one has changed.
+pub(crate) type OnChange = Box<dyn Fn(&[Arc<Deployment>]) + Send + Sync>;
+
 /// Validates and applies pipelines, and deploys whatever the catalog holds, whoever changed it.
 pub(crate) struct Deployer {
     catalog: Arc<Catalog>,
@@ -28,7 +32,7 @@ pub(crate) struct Deployer {
     registry: Arc<Registry>,
     bindings: Vec<(stepwell_core::BindingKind, String)>,
     /// Told of all deployments after every change: the triggers.
-    on_change: Box<dyn Fn(&[Arc<Deployment>]) + Send + Sync>,
+    on_change: OnChange,
     /// One reconciliation at a time: each works on what the one before left.
     reconciling: tokio::sync::Mutex<()>,
     /// Revisions that could not be deployed, and why.
@@ -63,7 +67,7 @@ impl Deployer {
         factory: Factory,
         registry: Arc<Registry>,
         bindings: &Bindings,
-        on_change: Box<dyn Fn(&[Arc<Deployment>]) + Send + Sync>,
+        on_change: OnChange,
     ) -> Self {
         Self {
             catalog,
@@ -92,16 +96,28 @@ impl Deployer {
             let mut draft = Draft::parse(source);
             if let Some(own) = draft.name().filter(|own| *own != name).cloned() {
                 let hint = format!("apply it to pipelines/{own}, or write name: {name}");
-                draft.problem("/name", format!("the document's name is '{own}', the request's '{name}'"), Some(hint));
+                draft.problem(
+                    "/name",
+                    format!("the document's name is '{own}', the request's '{name}'"),
+                    Some(hint),
+                );
             }
-            let validated = draft.validate(namespace, &host).map_err(ApplyError::Invalid)?;
+            let validated = draft
+                .validate(namespace, &host)
+                .map_err(ApplyError::Invalid)?;
             if dry_run {
                 return Ok(Apply::Valid(Box::new(validated)));
             }
             // Everything that can fail is done before anything is stored.
-            deploy(namespace, 0, &validated.spec, &validated.pins, &self.factory)
-                .await
-                .map_err(|error| ApplyError::NotDeployable(error.to_string()))?;
+            deploy(
+                namespace,
+                0,
+                &validated.spec,
+                &validated.pins,
+                &self.factory,
+            )
+            .await
+            .map_err(|error| ApplyError::NotDeployable(error.to_string()))?;
             let new = NewRevision {
                 source: source.to_owned(),
                 content_type: content_type.to_owned(),
@@ -112,7 +128,11 @@ impl Deployer {
                 expected,
                 generation: Some(snapshot.generation),
             };
-            match self.catalog.put_pipeline(namespace, name, &new, &precondition).await {
+            match self
+                .catalog
+                .put_pipeline(namespace, name, &new, &precondition)
+                .await
+            {
                 // Somebody changed the catalog meanwhile: what was checked may not hold any more.
                 Err(CatalogError::Moved) => continue,
                 Err(error) => return Err(error.into()),
@@ -145,12 +165,29 @@ impl Deployer {
                     .revision
                     .checked_sub(1)
                     .filter(|number| *number > 0)
-                    .ok_or_else(|| CatalogError::NotFound(format!("revision of pipeline {name} before the first")))?,
+                    .ok_or_else(|| {
+                        CatalogError::NotFound(format!(
+                            "revision of pipeline {name} before the first"
+                        ))
+                    })?,
             };
-            let old = self.catalog.pipeline_revision(namespace, name, number).await?;
-            // Its route may be taken by now, or a binding gone; its own pins are kept, not resolved again.
-            let host = self.host_state(namespace, name, &snapshot).await?;
-            let checked = Draft::from_json(&old.document).validate(namespace, &host).map_err(ApplyError::Invalid)?;
+            let old = self
+                .catalog
+                .pipeline_revision(namespace, name, number)
+                .await?;
+            // Its route may be taken by now, or a binding gone. What its steps were pinned to stays, so that is what is checked.
+            let mut host = self.host_state(namespace, name, &snapshot).await?;
+            host.plugins.retain(|known| {
+                let mut pins = old
+                    .steps
+                    .iter()
+                    .filter(|step| step.plugin == known.name)
+                    .peekable();
+                pins.peek().is_none() || pins.any(|step| step.version == known.version)
+            });
+            let checked = Draft::from_json(&old.document)
+                .validate(namespace, &host)
+                .map_err(ApplyError::Invalid)?;
             deploy(namespace, 0, &checked.spec, &pins(&old), &self.factory)
                 .await
                 .map_err(|error| ApplyError::NotDeployable(error.to_string()))?;
@@ -158,7 +195,11 @@ impl Deployer {
                 expected,
                 generation: Some(snapshot.generation),
             };
-            match self.catalog.rollback_pipeline(namespace, name, Some(number), &precondition).await {
+            match self
+                .catalog
+                .rollback_pipeline(namespace, name, Some(number), &precondition)
+                .await
+            {
                 Err(CatalogError::Moved) => continue,
                 Err(error) => return Err(error.into()),
                 Ok(applied) => {
@@ -170,12 +211,19 @@ impl Deployer {
     }
 
     /// Removes a pipeline; runs that have started go on.
-    pub(crate) async fn delete(&self, namespace: &Name, name: &Name, expected: Expected) -> Result<(), ApplyError> {
+    pub(crate) async fn delete(
+        &self,
+        namespace: &Name,
+        name: &Name,
+        expected: Expected,
+    ) -> Result<(), ApplyError> {
         let precondition = Precondition {
             expected,
             generation: None,
         };
-        self.catalog.delete_pipeline(namespace, name, &precondition).await?;
+        self.catalog
+            .delete_pipeline(namespace, name, &precondition)
+            .await?;
         info!(%namespace, pipeline = %name, "pipeline removed");
         self.reconcile().await?;
         Ok(())
@@ -222,7 +270,10 @@ impl Deployer {
                 Err(reason) => {
                     let (name, number) = (&revision.name, revision.revision);
                     error!(pipeline = %name, revision = number, reason, "revision not deployed");
-                    failures.insert(format!("{}/{name} revision {number}", revision.namespace), reason);
+                    failures.insert(
+                        format!("{}/{name} revision {number}", revision.namespace),
+                        reason,
+                    );
                 }
             }
         }
@@ -235,13 +286,24 @@ impl Deployer {
     }
 
     async fn prepare(&self, revision: &PipelineRevision) -> Result<Deployment, String> {
-        let spec = Draft::from_json(&revision.document).finish().map_err(|problems| {
-            let shown: Vec<String> = problems.iter().map(ToString::to_string).collect();
-            format!("this program does not accept its document: {}", shown.join("; "))
-        })?;
-        deploy(&revision.namespace, revision.revision, &spec, &pins(revision), &self.factory)
-            .await
-            .map_err(|error| error.to_string())
+        let spec = Draft::from_json(&revision.document)
+            .finish()
+            .map_err(|problems| {
+                let shown: Vec<String> = problems.iter().map(ToString::to_string).collect();
+                format!(
+                    "this program does not accept its document: {}",
+                    shown.join("; ")
+                )
+            })?;
+        deploy(
+            &revision.namespace,
+            revision.revision,
+            &spec,
+            &pins(revision),
+            &self.factory,
+        )
+        .await
+        .map_err(|error| error.to_string())
     }
 
     /// Follows the catalog until `stop`: other hosts change it too, and it may be away for a while.
@@ -279,10 +341,18 @@ impl Deployer {
 
     /// Revisions that could not be deployed, and why.
     pub(crate) fn failures(&self) -> BTreeMap<String, String> {
-        self.failures.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.failures
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
-    async fn host_state(&self, namespace: &Name, name: &Name, snapshot: &Snapshot) -> Result<HostState, CatalogError> {
+    async fn host_state(
+        &self,
+        namespace: &Name,
+        name: &Name,
+        snapshot: &Snapshot,
+    ) -> Result<HostState, CatalogError> {
         let plugins = self.catalog.plugin_versions(namespace).await?;
         Ok(HostState {
             plugins: plugins
@@ -303,7 +373,10 @@ impl Deployer {
                 .map(|other| KnownPipeline {
                     namespace: other.namespace.clone(),
                     name: other.name.clone(),
-                    triggers: Draft::from_json(&other.document).triggers().cloned().collect(),
+                    triggers: Draft::from_json(&other.document)
+                        .triggers()
+                        .cloned()
+                        .collect(),
                 })
                 .collect(),
         })

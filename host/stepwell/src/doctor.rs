@@ -78,15 +78,31 @@ impl Checks {
         self.add(Status::Ok, what, finding, None);
     }
 
-    fn warning(&mut self, what: impl Into<String>, finding: impl Into<String>, mend: Option<String>) {
+    fn warning(
+        &mut self,
+        what: impl Into<String>,
+        finding: impl Into<String>,
+        mend: Option<String>,
+    ) {
         self.add(Status::Warning, what, finding, mend);
     }
 
-    fn failed(&mut self, what: impl Into<String>, finding: impl Into<String>, mend: Option<String>) {
+    fn failed(
+        &mut self,
+        what: impl Into<String>,
+        finding: impl Into<String>,
+        mend: Option<String>,
+    ) {
         self.add(Status::Failed, what, finding, mend);
     }
 
-    fn add(&mut self, status: Status, what: impl Into<String>, finding: impl Into<String>, mend: Option<String>) {
+    fn add(
+        &mut self,
+        status: Status,
+        what: impl Into<String>,
+        finding: impl Into<String>,
+        mend: Option<String>,
+    ) {
         self.0.push(Check {
             status,
             what: what.into(),
@@ -97,7 +113,10 @@ impl Checks {
 
     async fn all(&mut self, config: &Config) {
         self.data_dir(&config.data_dir);
-        for (name, address) in [("data listener", config.listen), ("admin listener", config.admin_listen)] {
+        for (name, address) in [
+            ("data listener", config.listen),
+            ("admin listener", config.admin_listen),
+        ] {
             match TcpListener::bind(address) {
                 Ok(_) => self.ok(name, format!("{address} is free")),
                 Err(error) => self.warning(
@@ -114,28 +133,46 @@ impl Checks {
         if let Some(endpoint) = &config.otlp_endpoint {
             let reachable = host_and_port(endpoint)
                 .and_then(|address| address.to_socket_addrs().ok()?.next())
-                .is_some_and(|address| std::net::TcpStream::connect_timeout(&address, Duration::from_secs(2)).is_ok());
+                .is_some_and(|address| {
+                    std::net::TcpStream::connect_timeout(&address, Duration::from_secs(2)).is_ok()
+                });
             if reachable {
                 self.ok("telemetry", "the OTLP endpoint takes connections");
             } else {
                 let mend = "start a collector there, or take otlp_endpoint out of [telemetry]";
-                self.warning("telemetry", "the OTLP endpoint does not answer: traces are lost", Some(mend.into()));
+                self.warning(
+                    "telemetry",
+                    "the OTLP endpoint does not answer: traces are lost",
+                    Some(mend.into()),
+                );
             }
         }
         if config.admin_token.is_none() {
             let mend = "set [server] admin_token = { env = \"STEPWELL_ADMIN_TOKEN\" } before others reach it";
-            self.warning("admin listener", "development mode: no token is asked for", Some(mend.into()));
+            self.warning(
+                "admin listener",
+                "development mode: no token is asked for",
+                Some(mend.into()),
+            );
         }
         match toolchain::find(toolchain::Choice::default(), Path::new(".")) {
             Ok(way) => self.ok("guest toolchain", way.to_string()),
-            Err(error) => self.warning("guest toolchain", format!("{error:#}"), Some("deploy/setup.sh guest".into())),
+            Err(error) => self.warning(
+                "guest toolchain",
+                format!("{error:#}"),
+                Some("deploy/setup.sh guest".into()),
+            ),
         }
     }
 
     fn data_dir(&mut self, directory: &Path) {
-        let tried = std::fs::create_dir_all(directory).and_then(|()| tempfile::tempfile_in(directory).map(|_| ()));
+        let tried = std::fs::create_dir_all(directory)
+            .and_then(|()| tempfile::tempfile_in(directory).map(|_| ()));
         match tried {
-            Ok(()) => self.ok("data directory", format!("{} can be written", directory.display())),
+            Ok(()) => self.ok(
+                "data directory",
+                format!("{} can be written", directory.display()),
+            ),
             Err(error) => self.failed(
                 "data directory",
                 format!("{}: {error}", directory.display()),
@@ -146,7 +183,11 @@ impl Checks {
 
     async fn catalog(&mut self, location: &Location) {
         if let Location::Sqlite(path) = location {
-            let there = if path.exists() { "is there" } else { "will be made" };
+            let there = if path.exists() {
+                "is there"
+            } else {
+                "will be made"
+            };
             self.ok("catalog", format!("sqlite: {} {there}", path.display()));
             return;
         }
@@ -156,35 +197,64 @@ impl Checks {
         };
         match result {
             Ok(_) => self.ok("catalog", "postgres: reachable and migrated"),
-            Err(error) => self.failed("catalog", error, Some("check [catalog] url and that PostgreSQL runs".into())),
+            Err(error) => self.failed(
+                "catalog",
+                error,
+                Some("check [catalog] url and that PostgreSQL runs".into()),
+            ),
         }
     }
 
     fn kafka(&mut self, config: &Config) {
         let Brokers::Servers(servers) = &config.kafka.brokers else {
             let mend = "set [kafka] brokers to a real one before anything depends on it";
-            return self.warning("kafka", "the embedded broker keeps nothing on disk", Some(mend.into()));
+            return self.warning(
+                "kafka",
+                "the embedded broker keeps nothing on disk",
+                Some(mend.into()),
+            );
         };
         let mut client = ClientConfig::new();
         for (key, value) in &config.kafka.properties {
             client.set(key, value);
         }
-        let metadata = client
-            .set("bootstrap.servers", servers)
-            .create()
-            .and_then(|consumer: BaseConsumer| consumer.fetch_metadata(None, Duration::from_secs(5)));
+        let metadata =
+            client
+                .set("bootstrap.servers", servers)
+                .create()
+                .and_then(|consumer: BaseConsumer| {
+                    consumer.fetch_metadata(None, Duration::from_secs(5))
+                });
         match metadata {
-            Ok(metadata) => self.ok("kafka", format!("{} broker(s), {} topics", metadata.brokers().len(), metadata.topics().len())),
-            Err(error) => self.failed("kafka", error.to_string(), Some("check [kafka] brokers and that they run".into())),
+            Ok(metadata) => self.ok(
+                "kafka",
+                format!(
+                    "{} broker(s), {} topics",
+                    metadata.brokers().len(),
+                    metadata.topics().len()
+                ),
+            ),
+            Err(error) => self.failed(
+                "kafka",
+                error.to_string(),
+                Some("check [kafka] brokers and that they run".into()),
+            ),
         }
     }
 
     fn models(&mut self, config: &Config) {
-        let library = config.models_library.clone().map_or(LibraryConfig::Auto, LibraryConfig::Path);
+        let library = config
+            .models_library
+            .clone()
+            .map_or(LibraryConfig::Auto, LibraryConfig::Path);
         let needed = !config.bindings.models.is_empty();
         match library.find() {
             Ok(directory) => self.ok("libtensorflow", format!("in {}", directory.display())),
-            Err(error) if needed => self.failed("libtensorflow", error.to_string(), Some(INSTALL_COMMAND.into())),
+            Err(error) if needed => self.failed(
+                "libtensorflow",
+                error.to_string(),
+                Some(INSTALL_COMMAND.into()),
+            ),
             Err(_) => self.ok("libtensorflow", "not found, and no binding needs it"),
         }
         for (name, binding) in &config.bindings.models {
@@ -194,7 +264,11 @@ impl Checks {
                 self.ok(what, format!("{} is there", directory.display()));
             } else {
                 let mend = format!("put it there as {}/1/saved_model.pb", directory.display());
-                self.failed(what, format!("there is no {}", directory.display()), Some(mend));
+                self.failed(
+                    what,
+                    format!("there is no {}", directory.display()),
+                    Some(mend),
+                );
             }
         }
     }
@@ -213,7 +287,11 @@ impl Checks {
             match state.health {
                 Health::Ok => self.ok(what, "reachable"),
                 Health::Degraded(reason) => self.warning(what, reason, None),
-                Health::Down(reason) => self.failed(what, reason, Some("check host and api_key of the binding".into())),
+                Health::Down(reason) => self.failed(
+                    what,
+                    reason,
+                    Some("check host and api_key of the binding".into()),
+                ),
             }
         }
         let remote: BTreeMap<_, _> = bindings
@@ -237,32 +315,53 @@ impl Checks {
             Ok(databases) => {
                 for state in databases.state().await {
                     let what = format!("sql/{} ({})", state.name, state.backend);
-                    let superuser = state.down.is_none() && databases.is_superuser(&state.name).await == Some(true);
+                    let superuser = state.down.is_none()
+                        && databases.is_superuser(&state.name).await == Some(true);
                     self.reachable(what.clone(), state.down);
                     if superuser {
-                        let mend = "make a role of its own for guests, with rights on its tables only";
-                        self.warning(what, "its role is a superuser: guests could do anything", Some(mend.into()));
+                        let mend =
+                            "make a role of its own for guests, with rights on its tables only";
+                        self.warning(
+                            what,
+                            "its role is a superuser: guests could do anything",
+                            Some(mend.into()),
+                        );
                     }
                 }
             }
         }
         let embedded = bindings.names().len()
-            - self.0.iter().filter(|check| check.what.contains(" (")).count()
+            - self
+                .0
+                .iter()
+                .filter(|check| check.what.contains(" ("))
+                .count()
             - bindings.models.len();
         if embedded > 0 {
-            self.ok("embedded bindings", format!("{embedded}, in the data directory"));
+            self.ok(
+                "embedded bindings",
+                format!("{embedded}, in the data directory"),
+            );
         }
     }
 
     fn reachable(&mut self, what: String, down: Option<String>) {
         match down {
             None => self.ok(what, "reachable"),
-            Some(reason) => self.failed(what, reason, Some("check the binding's url and that the service runs".into())),
+            Some(reason) => self.failed(
+                what,
+                reason,
+                Some("check the binding's url and that the service runs".into()),
+            ),
         }
     }
 
     fn report(self, json: bool) -> Result<(), Failure> {
-        let failed = self.0.iter().filter(|check| check.status == Status::Failed).count();
+        let failed = self
+            .0
+            .iter()
+            .filter(|check| check.status == Status::Failed)
+            .count();
         if json {
             output::json(&serde_json::json!({"ok": failed == 0, "checks": self.0}));
         } else {
@@ -275,8 +374,15 @@ impl Checks {
                         Status::Warning => "warning",
                         Status::Failed => "FAILED",
                     };
-                    let mend = check.mend.as_ref().map_or_else(String::new, |mend| format!(" → {mend}"));
-                    vec![mark.to_owned(), check.what.clone(), format!("{}{mend}", check.finding)]
+                    let mend = check
+                        .mend
+                        .as_ref()
+                        .map_or_else(String::new, |mend| format!(" → {mend}"));
+                    vec![
+                        mark.to_owned(),
+                        check.what.clone(),
+                        format!("{}{mend}", check.finding),
+                    ]
                 })
                 .collect();
             output::table(&["", "what", "finding"], rows, "nothing to check");
@@ -294,7 +400,9 @@ fn host_and_port(url: &str) -> Option<String> {
     let (scheme, rest) = url.split_once("://")?;
     let authority = rest.split(['/', '?']).next()?;
     let default = if scheme == "https" { 443 } else { 80 };
-    let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+    let has_port = authority
+        .rsplit_once(':')
+        .is_some_and(|(_, port)| port.parse::<u16>().is_ok());
     Some(if has_port {
         authority.to_owned()
     } else {

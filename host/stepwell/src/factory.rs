@@ -7,7 +7,9 @@ use stepwell_catalog::Catalog;
 use stepwell_core::{Call, Event, Limits, StepError, StepScope};
 use stepwell_engine::{Engine, Environment, Plugin, World};
 use stepwell_inference::JsonMapping;
-use stepwell_pipeline::{Body, Function, ModelSpec, Pin, Prepared, PrepareError, Step, StepFactory};
+use stepwell_pipeline::{
+    Body, Function, ModelSpec, Pin, PrepareError, Prepared, Step, StepFactory,
+};
 
 use crate::guest::GuestState;
 use crate::services::Services;
@@ -21,7 +23,12 @@ pub(crate) struct Factory {
 
 #[async_trait]
 impl StepFactory for Factory {
-    async fn plugin(&self, scope: &Arc<StepScope>, limits: Limits, pin: &Pin) -> Result<Prepared, PrepareError> {
+    async fn plugin(
+        &self,
+        scope: &Arc<StepScope>,
+        limits: Limits,
+        pin: &Pin,
+    ) -> Result<Prepared, PrepareError> {
         let (catalog, digest) = (self.catalog.clone(), pin.digest);
         let plugin = self
             .engine
@@ -41,7 +48,11 @@ impl StepFactory for Factory {
         })
     }
 
-    async fn model(&self, _scope: &Arc<StepScope>, model: &ModelSpec) -> Result<Arc<dyn Step>, PrepareError> {
+    async fn model(
+        &self,
+        _scope: &Arc<StepScope>,
+        model: &ModelSpec,
+    ) -> Result<Arc<dyn Step>, PrepareError> {
         Ok(Arc::new(ModelStep {
             services: self.services.clone(),
             binding: model.binding.clone(),
@@ -66,15 +77,23 @@ struct PluginStep {
 impl Step for PluginStep {
     async fn call(&self, call: &Call, event: Event) -> Result<Vec<Event>, StepError> {
         let state = GuestState::new(&self.services, &self.environment, call);
-        self.plugin.process(state, self.limits, call.deadline, event).await
+        self.plugin
+            .process(state, self.limits, call.deadline, event)
+            .await
     }
 }
 
 #[async_trait]
 impl Function for PluginStep {
-    async fn handle(&self, call: &Call, request: http::Request<Body>) -> Result<http::Response<Body>, StepError> {
+    async fn handle(
+        &self,
+        call: &Call,
+        request: http::Request<Body>,
+    ) -> Result<http::Response<Body>, StepError> {
         let state = GuestState::new(&self.services, &self.environment, call);
-        self.plugin.handle(state, self.limits, call.deadline, request).await
+        self.plugin
+            .handle(state, self.limits, call.deadline, request)
+            .await
     }
 }
 
@@ -92,7 +111,13 @@ impl Step for ModelStep {
         let reply = self
             .services
             .models
-            .infer_json(&self.binding, self.version.as_deref(), &self.mapping, &event.data, call.deadline)
+            .infer_json(
+                &self.binding,
+                self.version.as_deref(),
+                &self.mapping,
+                &event.data,
+                call.deadline,
+            )
             .await?;
         event.data = reply.into();
         event.datacontenttype = Some("application/json".to_owned());

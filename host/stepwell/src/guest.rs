@@ -23,7 +23,11 @@ pub(crate) struct GuestState {
 }
 
 impl GuestState {
-    pub(crate) fn new(services: &Arc<Services>, environment: &Arc<Environment>, call: &Call) -> Self {
+    pub(crate) fn new(
+        services: &Arc<Services>,
+        environment: &Arc<Environment>,
+        call: &Call,
+    ) -> Self {
         let log = CallLog::new(services.logs.clone(), call.clone());
         Self {
             base: StoreBase::new(environment.clone(), Arc::new(Streams(log.clone()))),

@@ -10,8 +10,9 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use semver::Version;
 use stepwell_api::{
-    ApiError, Binding, Change, ErrorCode, Expected, Followed, Items, LogLevel, LogLine, LogQuery, Management, Model,
-    ModelVersion, Page, Plugin, PluginVersion, PutPipeline, PutPlugin, Readiness, Revision, Step, Tensor,
+    ApiError, Binding, Change, ErrorCode, Expected, Followed, Items, LogLevel, LogLine, LogQuery,
+    Management, Model, ModelVersion, Page, Plugin, PluginVersion, PutPipeline, PutPlugin,
+    Readiness, Revision, Step, Tensor,
 };
 use stepwell_catalog::{self as catalog, Catalog, CatalogError, NewPluginVersion, PutVersion};
 use stepwell_core::{Digest, Name, RunId};
@@ -53,9 +54,11 @@ impl Management for Host {
         let engine = self.engine.clone();
         let (digest, inspected) = {
             let component = component.clone();
-            tokio::task::spawn_blocking(move || (Digest::of(&component), engine.inspect(&component)))
-                .await
-                .map_err(ApiError::internal)?
+            tokio::task::spawn_blocking(move || {
+                (Digest::of(&component), engine.inspect(&component))
+            })
+            .await
+            .map_err(ApiError::internal)?
         };
         let inspection = inspected.map_err(refused)?;
         // A version that is there already is answered before anything is compiled.
@@ -64,7 +67,11 @@ impl Management for Host {
             Ok(_) | Err(CatalogError::NotFound(_)) => {}
             Err(error) => return Err(from_catalog(error)),
         }
-        let report = self.engine.compile(digest, component.clone()).await.map_err(not_loadable)?;
+        let report = self
+            .engine
+            .compile(digest, component.clone())
+            .await
+            .map_err(not_loadable)?;
         let new = NewPluginVersion {
             namespace: namespace.clone(),
             name: name.clone(),
@@ -75,7 +82,12 @@ impl Management for Host {
             exports: inspection.exports,
             compile_ms: u64::try_from(report.compile_time.as_millis()).unwrap_or(u64::MAX),
         };
-        let (created, stored) = match self.catalog.put_plugin_version(new).await.map_err(from_catalog)? {
+        let (created, stored) = match self
+            .catalog
+            .put_plugin_version(new)
+            .await
+            .map_err(from_catalog)?
+        {
             PutVersion::Created(stored) => (true, stored),
             PutVersion::Same(stored) => (false, stored),
             PutVersion::Conflict(stored) => return Err(version_exists(&stored)),
@@ -90,41 +102,96 @@ impl Management for Host {
     }
 
     async fn plugins(&self, namespace: &Name, page: &Page) -> Result<Items<Plugin>, ApiError> {
-        let paged = self.catalog.plugins(namespace, &to_catalog(page)).await.map_err(from_catalog)?;
+        let paged = self
+            .catalog
+            .plugins(namespace, &to_catalog(page))
+            .await
+            .map_err(from_catalog)?;
         Ok(items(paged, plugin))
     }
 
     async fn plugin(&self, namespace: &Name, name: &Name) -> Result<Plugin, ApiError> {
-        self.catalog.plugin(namespace, name).await.map(plugin).map_err(from_catalog)
+        self.catalog
+            .plugin(namespace, name)
+            .await
+            .map(plugin)
+            .map_err(from_catalog)
     }
 
-    async fn plugin_version(&self, namespace: &Name, name: &Name, version: &Version) -> Result<PluginVersion, ApiError> {
+    async fn plugin_version(
+        &self,
+        namespace: &Name,
+        name: &Name,
+        version: &Version,
+    ) -> Result<PluginVersion, ApiError> {
         let stored = self.catalog.plugin_version(namespace, name, version).await;
         stored.map(plugin_version).map_err(from_catalog)
     }
 
-    async fn component(&self, namespace: &Name, name: &Name, version: &Version) -> Result<Bytes, ApiError> {
-        let stored = self.catalog.plugin_version(namespace, name, version).await.map_err(from_catalog)?;
-        self.catalog.component(stored.digest).await.map_err(from_catalog)
+    async fn component(
+        &self,
+        namespace: &Name,
+        name: &Name,
+        version: &Version,
+    ) -> Result<Bytes, ApiError> {
+        let stored = self
+            .catalog
+            .plugin_version(namespace, name, version)
+            .await
+            .map_err(from_catalog)?;
+        self.catalog
+            .component(stored.digest)
+            .await
+            .map_err(from_catalog)
     }
 
-    async fn delete_plugin_version(&self, namespace: &Name, name: &Name, version: &Version) -> Result<(), ApiError> {
-        let deleted = self.catalog.delete_plugin_version(namespace, name, version).await;
+    async fn delete_plugin_version(
+        &self,
+        namespace: &Name,
+        name: &Name,
+        version: &Version,
+    ) -> Result<(), ApiError> {
+        let deleted = self
+            .catalog
+            .delete_plugin_version(namespace, name, version)
+            .await;
         deleted.map_err(from_catalog)?;
         info!(plugin = %name, %version, "plugin version removed");
         Ok(())
     }
 
-    async fn put_pipeline(&self, namespace: &Name, name: &Name, put: PutPipeline) -> Result<(Change, Revision), ApiError> {
-        let content_type = if put.json { "application/json" } else { "application/yaml" };
+    async fn put_pipeline(
+        &self,
+        namespace: &Name,
+        name: &Name,
+        put: PutPipeline,
+    ) -> Result<(Change, Revision), ApiError> {
+        let content_type = if put.json {
+            "application/json"
+        } else {
+            "application/yaml"
+        };
         let expected = expected(put.expected);
         let (deployer, namespace, name) = (self.deployer.clone(), namespace.clone(), name.clone());
         let source = put.source.clone();
         // A caller that hangs up must not leave a revision stored and not deployed.
         let apply = tokio::spawn(async move {
-            deployer.apply(&namespace, &name, &source, content_type, expected, put.dry_run).await
+            deployer
+                .apply(
+                    &namespace,
+                    &name,
+                    &source,
+                    content_type,
+                    expected,
+                    put.dry_run,
+                )
+                .await
         });
-        match apply.await.map_err(ApiError::internal)?.map_err(from_apply)? {
+        match apply
+            .await
+            .map_err(ApiError::internal)?
+            .map_err(from_apply)?
+        {
             Apply::Done(applied) => Ok((change(applied.change), revision(applied.revision))),
             Apply::Valid(validated) => {
                 let steps = steps(&validated.document, |id| {
@@ -145,15 +212,28 @@ impl Management for Host {
     }
 
     async fn pipelines(&self, namespace: &Name, page: &Page) -> Result<Items<Revision>, ApiError> {
-        let paged = self.catalog.pipelines(namespace, &to_catalog(page)).await.map_err(from_catalog)?;
+        let paged = self
+            .catalog
+            .pipelines(namespace, &to_catalog(page))
+            .await
+            .map_err(from_catalog)?;
         Ok(items(paged, revision))
     }
 
     async fn pipeline(&self, namespace: &Name, name: &Name) -> Result<Revision, ApiError> {
-        self.catalog.pipeline(namespace, name).await.map(revision).map_err(from_catalog)
+        self.catalog
+            .pipeline(namespace, name)
+            .await
+            .map(revision)
+            .map_err(from_catalog)
     }
 
-    async fn delete_pipeline(&self, namespace: &Name, name: &Name, expected_: Expected) -> Result<(), ApiError> {
+    async fn delete_pipeline(
+        &self,
+        namespace: &Name,
+        name: &Name,
+        expected_: Expected,
+    ) -> Result<(), ApiError> {
         let (deployer, namespace, name) = (self.deployer.clone(), namespace.clone(), name.clone());
         let expected = expected(expected_);
         tokio::spawn(async move { deployer.delete(&namespace, &name, expected).await })
@@ -162,13 +242,29 @@ impl Management for Host {
             .map_err(from_apply)
     }
 
-    async fn pipeline_revisions(&self, namespace: &Name, name: &Name, page: &Page) -> Result<Items<Revision>, ApiError> {
-        let paged = self.catalog.pipeline_revisions(namespace, name, &to_catalog(page)).await;
+    async fn pipeline_revisions(
+        &self,
+        namespace: &Name,
+        name: &Name,
+        page: &Page,
+    ) -> Result<Items<Revision>, ApiError> {
+        let paged = self
+            .catalog
+            .pipeline_revisions(namespace, name, &to_catalog(page))
+            .await;
         Ok(items(paged.map_err(from_catalog)?, revision))
     }
 
-    async fn pipeline_revision(&self, namespace: &Name, name: &Name, number: u64) -> Result<Revision, ApiError> {
-        let stored = self.catalog.pipeline_revision(namespace, name, number).await;
+    async fn pipeline_revision(
+        &self,
+        namespace: &Name,
+        name: &Name,
+        number: u64,
+    ) -> Result<Revision, ApiError> {
+        let stored = self
+            .catalog
+            .pipeline_revision(namespace, name, number)
+            .await;
         stored.map(revision).map_err(from_catalog)
     }
 
@@ -181,21 +277,30 @@ impl Management for Host {
     ) -> Result<(Change, Revision), ApiError> {
         let (deployer, namespace, name) = (self.deployer.clone(), namespace.clone(), name.clone());
         let expected = expected(expected_);
-        let applied = tokio::spawn(async move { deployer.rollback(&namespace, &name, to, expected).await })
-            .await
-            .map_err(ApiError::internal)?
-            .map_err(from_apply)?;
+        let applied =
+            tokio::spawn(async move { deployer.rollback(&namespace, &name, to, expected).await })
+                .await
+                .map_err(ApiError::internal)?
+                .map_err(from_apply)?;
         Ok((change(applied.change), revision(applied.revision)))
     }
 
-    async fn invoke(&self, namespace: &Name, pipeline: &Name, request: Request<Body>) -> Response<Body> {
+    async fn invoke(
+        &self,
+        namespace: &Name,
+        pipeline: &Name,
+        request: Request<Body>,
+    ) -> Response<Body> {
         match self.registry.get(namespace, pipeline) {
             Some(deployment) => self.http.invoke(deployment, request).await.map(Body::new),
             None => {
-                let mut response = ApiError::not_found(format!("pipeline {pipeline}")).into_response();
+                let mut response =
+                    ApiError::not_found(format!("pipeline {pipeline}")).into_response();
                 // Every reply has a run id, even when no run began.
                 if let Ok(id) = HeaderValue::try_from(RunId::new().to_string()) {
-                    response.headers_mut().insert(stepwell_http_trigger::RUN_ID, id);
+                    response
+                        .headers_mut()
+                        .insert(stepwell_http_trigger::RUN_ID, id);
                 }
                 response
             }
@@ -235,13 +340,20 @@ impl Management for Host {
 
     async fn model(&self, name: &str) -> Result<Model, ApiError> {
         let found = self.services.models.get(name).map(model);
-        found.ok_or_else(|| ApiError::not_found(format!("model {}", name.chars().take(128).collect::<String>())))
+        found.ok_or_else(|| {
+            ApiError::not_found(format!(
+                "model {}",
+                name.chars().take(128).collect::<String>()
+            ))
+        })
     }
 
     async fn bindings(&self, page: &Page) -> Result<Items<Binding>, ApiError> {
-        Ok(cut(self.health.bindings().await, page, |binding: &Binding| {
-            format!("{}/{}", binding.kind, binding.name)
-        }))
+        Ok(cut(
+            self.health.bindings().await,
+            page,
+            |binding: &Binding| format!("{}/{}", binding.kind, binding.name),
+        ))
     }
 
     async fn readiness(&self) -> Readiness {
@@ -257,7 +369,9 @@ impl Management for Host {
 /// A page of a list that is whole in memory; the cursor is the last item's key.
 fn cut<T>(all: Vec<T>, page: &Page, key: impl Fn(&T) -> String) -> Items<T> {
     let start = page.cursor.as_ref().map_or(0, |cursor| {
-        all.iter().position(|item| key(item) == *cursor).map_or(all.len(), |index| index + 1)
+        all.iter()
+            .position(|item| key(item) == *cursor)
+            .map_or(all.len(), |index| index + 1)
     });
     let limit = page.limit as usize;
     let more = all.len().saturating_sub(start) > limit;
@@ -281,7 +395,12 @@ fn items<A, B>(paged: catalog::Paged<A>, convert: impl Fn(A) -> B) -> Items<B> {
 }
 
 fn plugin(plugin: catalog::Plugin) -> Plugin {
-    let latest = plugin.versions.iter().map(|version| &version.version).filter(|version| version.pre.is_empty()).max();
+    let latest = plugin
+        .versions
+        .iter()
+        .map(|version| &version.version)
+        .filter(|version| version.pre.is_empty())
+        .max();
     Plugin {
         name: plugin.name,
         latest: latest.cloned(),
@@ -319,8 +438,15 @@ fn revision(stored: catalog::PipelineRevision) -> Revision {
 }
 
 /// The steps of a document, in its order, with what they are pinned to.
-fn steps(document: &serde_json::Value, pin: impl Fn(&str) -> Option<(Name, Version, Digest)>) -> Vec<Step> {
-    let nodes = document.get("steps").and_then(serde_json::Value::as_array).into_iter().flatten();
+fn steps(
+    document: &serde_json::Value,
+    pin: impl Fn(&str) -> Option<(Name, Version, Digest)>,
+) -> Vec<Step> {
+    let nodes = document
+        .get("steps")
+        .and_then(serde_json::Value::as_array)
+        .into_iter()
+        .flatten();
     nodes
         .filter_map(|node| {
             let text = |key: &str| node.get(key).and_then(serde_json::Value::as_str);
@@ -365,9 +491,16 @@ fn model(status: ModelStatus) -> Model {
                     }
                     .to_owned(),
                     reason: version.reason.clone(),
-                    platform: version.platform.clone().unwrap_or_else(|| "tensorflow_savedmodel".to_owned()),
-                    inputs: signature.map(|signature| signature.inputs.iter().map(tensor).collect()).unwrap_or_default(),
-                    outputs: signature.map(|signature| signature.outputs.iter().map(tensor).collect()).unwrap_or_default(),
+                    platform: version
+                        .platform
+                        .clone()
+                        .unwrap_or_else(|| "tensorflow_savedmodel".to_owned()),
+                    inputs: signature
+                        .map(|signature| signature.inputs.iter().map(tensor).collect())
+                        .unwrap_or_default(),
+                    outputs: signature
+                        .map(|signature| signature.outputs.iter().map(tensor).collect())
+                        .unwrap_or_default(),
                 }
             })
             .collect(),
@@ -393,7 +526,10 @@ fn filter(namespace: &Name, query: &LogQuery) -> LogFilter {
 
 fn line(entry: &LogEntry) -> LogLine {
     let mut fields = serde_json::Map::new();
-    fields.insert("source".into(), serde_json::to_value(entry.source).unwrap_or_default());
+    fields.insert(
+        "source".into(),
+        serde_json::to_value(entry.source).unwrap_or_default(),
+    );
     fields.insert("revision".into(), entry.revision.into());
     if let Some(plugin) = &entry.plugin {
         fields.insert("plugin".into(), plugin.as_str().into());
@@ -451,7 +587,10 @@ fn version_exists(stored: &catalog::PluginVersion) -> ApiError {
     let (name, version) = (&stored.name, &stored.version);
     ApiError::new(
         ErrorCode::VersionExists,
-        format!("{name}@{version} exists with other bytes ({})", stored.digest),
+        format!(
+            "{name}@{version} exists with other bytes ({})",
+            stored.digest
+        ),
     )
     .with_hint("", "versions never change: push it under a higher version")
 }
@@ -490,8 +629,11 @@ fn from_apply(error: ApplyError) -> ApiError {
         ApplyError::Invalid(problems) => {
             let count = problems.len();
             let noun = if count == 1 { "mistake" } else { "mistakes" };
-            ApiError::new(ErrorCode::InvalidPipeline, format!("the pipeline document has {count} {noun}"))
-                .with_errors(problems)
+            ApiError::new(
+                ErrorCode::InvalidPipeline,
+                format!("the pipeline document has {count} {noun}"),
+            )
+            .with_errors(problems)
         }
     }
 }

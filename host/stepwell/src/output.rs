@@ -9,13 +9,22 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 
 /// Prints one JSON value.
-#[allow(clippy::print_stdout, reason = "stdout is where a command's result goes")]
+#[allow(
+    clippy::print_stdout,
+    reason = "stdout is where a command's result goes"
+)]
 pub(crate) fn json(value: &Value) {
-    println!("{}", serde_json::to_string_pretty(value).unwrap_or_default());
+    println!(
+        "{}",
+        serde_json::to_string_pretty(value).unwrap_or_default()
+    );
 }
 
 /// Prints a line of text.
-#[allow(clippy::print_stdout, reason = "stdout is where a command's result goes")]
+#[allow(
+    clippy::print_stdout,
+    reason = "stdout is where a command's result goes"
+)]
 pub(crate) fn line(text: impl AsRef<str>) {
     println!("{}", text.as_ref());
 }
@@ -26,7 +35,9 @@ pub(crate) fn table(headings: &[&str], rows: Vec<Vec<String>>, none: &str) {
         return line(none);
     }
     let mut table = Table::new();
-    table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    table
+        .load_style(NOTHING)
+        .set_content_arrangement(ContentArrangement::Dynamic);
     table.set_header(headings.iter().map(|heading| heading.to_uppercase()));
     table.add_rows(rows);
     for row in table.lines() {
@@ -41,7 +52,10 @@ pub(crate) fn cell(value: &Value, key: &str) -> String {
         Some(Value::String(text)) => text.clone(),
         Some(Value::Array(items)) => items
             .iter()
-            .map(|item| item.as_str().map_or_else(|| item.to_string(), str::to_owned))
+            .map(|item| {
+                item.as_str()
+                    .map_or_else(|| item.to_string(), str::to_owned)
+            })
             .collect::<Vec<_>>()
             .join(", "),
         Some(other) => other.to_string(),

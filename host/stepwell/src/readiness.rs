@@ -64,7 +64,10 @@ impl Health {
         if failures.is_empty() {
             return vec![part("pipelines", State::Ok, None)];
         }
-        let reasons: Vec<String> = failures.iter().map(|(name, reason)| format!("{name}: {reason}")).collect();
+        let reasons: Vec<String> = failures
+            .iter()
+            .map(|(name, reason)| format!("{name}: {reason}"))
+            .collect();
         vec![part("pipelines", State::Degraded, Some(reasons.join("; ")))]
     }
 
@@ -115,13 +118,31 @@ pub(crate) async fn bindings(services: &Services) -> Vec<Binding> {
             VectorHealth::Degraded(reason) => (State::Degraded, Some(reason)),
             VectorHealth::Down(reason) => (State::Down, Some(reason)),
         };
-        all.push(binding("vectors", vector.name, vector.backend, state, reason));
+        all.push(binding(
+            "vectors",
+            vector.name,
+            vector.backend,
+            state,
+            reason,
+        ));
     }
     for store in keyvalues.unwrap_or_default() {
-        all.push(binding("keyvalue", store.name, store.backend, up_or_down(&store.down), store.down));
+        all.push(binding(
+            "keyvalue",
+            store.name,
+            store.backend,
+            up_or_down(&store.down),
+            store.down,
+        ));
     }
     for database in databases.unwrap_or_default() {
-        all.push(binding("sql", database.name, database.backend, up_or_down(&database.down), database.down));
+        all.push(binding(
+            "sql",
+            database.name,
+            database.backend,
+            up_or_down(&database.down),
+            database.down,
+        ));
     }
     all
 }
@@ -133,7 +154,13 @@ fn up_or_down(down: &Option<String>) -> State {
     }
 }
 
-fn binding(kind: &str, name: String, backend: &str, state: State, reason: Option<String>) -> Binding {
+fn binding(
+    kind: &str,
+    name: String,
+    backend: &str,
+    state: State,
+    reason: Option<String>,
+) -> Binding {
     Binding {
         kind: kind.to_owned(),
         name,

@@ -11,9 +11,10 @@ use stepwell_api::ApiOptions;
 use stepwell_catalog::{Catalog, CatalogError};
 use stepwell_engine::{Engine, EngineConfig};
 use stepwell_http_trigger::{HttpTrigger, RouteTable, ServeConfig};
+use stepwell_inference::Models;
 use stepwell_kafka_trigger::KafkaTriggers;
 use stepwell_logging::LogStore;
-use stepwell_pipeline::{Deployment, Dispatcher, Registry, RunEnd, RunObserver};
+use stepwell_pipeline::{Dispatcher, Registry, RunEnd, RunObserver};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -21,12 +22,12 @@ use tracing::{error, info, warn};
 
 use crate::cli::ServeArgs;
 use crate::config::{Config, Overrides};
-use crate::deployer::Deployer;
+use crate::deployer::{Deployer, OnChange};
 use crate::factory::Factory;
 use crate::guest;
 use crate::management::Host;
 use crate::readiness::Health;
-use crate::services::Services;
+use crate::services::{Services, start_models};
 use crate::telemetry::{Telemetry, join_trace};
 
 /// Runs the host until it is told to stop. The error is what kept it from starting, or what it could not finish.
@@ -42,8 +43,11 @@ pub(crate) fn run(args: ServeArgs) -> Result<()> {
     for warning in &config.warnings {
         warn!("configuration: {warning}");
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let result = runtime.block_on(serve(&config, &telemetry));
+    let models = start_models(&config)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    let result = runtime.block_on(serve(&config, &telemetry, models));
     runtime.shutdown_timeout(Duration::from_secs(1));
     telemetry.stop();
     result
@@ -62,19 +66,25 @@ fn describe_metrics() {
     stepwell_vector::describe_metrics();
 }
 
-async fn serve(config: &Config, telemetry: &Telemetry) -> Result<()> {
+async fn serve(config: &Config, telemetry: &Telemetry, models: Models) -> Result<()> {
     // Sockets and the data directory first: what is taken already is found before anything is done.
     let data = bind(config.listen, "data listener ([server] listen)").await?;
-    let admin = bind(config.admin_listen, "admin listener ([server] admin_listen)").await?;
+    let admin = bind(
+        config.admin_listen,
+        "admin listener ([server] admin_listen)",
+    )
+    .await?;
     let (data_address, admin_address) = (data.local_addr()?, admin.local_addr()?);
     let _lock = lock(&config.data_dir)?;
 
     let stopping = CancellationToken::new();
-    let services = Arc::new(Services::open(config).await?);
+    let services = Arc::new(Services::open(config, models).await?);
     let catalog = Arc::new(Catalog::new(&config.catalog)?);
     match catalog.migrate().await {
         Ok(()) => {}
-        Err(error @ CatalogError::Unavailable { .. }) => warn!(%error, "starting without the catalog; it is tried again"),
+        Err(error @ CatalogError::Unavailable { .. }) => {
+            warn!(%error, "starting without the catalog; it is tried again")
+        }
         Err(error) => return Err(error.into()),
     }
     let engine = Engine::new(
@@ -87,11 +97,18 @@ async fn serve(config: &Config, telemetry: &Telemetry) -> Result<()> {
         guest::link,
     )?;
     let observer = Arc::new(FailureLog(services.logs.clone()));
-    let dispatcher = Dispatcher::with(config.limits.concurrent_runs, Some(join_trace), Some(observer));
+    let dispatcher = Dispatcher::with(
+        config.limits.concurrent_runs,
+        Some(join_trace),
+        Some(observer),
+    );
     let registry = Arc::new(Registry::default());
     let http = Arc::new(HttpTrigger::new(dispatcher.clone()));
-    let kafka = Arc::new(KafkaTriggers::start(config.kafka.clone(), Arc::new(dispatcher.clone()))?);
-    let triggers: Box<dyn Fn(&[Arc<Deployment>]) + Send + Sync> = {
+    let kafka = Arc::new(KafkaTriggers::start(
+        config.kafka.clone(),
+        Arc::new(dispatcher.clone()),
+    )?);
+    let triggers: OnChange = {
         let (http, kafka) = (http.clone(), kafka.clone());
         Box::new(move |deployments| {
             http.set_routes(RouteTable::build(deployments));
@@ -159,12 +176,21 @@ async fn serve(config: &Config, telemetry: &Telemetry) -> Result<()> {
     });
     let upkeep = tokio::spawn(upkeep(telemetry.metrics.clone(), stopping.clone()));
     if config.admin_token.is_none() {
-        warn!("development mode: the admin listener asks for no token ([server] admin_token sets one)");
+        warn!(
+            "development mode: the admin listener asks for no token ([server] admin_token sets one)"
+        );
     }
     if kafka.is_embedded() {
-        info!(broker = kafka.bootstrap(), "embedded Kafka broker: for laptops, it keeps nothing on disk");
+        info!(
+            broker = kafka.bootstrap(),
+            "embedded Kafka broker: for laptops, it keeps nothing on disk"
+        );
     }
-    announce(&data_address.to_string(), &admin_address.to_string(), kafka.is_embedded().then(|| kafka.bootstrap()));
+    announce(
+        &data_address.to_string(),
+        &admin_address.to_string(),
+        kafka.is_embedded().then(|| kafka.bootstrap()),
+    );
 
     stop_signal().await?;
     info!(grace_period = ?config.grace_period, "stopping: a second signal stops at once");
@@ -189,31 +215,39 @@ async fn serve(config: &Config, telemetry: &Telemetry) -> Result<()> {
     admin_stop.cancel();
     let _ = tokio::time::timeout(Duration::from_secs(2), admin_server).await;
     services.vectors.close().await;
+    services.databases.close().await;
     catalog.close().await;
     if !unfinished.is_empty() {
         for run in &unfinished {
             error!(run, "run did not finish within the grace period");
         }
-        bail!("{} run(s) did not finish within the grace period", unfinished.len());
+        bail!(
+            "{} run(s) did not finish within the grace period",
+            unfinished.len()
+        );
     }
     info!("stopped: every run has finished");
     Ok(())
 }
 
 async fn bind(address: std::net::SocketAddr, what: &str) -> Result<TcpListener> {
-    TcpListener::bind(address)
-        .await
-        .with_context(|| format!("cannot listen on {address} for the {what}: is another host running?"))
+    TcpListener::bind(address).await.with_context(|| {
+        format!("cannot listen on {address} for the {what}: is another host running?")
+    })
 }
 
 /// Makes the data directory this host's alone: embedded stores hold parts of themselves in memory.
 fn lock(data_dir: &Path) -> Result<File> {
-    std::fs::create_dir_all(data_dir).with_context(|| format!("cannot make the data directory {}", data_dir.display()))?;
+    std::fs::create_dir_all(data_dir)
+        .with_context(|| format!("cannot make the data directory {}", data_dir.display()))?;
     let path = data_dir.join("host.lock");
     let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
     // The kernel gives the lock back when the process ends, however it ends.
     if file.try_lock().is_err() {
-        bail!("another host uses the data directory {}: stop it, or choose another with --data-dir", data_dir.display());
+        bail!(
+            "another host uses the data directory {}: stop it, or choose another with --data-dir",
+            data_dir.display()
+        );
     }
     Ok(file)
 }
@@ -223,17 +257,21 @@ fn announce(data: &str, admin: &str, kafka: Option<&str>) {
     let mut stdout = std::io::stdout().lock();
     let written = if stdout.is_terminal() {
         let broker = kafka.map_or_else(String::new, |kafka| format!("  kafka {kafka} (embedded)"));
-        writeln!(stdout, "stepwell is ready: data http://{data}  admin http://{admin}{broker}")
+        writeln!(
+            stdout,
+            "stepwell is ready: data http://{data}  admin http://{admin}{broker}"
+        )
     } else {
-        let mut line = serde_json::json!({
-            "event": "ready",
-            "data": format!("http://{data}"),
-            "admin": format!("http://{admin}"),
-            "version": stepwell_core::VERSION,
-        });
+        let mut line = serde_json::Map::new();
+        let mut put = |key: &str, value: String| line.insert(key.to_owned(), value.into());
+        put("event", "ready".to_owned());
+        put("data", format!("http://{data}"));
+        put("admin", format!("http://{admin}"));
+        put("version", stepwell_core::VERSION.to_owned());
         if let Some(kafka) = kafka {
-            line["kafka"] = kafka.into();
+            put("kafka", kafka.to_owned());
         }
+        let line = serde_json::Value::Object(line);
         writeln!(stdout, "{line}")
     };
     if written.and_then(|()| stdout.flush()).is_err() {
@@ -252,7 +290,10 @@ async fn stop_signal() -> Result<()> {
 }
 
 /// Lets the metrics recorder drain its histograms now and then, whether or not anybody scrapes.
-async fn upkeep(metrics: metrics_exporter_prometheus::PrometheusHandle, stopping: CancellationToken) {
+async fn upkeep(
+    metrics: metrics_exporter_prometheus::PrometheusHandle,
+    stopping: CancellationToken,
+) {
     let mut ticks = tokio::time::interval(Duration::from_secs(5));
     loop {
         tokio::select! {
@@ -269,8 +310,13 @@ impl RunObserver for FailureLog {
     fn run_ended(&self, end: &RunEnd<'_>) {
         if let Some(error) = end.error {
             let deployment = end.deployment;
-            self.0
-                .run_error(&deployment.namespace, &deployment.name, deployment.revision, end.run, error);
+            self.0.run_error(
+                &deployment.namespace,
+                &deployment.name,
+                deployment.revision,
+                end.run,
+                error,
+            );
         }
     }
 }

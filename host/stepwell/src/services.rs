@@ -20,15 +20,8 @@ pub(crate) struct Services {
 
 impl Services {
     /// Opens every binding. One that is not reachable is no error: it says so when it is used, in `/readyz` and in `doctor`.
-    pub(crate) async fn open(config: &Config) -> Result<Self> {
+    pub(crate) async fn open(config: &Config, models: Models) -> Result<Self> {
         let bindings = &config.bindings;
-        let models = Models::start(ModelsConfig {
-            directory: config.models_directory.clone(),
-            library: config.models_library.clone().map_or(LibraryConfig::Auto, LibraryConfig::Path),
-            bindings: bindings.models.clone(),
-            ..ModelsConfig::default()
-        })
-        .context("models")?;
         Ok(Self {
             models,
             vectors: Vectors::open(&config.data_dir, bindings.vectors.clone()).await,
@@ -37,4 +30,18 @@ impl Services {
             logs: Arc::new(LogStore::new(LogCapacity::default())),
         })
     }
+}
+
+/// Starts to load models. Called before there are other threads: libtensorflow is told by environment variables where it is.
+pub(crate) fn start_models(config: &Config) -> Result<Models> {
+    Models::start(ModelsConfig {
+        directory: config.models_directory.clone(),
+        library: config
+            .models_library
+            .clone()
+            .map_or(LibraryConfig::Auto, LibraryConfig::Path),
+        bindings: config.bindings.models.clone(),
+        ..ModelsConfig::default()
+    })
+    .context("models")
 }

@@ -29,23 +29,36 @@ const LOG_VARIABLE: &str = "STEPWELL_LOG";
 
 /// Latencies from a function's few microseconds to a run's many seconds.
 const SECONDS: [f64; 16] = [
-    0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0,
+    0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1,
+    0.5, 1.0, 5.0, 30.0,
 ];
 
 impl Telemetry {
     /// Starts logging to stderr (for people on a terminal, JSON elsewhere), tracing to `otlp_endpoint` if there is one, and counting.
     pub(crate) fn start(otlp_endpoint: Option<&str>, service_name: &str) -> Result<Self> {
-        let filter = std::env::var(LOG_VARIABLE).unwrap_or_else(|_| "info,sqlx=warn,hyper=warn,tower=warn".into());
-        let filter = EnvFilter::try_new(&filter).with_context(|| format!("{LOG_VARIABLE}='{filter}'"))?;
+        let filter = std::env::var(LOG_VARIABLE).unwrap_or_else(|_| {
+            "info,sqlx=warn,hyper=warn,tower=warn,tensorflow_sys_runtime=warn".into()
+        });
+        let filter =
+            EnvFilter::try_new(&filter).with_context(|| format!("{LOG_VARIABLE}='{filter}'"))?;
         let lines = if std::io::stderr().is_terminal() {
-            tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false).boxed()
+            tracing_subscriber::fmt::layer()
+                .with_writer(std::io::stderr)
+                .with_target(false)
+                .boxed()
         } else {
-            tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(std::io::stderr).boxed()
+            tracing_subscriber::fmt::layer()
+                .json()
+                .flatten_event(true)
+                .with_writer(std::io::stderr)
+                .boxed()
         };
-        let traces = otlp_endpoint.map(|endpoint| exporter(endpoint, service_name)).transpose()?;
-        let export = traces
-            .as_ref()
-            .map(|provider| tracing_opentelemetry::layer().with_tracer(provider.tracer("stepwell")));
+        let traces = otlp_endpoint
+            .map(|endpoint| exporter(endpoint, service_name))
+            .transpose()?;
+        let export = traces.as_ref().map(|provider| {
+            tracing_opentelemetry::layer().with_tracer(provider.tracer("stepwell"))
+        });
         tracing_subscriber::registry()
             .with(filter)
             .with(lines)
@@ -54,7 +67,7 @@ impl Telemetry {
             .context("logging is already set up")?;
         let metrics = PrometheusBuilder::new()
             .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &SECONDS)
-            .and_then(|builder| builder.install_recorder().map_err(Into::into))
+            .and_then(PrometheusBuilder::install_recorder)
             .context("metrics")?;
         Ok(Self { traces, metrics })
     }
@@ -83,9 +96,15 @@ fn exporter(endpoint: &str, service_name: &str) -> Result<SdkTracerProvider> {
         .context("[telemetry] otlp_endpoint")?;
     let resource = Resource::builder()
         .with_service_name(service_name.to_owned())
-        .with_attribute(opentelemetry::KeyValue::new("service.version", stepwell_core::VERSION))
+        .with_attribute(opentelemetry::KeyValue::new(
+            "service.version",
+            stepwell_core::VERSION,
+        ))
         .build();
-    Ok(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build())
+    Ok(SdkTracerProvider::builder()
+        .with_batch_exporter(exporter)
+        .with_resource(resource)
+        .build())
 }
 
 /// Makes a run's span part of its caller's trace.
@@ -94,7 +113,12 @@ pub(crate) fn join_trace(span: &Span, trace: &TraceContext) {
         return;
     };
     let mut headers = HashMap::from([("traceparent".to_owned(), traceparent.clone())]);
-    headers.extend(trace.tracestate.clone().map(|state| ("tracestate".to_owned(), state)));
+    headers.extend(
+        trace
+            .tracestate
+            .clone()
+            .map(|state| ("tracestate".to_owned(), state)),
+    );
     // Without an exporter there is no trace to join, and that is no mistake.
     let _ = span.set_parent(TraceContextPropagator::new().extract(&headers));
 }

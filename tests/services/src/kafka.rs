@@ -104,12 +104,22 @@ impl Kafka {
         // Any 16 bytes in URL-safe base64 are an id; each broker is alone, so they may share one.
         let mut command = java()?;
         command.extend(
-            ["kafka.tools.StorageTool", "format", "-t", "c3RlcHdlbGwta2Fma2EtMQ", "--standalone", "-c"]
-                .map(str::to_owned),
+            [
+                "kafka.tools.StorageTool",
+                "format",
+                "-t",
+                "c3RlcHdlbGwta2Fma2EtMQ",
+                "--standalone",
+                "-c",
+            ]
+            .map(str::to_owned),
         );
         command.push(self.properties().display().to_string());
         let (program, arguments) = command.split_first().context("java")?;
-        let output = Command::new(program).args(arguments).output().context("java is not installed")?;
+        let output = Command::new(program)
+            .args(arguments)
+            .output()
+            .context("java is not installed")?;
         ensure!(
             output.status.success(),
             "formatting Kafka's log directory: {}{}",

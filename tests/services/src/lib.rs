@@ -28,7 +28,8 @@ pub fn free_port() -> Result<u16> {
 pub fn cache_dir() -> PathBuf {
     std::env::var_os("STEPWELL_CACHE").map_or_else(
         || {
-            let home = std::env::var_os("HOME").map_or_else(|| PathBuf::from("/root"), PathBuf::from);
+            let home =
+                std::env::var_os("HOME").map_or_else(|| PathBuf::from("/root"), PathBuf::from);
             home.join(".cache/stepwell")
         },
         PathBuf::from,

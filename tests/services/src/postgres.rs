@@ -146,7 +146,15 @@ impl Postgres {
     fn as_postgres(&self, command: &[&str]) -> Vec<String> {
         let mut all: Vec<String> = Vec::new();
         if is_root() {
-            all.extend(["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"].map(str::to_owned));
+            all.extend(
+                [
+                    "setpriv",
+                    "--reuid=postgres",
+                    "--regid=postgres",
+                    "--clear-groups",
+                ]
+                .map(str::to_owned),
+            );
         }
         all.extend(command.iter().map(|word| (*word).to_owned()));
         all
@@ -177,5 +185,7 @@ fn binary(name: &str) -> Result<PathBuf> {
                 .map(|directory| directory.join(name))
                 .find(|path| path.exists())
         })
-        .with_context(|| format!("PostgreSQL's {name} is not installed: run deploy/setup.sh services"))
+        .with_context(|| {
+            format!("PostgreSQL's {name} is not installed: run deploy/setup.sh services")
+        })
 }

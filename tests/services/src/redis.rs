@@ -56,9 +56,11 @@ impl Redis {
         .map(str::to_owned)
         .to_vec();
         let mut process = Guarded::start(&command, "TERM", &log)?;
-        wait_for("redis-server (installed by deploy/setup.sh)", Duration::from_secs(20), || {
-            !process.is_running() || TcpStream::connect(("127.0.0.1", self.port)).is_ok()
-        })
+        wait_for(
+            "redis-server (installed by deploy/setup.sh)",
+            Duration::from_secs(20),
+            || !process.is_running() || TcpStream::connect(("127.0.0.1", self.port)).is_ok(),
+        )
         .and_then(|()| {
             anyhow::ensure!(process.is_running(), "redis-server ended at once");
             Ok(())

@@ -19,7 +19,10 @@ pub(crate) async fn run(client: &Client, args: InvokeArgs, json: bool) -> Result
             .header("ce-specversion", "1.0")
             .header("ce-id", uuid::Uuid::now_v7().to_string())
             .header("ce-source", "/stepwell/cli")
-            .header("ce-type", args.event_type.as_deref().unwrap_or("cli.invoke"));
+            .header(
+                "ce-type",
+                args.event_type.as_deref().unwrap_or("cli.invoke"),
+            );
     }
     if let Some(subject) = &args.subject {
         request = request.header("ce-subject", subject);
@@ -35,8 +38,15 @@ pub(crate) async fn run(client: &Client, args: InvokeArgs, json: bool) -> Result
             .and_then(|value| value.to_str().ok())
             .map(str::to_owned)
     };
-    let (run, content_type, status) = (header("stepwell-run-id"), header("content-type"), response.status());
-    let body = response.bytes().await.map_err(|error| client.transport(&error))?;
+    let (run, content_type, status) = (
+        header("stepwell-run-id"),
+        header("content-type"),
+        response.status(),
+    );
+    let body = response
+        .bytes()
+        .await
+        .map_err(|error| client.transport(&error))?;
     if json {
         let data = serde_json::from_slice::<Value>(&body)
             .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&body).into_owned()));
@@ -56,7 +66,9 @@ pub(crate) async fn run(client: &Client, args: InvokeArgs, json: bool) -> Result
         _ => {
             let mut stdout = std::io::stdout().lock();
             stdout.write_all(&body)?;
-            if !body.ends_with(b"\n") && (std::io::stdout().is_terminal() || std::str::from_utf8(&body).is_ok()) {
+            if !body.ends_with(b"\n")
+                && (std::io::stdout().is_terminal() || std::str::from_utf8(&body).is_ok())
+            {
                 stdout.write_all(b"\n")?;
             }
         }

@@ -9,22 +9,35 @@ use crate::output;
 /// Runs `stepwell logs …`.
 pub(crate) async fn run(client: &Client, args: LogsArgs, json: bool) -> Result<(), Failure> {
     let mut query: Vec<(&str, String)> = Vec::new();
-    for (key, value) in [("pipeline", args.pipeline), ("step", args.step), ("level", args.level)] {
+    for (key, value) in [
+        ("pipeline", args.pipeline),
+        ("step", args.step),
+        ("level", args.level),
+    ] {
         query.extend(value.map(|value| (key, value)));
     }
     if !args.follow {
-        let reply = client.json(client.scoped(Method::GET, "logs").query(&query)).await?;
+        let reply = client
+            .json(client.scoped(Method::GET, "logs").query(&query))
+            .await?;
         if json {
             output::json(&reply);
             return Ok(());
         }
-        for entry in reply.get("items").and_then(Value::as_array).into_iter().flatten() {
+        for entry in reply
+            .get("items")
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+        {
             output::line(show(entry));
         }
         return Ok(());
     }
     query.push(("follow", "true".into()));
-    let response = client.send(client.scoped(Method::GET, "logs").query(&query)).await?;
+    let response = client
+        .send(client.scoped(Method::GET, "logs").query(&query))
+        .await?;
     let mut chunks = response.bytes_stream();
     let mut pending = Vec::new();
     while let Some(chunk) = chunks.next().await {
@@ -53,5 +66,11 @@ fn show(entry: &Value) -> String {
         .collect();
     let run = cell("run_id");
     let short = run.get(run.len().saturating_sub(12)..).unwrap_or(&run);
-    format!("{}  {:<5}  {}/{}  {short}  {clean}", cell("time"), cell("level"), cell("pipeline"), cell("step"))
+    format!(
+        "{}  {:<5}  {}/{}  {short}  {clean}",
+        cell("time"),
+        cell("level"),
+        cell("pipeline"),
+        cell("step")
+    )
 }

@@ -9,14 +9,26 @@ use crate::output;
 pub(crate) async fn run(client: &Client, command: ModelCommand, json: bool) -> Result<(), Failure> {
     match command {
         ModelCommand::List => {
-            let reply = client.json(client.request(Method::GET, "/api/v1/models")).await?;
+            let reply = client
+                .json(client.request(Method::GET, "/api/v1/models"))
+                .await?;
             if json {
                 output::json(&reply);
                 return Ok(());
             }
             let mut rows = Vec::new();
-            for model in reply.get("items").and_then(Value::as_array).into_iter().flatten() {
-                for version in model.get("versions").and_then(Value::as_array).into_iter().flatten() {
+            for model in reply
+                .get("items")
+                .and_then(Value::as_array)
+                .into_iter()
+                .flatten()
+            {
+                for version in model
+                    .get("versions")
+                    .and_then(Value::as_array)
+                    .into_iter()
+                    .flatten()
+                {
                     rows.push(vec![
                         output::cell(model, "name"),
                         output::cell(version, "version"),
@@ -32,7 +44,9 @@ pub(crate) async fn run(client: &Client, command: ModelCommand, json: bool) -> R
             );
         }
         ModelCommand::Show { name } => {
-            let reply = client.json(client.request(Method::GET, &format!("/api/v1/models/{name}"))).await?;
+            let reply = client
+                .json(client.request(Method::GET, &format!("/api/v1/models/{name}")))
+                .await?;
             output::json(&reply);
         }
     }

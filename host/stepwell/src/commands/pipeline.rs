@@ -8,13 +8,19 @@ use crate::client::{Client, Failure};
 use crate::output;
 
 /// Runs `stepwell pipeline …`.
-pub(crate) async fn run(client: &Client, command: PipelineCommand, json: bool) -> Result<(), Failure> {
+pub(crate) async fn run(
+    client: &Client,
+    command: PipelineCommand,
+    json: bool,
+) -> Result<(), Failure> {
     match command {
         PipelineCommand::Apply { files, dry_run } => apply(client, &files, dry_run, json).await,
         PipelineCommand::List => list(client, json).await,
         PipelineCommand::Show { name, revision } => show(client, &name, revision, json).await,
         PipelineCommand::History { name } => history(client, &name, json).await,
-        PipelineCommand::Rollback { name, revision } => rollback(client, &name, revision, json).await,
+        PipelineCommand::Rollback { name, revision } => {
+            rollback(client, &name, revision, json).await
+        }
         PipelineCommand::Rm { name } => remove(client, &name, json).await,
         PipelineCommand::Schema => {
             output::json(&stepwell_pipeline::json_schema());
@@ -31,7 +37,12 @@ struct Document {
 }
 
 /// Checks every document first, then applies each; a mistake in one leaves all as they were.
-async fn apply(client: &Client, files: &[PathBuf], dry_run: bool, json: bool) -> Result<(), Failure> {
+async fn apply(
+    client: &Client,
+    files: &[PathBuf],
+    dry_run: bool,
+    json: bool,
+) -> Result<(), Failure> {
     let mut documents = Vec::new();
     for path in expand(files)? {
         documents.push(read(path)?);
@@ -62,16 +73,33 @@ async fn apply(client: &Client, files: &[PathBuf], dry_run: bool, json: bool) ->
         return Ok(());
     }
     for (document, reply) in documents.iter().zip(&replies) {
-        let steps = reply.get("steps").and_then(Value::as_array).cloned().unwrap_or_default();
+        let steps = reply
+            .get("steps")
+            .and_then(Value::as_array)
+            .cloned()
+            .unwrap_or_default();
         if dry_run {
-            output::line(format!("{}: valid ({})", document.name, document.path.display()));
+            output::line(format!(
+                "{}: valid ({})",
+                document.name,
+                document.path.display()
+            ));
         } else {
-            output::line(format!("{}: revision {}", document.name, output::cell(reply, "revision")));
+            output::line(format!(
+                "{}: revision {}",
+                document.name,
+                output::cell(reply, "revision")
+            ));
         }
         for step in &steps {
             if step.get("plugin").is_some_and(|plugin| !plugin.is_null()) {
                 let cell = |key: &str| output::cell(step, key);
-                output::line(format!("  {:<16} {}@{}", cell("id"), cell("plugin"), cell("version")));
+                output::line(format!(
+                    "  {:<16} {}@{}",
+                    cell("id"),
+                    cell("plugin"),
+                    cell("version")
+                ));
             }
         }
     }
@@ -89,32 +117,46 @@ fn request(client: &Client, document: &Document, dry_run: bool) -> reqwest::Requ
     request
 }
 
-/// One problem for all refused documents; each mistake says its file.
+/// One problem for all refused documents; where there are several, each mistake says its file.
 fn all_problems(refused: &[(&Document, Value)], count: usize) -> Value {
     let mut errors = Vec::new();
     for (document, problem) in refused {
         let file = document.path.display();
-        let own = problem.get("errors").and_then(Value::as_array).cloned().unwrap_or_default();
+        let own = problem
+            .get("errors")
+            .and_then(Value::as_array)
+            .cloned()
+            .unwrap_or_default();
         if own.is_empty() {
             let detail = output::cell(problem, "detail");
             errors.push(serde_json::json!({"path": "", "message": format!("{file}: {detail}")}));
         }
         for mut error in own {
-            if let Some(message) = error.get("message").and_then(Value::as_str) {
-                let message = match refused.len() + count {
-                    2 => message.to_owned(),
-                    _ => format!("{file}: {message}"),
-                };
-                error["message"] = message.into();
+            let message = output::cell(&error, "message");
+            if count > 1 {
+                set(&mut error, "message", format!("{file}: {message}").into());
             }
             errors.push(error);
         }
     }
-    let names: Vec<String> = refused.iter().map(|(document, _)| document.path.display().to_string()).collect();
-    let mut problem = refused.first().map(|(_, problem)| problem.clone()).unwrap_or_default();
-    problem["detail"] = format!("{} not applied: nothing was changed", names.join(", ")).into();
-    problem["errors"] = errors.into();
+    let names: Vec<String> = refused
+        .iter()
+        .map(|(document, _)| document.path.display().to_string())
+        .collect();
+    let mut problem = refused
+        .first()
+        .map(|(_, problem)| problem.clone())
+        .unwrap_or_default();
+    let detail = format!("{} not applied: nothing was changed", names.join(", "));
+    set(&mut problem, "detail", detail.into());
+    set(&mut problem, "errors", errors.into());
     problem
+}
+
+fn set(object: &mut Value, key: &str, value: Value) {
+    if let Value::Object(members) = object {
+        members.insert(key.to_owned(), value);
+    }
 }
 
 /// Directories stand for the documents in them, in the order of their names.
@@ -134,7 +176,10 @@ fn expand(files: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
             .collect();
         inside.sort();
         if inside.is_empty() {
-            return Err(Failure::Local(format!("{} holds no .yaml, .yml or .json file", path.display())));
+            return Err(Failure::Local(format!(
+                "{} holds no .yaml, .yml or .json file",
+                path.display()
+            )));
         }
         all.extend(inside);
     }
@@ -144,24 +189,38 @@ fn expand(files: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
 fn read(path: PathBuf) -> Result<Document, Failure> {
     let text = std::fs::read_to_string(&path)
         .map_err(|error| Failure::Local(format!("cannot read {}: {error}", path.display())))?;
-    let is_json = path.extension().is_some_and(|extension| extension == "json");
+    let is_json = path
+        .extension()
+        .is_some_and(|extension| extension == "json");
     let node = stepwell_document::parse_yaml(&text)
         .map_err(|problem| Failure::Local(format!("{}:{problem}", path.display())))?;
     let name = match node.get("name").map(|node| &node.value) {
-        Some(stepwell_document::Value::String(name)) if name.parse::<stepwell_core::Name>().is_ok() => name.clone(),
+        Some(stepwell_document::Value::String(name))
+            if name.parse::<stepwell_core::Name>().is_ok() =>
+        {
+            name.clone()
+        }
         // The host says what is wrong with the name; the file's own is good enough to ask it.
-        _ => stepwell_core::Name::suggest(&stem(&path)).map_or_else(|| "pipeline".to_owned(), String::from),
+        _ => stepwell_core::Name::suggest(&stem(&path))
+            .map_or_else(|| "pipeline".to_owned(), String::from),
     };
     Ok(Document {
         name,
         text,
-        content_type: if is_json { "application/json" } else { "application/yaml" },
+        content_type: if is_json {
+            "application/json"
+        } else {
+            "application/yaml"
+        },
         path,
     })
 }
 
 fn stem(path: &Path) -> String {
-    path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+    path.file_stem()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned()
 }
 
 async fn list(client: &Client, json: bool) -> Result<(), Failure> {
@@ -178,7 +237,11 @@ async fn list(client: &Client, json: bool) -> Result<(), Failure> {
                 .and_then(Value::as_array)
                 .map(|triggers| triggers.iter().map(trigger).collect::<Vec<_>>().join(", "))
                 .unwrap_or_default();
-            vec![output::cell(pipeline, "name"), output::cell(pipeline, "revision"), triggers]
+            vec![
+                output::cell(pipeline, "name"),
+                output::cell(pipeline, "revision"),
+                triggers,
+            ]
         })
         .collect();
     output::table(
@@ -195,12 +258,17 @@ fn trigger(trigger: &Value) -> String {
         let method = http.get("method").and_then(Value::as_str).unwrap_or("*");
         return format!("{method} {}", output::cell(http, "path"));
     }
-    trigger
-        .get("kafka")
-        .map_or_else(String::new, |kafka| format!("kafka {}", output::cell(kafka, "topics")))
+    trigger.get("kafka").map_or_else(String::new, |kafka| {
+        format!("kafka {}", output::cell(kafka, "topics"))
+    })
 }
 
-async fn show(client: &Client, name: &str, revision: Option<u64>, json: bool) -> Result<(), Failure> {
+async fn show(
+    client: &Client,
+    name: &str,
+    revision: Option<u64>,
+    json: bool,
+) -> Result<(), Failure> {
     let path = match revision {
         Some(revision) => format!("pipelines/{name}/revisions/{revision}"),
         None => format!("pipelines/{name}"),
@@ -210,13 +278,28 @@ async fn show(client: &Client, name: &str, revision: Option<u64>, json: bool) ->
         output::json(&reply);
         return Ok(());
     }
-    output::line(format!("{name}, revision {}", output::cell(&reply, "revision")));
-    let steps = reply.get("steps").and_then(Value::as_array).cloned().unwrap_or_default();
+    output::line(format!(
+        "{name}, revision {}",
+        output::cell(&reply, "revision")
+    ));
+    let steps = reply
+        .get("steps")
+        .and_then(Value::as_array)
+        .cloned()
+        .unwrap_or_default();
     let rows = steps
         .iter()
-        .map(|step| ["id", "plugin", "version", "digest"].map(|key| output::cell(step, key)).to_vec())
+        .map(|step| {
+            ["id", "plugin", "version", "digest"]
+                .map(|key| output::cell(step, key))
+                .to_vec()
+        })
         .collect();
-    output::table(&["step", "plugin", "version", "digest"], rows, "no plugin steps");
+    output::table(
+        &["step", "plugin", "version", "digest"],
+        rows,
+        "no plugin steps",
+    );
     output::line("");
     output::json(reply.get("document").unwrap_or(&Value::Null));
     Ok(())
@@ -231,20 +314,39 @@ async fn history(client: &Client, name: &str, json: bool) -> Result<(), Failure>
     let rows = revisions
         .iter()
         .map(|revision| {
-            let steps = revision.get("steps").and_then(Value::as_array).cloned().unwrap_or_default();
+            let steps = revision
+                .get("steps")
+                .and_then(Value::as_array)
+                .cloned()
+                .unwrap_or_default();
             let pins: Vec<String> = steps
                 .iter()
                 .filter(|step| step.get("plugin").is_some_and(|plugin| !plugin.is_null()))
-                .map(|step| format!("{}@{}", output::cell(step, "plugin"), output::cell(step, "version")))
+                .map(|step| {
+                    format!(
+                        "{}@{}",
+                        output::cell(step, "plugin"),
+                        output::cell(step, "version")
+                    )
+                })
                 .collect();
-            vec![output::cell(revision, "revision"), output::cell(revision, "created_at"), pins.join(" → ")]
+            vec![
+                output::cell(revision, "revision"),
+                output::cell(revision, "created_at"),
+                pins.join(" → "),
+            ]
         })
         .collect();
     output::table(&["revision", "created", "plugins"], rows, "no revisions");
     Ok(())
 }
 
-async fn rollback(client: &Client, name: &str, revision: Option<u64>, json: bool) -> Result<(), Failure> {
+async fn rollback(
+    client: &Client,
+    name: &str,
+    revision: Option<u64>,
+    json: bool,
+) -> Result<(), Failure> {
     let mut request = client.scoped(Method::POST, &format!("pipelines/{name}/rollback"));
     if let Some(revision) = revision {
         request = request.json(&serde_json::json!({"revision": revision}));
@@ -253,13 +355,18 @@ async fn rollback(client: &Client, name: &str, revision: Option<u64>, json: bool
     if json {
         output::json(&reply);
     } else {
-        output::line(format!("{name}: revision {}", output::cell(&reply, "revision")));
+        output::line(format!(
+            "{name}: revision {}",
+            output::cell(&reply, "revision")
+        ));
     }
     Ok(())
 }
 
 async fn remove(client: &Client, name: &str, json: bool) -> Result<(), Failure> {
-    let reply = client.json(client.scoped(Method::DELETE, &format!("pipelines/{name}"))).await?;
+    let reply = client
+        .json(client.scoped(Method::DELETE, &format!("pipelines/{name}")))
+        .await?;
     if json {
         output::json(&reply);
     } else {

@@ -36,7 +36,9 @@ fn kind<T>(
         if let Err(error) = key.name.parse::<Name>() {
             at.problem(error.to_string());
         }
-        let Some(mut map) = at.mapping() else { continue };
+        let Some(mut map) = at.mapping() else {
+            continue;
+        };
         let binding = read(&mut map);
         map.finish();
         if let Some(binding) = binding {
@@ -47,7 +49,9 @@ fn kind<T>(
 }
 
 fn model(map: &mut MapReader<'_>) -> Option<ModelBindingConfig> {
-    let model = map.required("model").and_then(|at| parsed(&at, at.string()?));
+    let model = map
+        .required("model")
+        .and_then(|at| parsed(&at, at.string()?));
     let version = match map.optional("version") {
         None => Some(ModelVersion::default()),
         Some(at) => match at.node().value {
@@ -62,7 +66,9 @@ fn model(map: &mut MapReader<'_>) -> Option<ModelBindingConfig> {
 }
 
 fn parsed<T: FromStr<Err: fmt::Display>>(at: &At<'_>, text: &str) -> Option<T> {
-    text.parse().inspect_err(|error: &T::Err| at.problem(error.to_string())).ok()
+    text.parse()
+        .inspect_err(|error: &T::Err| at.problem(error.to_string()))
+        .ok()
 }
 
 fn vectors(map: &mut MapReader<'_>, secrets: &SecretReader<'_>) -> Option<VectorBindingConfig> {
@@ -82,9 +88,15 @@ fn vectors(map: &mut MapReader<'_>, secrets: &SecretReader<'_>) -> Option<Vector
     };
     let backend = match backend? {
         "pinecone" => {
-            let host = map.required("host").and_then(|at| at.string()).map(str::to_owned);
+            let host = map
+                .required("host")
+                .and_then(|at| at.string())
+                .map(str::to_owned);
             let api_key = map.required("api_key").and_then(|at| secrets.read(&at));
-            let namespace = map.optional("namespace").and_then(|at| at.string()).map(str::to_owned);
+            let namespace = map
+                .optional("namespace")
+                .and_then(|at| at.string())
+                .map(str::to_owned);
             VectorBackend::Pinecone {
                 host: host?,
                 api_key: api_key?,
@@ -136,7 +148,8 @@ fn sql(map: &mut MapReader<'_>, secrets: &SecretReader<'_>) -> Option<SqlBinding
                 Some(url)
             });
             let max_connections = map.optional("max_connections").map_or(Some(10), |at| {
-                at.integer(1, 1000).and_then(|number| u32::try_from(number).ok())
+                at.integer(1, 1000)
+                    .and_then(|number| u32::try_from(number).ok())
             });
             let statement_timeout = map
                 .optional("statement_timeout")
@@ -151,6 +164,11 @@ fn sql(map: &mut MapReader<'_>, secrets: &SecretReader<'_>) -> Option<SqlBinding
     }
 }
 
-fn backend(map: &mut MapReader<'_>, default: &'static str, backends: &[&'static str]) -> Option<&'static str> {
-    map.optional("backend").map_or(Some(default), |at| at.one_of(backends))
+fn backend(
+    map: &mut MapReader<'_>,
+    default: &'static str,
+    backends: &[&'static str],
+) -> Option<&'static str> {
+    map.optional("backend")
+        .map_or(Some(default), |at| at.one_of(backends))
 }

@@ -5,7 +5,16 @@ use super::{NOWHERE, Overrides};
 
 /// Keys that `STEPWELL_SECTION_KEY` may set.
 const KEYS: [(&str, &[&str]); 6] = [
-    ("server", &["listen", "admin_listen", "data_dir", "admin_token", "grace_period"]),
+    (
+        "server",
+        &[
+            "listen",
+            "admin_listen",
+            "data_dir",
+            "admin_token",
+            "grace_period",
+        ],
+    ),
     ("catalog", &["url"]),
     ("kafka", &["brokers", "drain_timeout"]),
     ("models", &["directory", "library"]),
@@ -46,14 +55,20 @@ pub(crate) fn overlay(
 ) -> Overlaid {
     let mut overlaid = Overlaid::default();
     let mut put = |root: &mut Node, section: &str, key: &str, text: String, source: String| {
-        overlaid.0.retain(|(path, _)| *path != format!("/{section}/{key}"));
+        overlaid
+            .0
+            .retain(|(path, _)| *path != format!("/{section}/{key}"));
         overlaid.0.push((format!("/{section}/{key}"), source));
         let value = match text.parse::<i64>() {
             Ok(number) if key == "concurrent_runs" => Value::Integer(number),
             _ => Value::String(text),
         };
         // A token from the environment is where it should be: no warning is due.
-        let value = if key == "admin_token" { secret(value) } else { value };
+        let value = if key == "admin_token" {
+            secret(value)
+        } else {
+            value
+        };
         set_in(root, section, key, value);
     };
     for (section, keys) in KEYS {
@@ -65,15 +80,28 @@ pub(crate) fn overlay(
         }
     }
     if let Some(text) = environment("STEPWELL_ADMIN_TOKEN") {
-        put(root, "server", "admin_token", text, "STEPWELL_ADMIN_TOKEN".into());
+        put(
+            root,
+            "server",
+            "admin_token",
+            text,
+            "STEPWELL_ADMIN_TOKEN".into(),
+        );
     }
     let flags = [
         ("listen", "--listen", overrides.listen.clone()),
-        ("admin_listen", "--admin-listen", overrides.admin_listen.clone()),
+        (
+            "admin_listen",
+            "--admin-listen",
+            overrides.admin_listen.clone(),
+        ),
         (
             "data_dir",
             "--data-dir",
-            overrides.data_dir.as_ref().map(|path| path.display().to_string()),
+            overrides
+                .data_dir
+                .as_ref()
+                .map(|path| path.display().to_string()),
         ),
     ];
     for (key, flag, text) in flags {

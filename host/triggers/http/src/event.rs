@@ -6,8 +6,8 @@ use stepwell_pipeline::Deployment;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::cloudevents::{self, Attributes, Malformed, malformed};
 use crate::percent;
+use stepwell_core::cloudevents::{self, Attributes, Malformed, malformed};
 
 /// An event, and how it came.
 pub(crate) struct Incoming {

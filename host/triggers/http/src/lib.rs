@@ -5,7 +5,6 @@
 //! stop one that is half done. A `GET` route answers `HEAD` too, as in most frameworks; `OPTIONS` needs a route of its own.
 
 mod body;
-mod cloudevents;
 mod event;
 mod percent;
 mod problem;

@@ -6,9 +6,9 @@ use stepwell_core::{Event, Outcome};
 use stepwell_pipeline::Body;
 
 use crate::body;
-use crate::cloudevents::{Structured, json_data, sendable_extensions};
 use crate::percent;
 use crate::problem::Problem;
+use stepwell_core::cloudevents::{Structured, json_data, sendable_extensions};
 
 /// Bytes of all `ce-` headers of a reply; more than this, and clients and proxies give up on it.
 const MAX_ATTRIBUTES: usize = 32 << 10;

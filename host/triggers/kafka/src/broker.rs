@@ -43,7 +43,9 @@ impl EmbeddedBroker {
                     for request in requests {
                         let made = cluster
                             .create_topic(&request.name, request.partitions, 1)
-                            .map_err(|error| BrokerError(format!("topic '{}': {error}", request.name)));
+                            .map_err(|error| {
+                                BrokerError(format!("topic '{}': {error}", request.name))
+                            });
                         let _ = request.reply.send(made);
                     }
                 }
@@ -78,7 +80,11 @@ impl EmbeddedBroker {
         };
         self.commands.send(request).map_err(|_| gone())?;
         match answer.recv().map_err(|_| gone())? {
-            Err(error) if error.0.contains("TopicAlreadyExists") || error.0.contains("already exists") => Ok(()),
+            Err(error)
+                if error.0.contains("TopicAlreadyExists") || error.0.contains("already exists") =>
+            {
+                Ok(())
+            }
             result => result,
         }
     }

@@ -57,12 +57,26 @@ pub(crate) fn client(bootstrap: &str, properties: &[(String, String)]) -> Client
     config
 }
 
-pub(crate) fn consumer(bootstrap: &str, properties: &[(String, String)], group: &str) -> ClientConfig {
+pub(crate) fn consumer(
+    bootstrap: &str,
+    properties: &[(String, String)],
+    group: &str,
+) -> ClientConfig {
     let mut config = client(bootstrap, properties);
     // A topic that is made after the subscription is found within this time.
-    defaulted(&mut config, properties, "topic.metadata.refresh.interval.ms", "3000");
+    defaulted(
+        &mut config,
+        properties,
+        "topic.metadata.refresh.interval.ms",
+        "3000",
+    );
     defaulted(&mut config, properties, "statistics.interval.ms", "1000");
-    defaulted(&mut config, properties, "queued.max.messages.kbytes", "16384");
+    defaulted(
+        &mut config,
+        properties,
+        "queued.max.messages.kbytes",
+        "16384",
+    );
     config
         .set("group.id", group)
         .set("enable.auto.commit", "false")

@@ -35,7 +35,11 @@ pub(crate) fn to_write(
         Timestamp::CreateTime(millis) | Timestamp::LogAppendTime(millis) => Some(millis),
     };
     headers = with(headers, "dlq.original.topic", record.topic());
-    headers = with(headers, "dlq.original.partition", record.partition().to_string());
+    headers = with(
+        headers,
+        "dlq.original.partition",
+        record.partition().to_string(),
+    );
     headers = with(headers, "dlq.original.offset", record.offset().to_string());
     if let Some(millis) = timestamp {
         headers = with(headers, "dlq.original.timestamp", millis.to_string());
@@ -52,7 +56,11 @@ pub(crate) fn to_write(
     headers = with(headers, "dlq.error.class", error.kind.as_str());
     headers = with(headers, "dlq.error.message", shorten(&error.message));
     headers = with(headers, "dlq.attempts", history.attempts.to_string());
-    headers = with(headers, "dlq.first-failed-at", rfc3339(history.first_failed));
+    headers = with(
+        headers,
+        "dlq.first-failed-at",
+        rfc3339(history.first_failed),
+    );
     headers = with(headers, "dlq.last-failed-at", rfc3339(history.last_failed));
     headers = with(headers, "dlq.generation", generation.to_string());
     Write {

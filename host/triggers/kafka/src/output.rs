@@ -2,11 +2,17 @@
 
 use rdkafka::message::{Message, OwnedHeaders, OwnedMessage};
 use stepwell_core::Event;
+use stepwell_core::cloudevents::sendable_extensions;
 
 use crate::producer::{Write, with};
 
 /// The record for one event of a run that `input` started.
-pub(crate) fn to_write(topic: &str, event: &Event, input: &OwnedMessage, traceparent: Option<&str>) -> Write {
+pub(crate) fn to_write(
+    topic: &str,
+    event: &Event,
+    input: &OwnedMessage,
+    traceparent: Option<&str>,
+) -> Write {
     let mut headers = OwnedHeaders::new();
     headers = with(headers, "ce_specversion", "1.0");
     headers = with(headers, "ce_id", &event.id);
@@ -18,11 +24,8 @@ pub(crate) fn to_write(topic: &str, event: &Event, input: &OwnedMessage, tracepa
     if let Some(time) = &event.time {
         headers = with(headers, "ce_time", time);
     }
-    for (name, value) in &event.extensions {
-        // What the host says of an HTTP request is nobody else's business.
-        if !name.starts_with("http") {
-            headers = with(headers, &format!("ce_{name}"), value);
-        }
+    for (name, value) in sendable_extensions(event) {
+        headers = with(headers, &format!("ce_{name}"), value);
     }
     if let Some(content_type) = &event.datacontenttype {
         headers = with(headers, "content-type", content_type);
@@ -53,7 +56,15 @@ mod tests {
 
     #[test]
     fn events_are_keyed_by_partitionkey_else_by_the_input() {
-        let input = OwnedMessage::new(None, Some(b"in".to_vec()), "t".into(), Timestamp::NotAvailable, 0, 0, None);
+        let input = OwnedMessage::new(
+            None,
+            Some(b"in".to_vec()),
+            "t".into(),
+            Timestamp::NotAvailable,
+            0,
+            0,
+            None,
+        );
         let mut event = Event {
             id: "1".into(),
             source: "/s".into(),
@@ -66,8 +77,16 @@ mod tests {
         };
         let write = to_write("out", &event, &input, None);
         assert_eq!(write.key.as_deref(), Some(&b"in"[..]));
-        assert!(write.headers.iter().all(|header| header.key != "ce_httpstatus"));
+        assert!(
+            write
+                .headers
+                .iter()
+                .all(|header| header.key != "ce_httpstatus")
+        );
         event.set_extension("partitionkey", "other");
-        assert_eq!(to_write("out", &event, &input, None).key.as_deref(), Some(&b"other"[..]));
+        assert_eq!(
+            to_write("out", &event, &input, None).key.as_deref(),
+            Some(&b"other"[..])
+        );
     }
 }

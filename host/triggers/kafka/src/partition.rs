@@ -78,13 +78,25 @@ pub(crate) async fn handle(
 struct Stopped;
 
 /// Runs a record until it is delivered or dead-lettered.
-async fn settle(shared: &Shared, record: &OwnedMessage, stop: &CancellationToken) -> Result<(), Stopped> {
+async fn settle(
+    shared: &Shared,
+    record: &OwnedMessage,
+    stop: &CancellationToken,
+) -> Result<(), Stopped> {
     let event = match record::to_event(record) {
         Ok(event) => event,
         Err(reason) => {
             let deployment = shared.deployment.load_full();
             let error = StepError::new(ErrorKind::Invalid, reason.to_string());
-            return give_up(shared, record, &deployment, &error, &mut Failures::default(), stop).await;
+            return give_up(
+                shared,
+                record,
+                &deployment,
+                &error,
+                &mut Failures::default(),
+                stop,
+            )
+            .await;
         }
     };
     let mut failures = Failures::default();
@@ -93,7 +105,14 @@ async fn settle(shared: &Shared, record: &OwnedMessage, stop: &CancellationToken
         let error = match outcome {
             Outcome::Delivered(events) => match deliver(shared, record, &events, stop).await? {
                 Delivery::Done => {
-                    counted(shared, if events.is_empty() { "filtered" } else { "delivered" });
+                    counted(
+                        shared,
+                        if events.is_empty() {
+                            "filtered"
+                        } else {
+                            "delivered"
+                        },
+                    );
                     return Ok(());
                 }
                 Delivery::Refused(error) => error,
@@ -189,10 +208,22 @@ async fn give_up(
         last_failed: now,
     };
     let topic = &shared.spec.dead_letter;
-    let mut write = dead_letter::to_write(topic, &shared.spec.group, deployment, record, error, &history);
+    let mut write = dead_letter::to_write(
+        topic,
+        &shared.spec.group,
+        deployment,
+        record,
+        error,
+        &history,
+    );
     while let Err(refused) = write_until_acknowledged(shared, &write, stop).await? {
         // The headers made it too large for the topic: try with less, and never lose the record itself.
-        error!(topic, offset = record.offset(), reason = refused, "dead letter refused: trying with its own headers only");
+        error!(
+            topic,
+            offset = record.offset(),
+            reason = refused,
+            "dead letter refused: trying with its own headers only"
+        );
         sleep(MAX_PAUSE, stop).await?;
         write.headers = record.headers().cloned().unwrap_or_default();
     }
@@ -224,7 +255,8 @@ async fn write_until_acknowledged(
             Ok(()) => return Ok(Ok(())),
             Err(refused @ WriteError::Refused { .. }) => return Ok(Err(refused.to_string())),
             Err(failure) => {
-                counter!("stepwell_kafka_write_failures_total", "topic" => write.topic.clone()).increment(1);
+                counter!("stepwell_kafka_write_failures_total", "topic" => write.topic.clone())
+                    .increment(1);
                 warn!(%failure, "the record waits");
                 sleep(pause, stop).await?;
                 pause = (pause * 2).min(MAX_PAUSE);
@@ -255,7 +287,8 @@ impl Failures {
     fn next(&mut self, error: &StepError, spec: &KafkaTriggerSpec) -> Next {
         self.runs = self.runs.saturating_add(1);
         let first = *self.first.get_or_insert_with(Instant::now);
-        self.first_failed.get_or_insert_with(OffsetDateTime::now_utc);
+        self.first_failed
+            .get_or_insert_with(OffsetDateTime::now_utc);
         match error.kind {
             ErrorKind::Invalid => Next::GiveUp,
             // The dependency's fault: no attempt is spent, and nothing is given up, however long it takes.
@@ -266,7 +299,8 @@ impl Failures {
             ErrorKind::Trap | ErrorKind::Failed | ErrorKind::Limit | ErrorKind::Timeout => {
                 self.attempts = self.attempts.saturating_add(1);
                 self.traps += u32::from(error.kind == ErrorKind::Trap);
-                let spent = self.attempts >= spec.retry.attempts || first.elapsed() >= spec.retry.max_age;
+                let spent =
+                    self.attempts >= spec.retry.attempts || first.elapsed() >= spec.retry.max_age;
                 // A trap that repeats on a fresh instance will not go away.
                 if spent || self.traps >= 2 {
                     Next::GiveUp
@@ -280,7 +314,9 @@ impl Failures {
 
 /// Exponential back-off with full jitter.
 fn jittered(backoff: Duration, failures: u32) -> Duration {
-    let ceiling = backoff.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(MAX_PAUSE);
+    let ceiling = backoff
+        .saturating_mul(1 << failures.saturating_sub(1).min(16))
+        .min(MAX_PAUSE);
     ceiling.mul_f64(rand::random::<f64>())
 }
 

@@ -32,7 +32,10 @@ pub(crate) enum WriteError {
 }
 
 impl Producer {
-    pub(crate) fn new(bootstrap: &str, properties: &[(String, String)]) -> Result<Self, KafkaError> {
+    pub(crate) fn new(
+        bootstrap: &str,
+        properties: &[(String, String)],
+    ) -> Result<Self, KafkaError> {
         config::producer(bootstrap, properties).create().map(Self)
     }
 

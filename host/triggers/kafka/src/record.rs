@@ -3,7 +3,8 @@
 use bytes::Bytes;
 use rdkafka::Timestamp;
 use rdkafka::message::{Headers, Message, OwnedMessage};
-use stepwell_core::{Event, InvalidCloudEvent, TraceContext, check_specversion};
+use stepwell_core::cloudevents::{self, Attributes, Malformed, malformed};
+use stepwell_core::{Event, TraceContext};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -12,12 +13,12 @@ use time::format_description::well_known::Rfc3339;
 ///
 /// # Errors
 /// The record says that it is a CloudEvent and is none: the record's fault, so `invalid`.
-pub(crate) fn to_event(record: &OwnedMessage) -> Result<Event, InvalidCloudEvent> {
+pub(crate) fn to_event(record: &OwnedMessage) -> Result<Event, Malformed> {
     let content_type = header(record, "content-type");
     let mut event = if header(record, "ce_specversion").is_some() {
         binary(record, content_type)?
     } else if content_type.as_deref().is_some_and(is_structured) {
-        Event::from_cloudevents_json(record.payload().unwrap_or_default())?
+        cloudevents::from_json(record.payload().unwrap_or_default())?
     } else {
         plain(record, content_type)
     };
@@ -38,7 +39,12 @@ pub(crate) fn trace(record: &OwnedMessage) -> TraceContext {
 
 fn plain(record: &OwnedMessage, datacontenttype: Option<String>) -> Event {
     Event {
-        id: format!("{}/{}/{}", record.topic(), record.partition(), record.offset()),
+        id: format!(
+            "{}/{}/{}",
+            record.topic(),
+            record.partition(),
+            record.offset()
+        ),
         source: format!("/kafka/{}", record.topic()),
         r#type: "kafka.record".into(),
         subject: None,
@@ -49,41 +55,25 @@ fn plain(record: &OwnedMessage, datacontenttype: Option<String>) -> Event {
     }
 }
 
-fn binary(record: &OwnedMessage, datacontenttype: Option<String>) -> Result<Event, InvalidCloudEvent> {
-    check_specversion(header(record, "ce_specversion").as_deref())?;
-    let required = |name: &str| {
-        header(record, &format!("ce_{name}"))
-            .filter(|value| !value.is_empty())
-            .ok_or_else(|| InvalidCloudEvent(format!("the header 'ce_{name}' is missing")))
-    };
-    let mut event = Event {
-        id: required("id")?,
-        source: required("source")?,
-        r#type: required("type")?,
-        subject: header(record, "ce_subject"),
-        time: header(record, "ce_time"),
-        datacontenttype,
-        extensions: Vec::new(),
-        data: Bytes::copy_from_slice(record.payload().unwrap_or_default()),
-    };
-    for one in record.headers().into_iter().flat_map(Headers::iter) {
-        let Some(name) = one.key.strip_prefix("ce_") else {
+fn binary(record: &OwnedMessage, datacontenttype: Option<String>) -> Result<Event, Malformed> {
+    let mut attributes = Attributes::default();
+    for header in record.headers().into_iter().flat_map(Headers::iter) {
+        let Some(name) = header.key.strip_prefix("ce_") else {
             continue;
         };
-        if matches!(name, "specversion" | "id" | "source" | "type" | "subject" | "time" | "dataschema") {
-            continue;
-        }
-        if !Event::is_extension_name(name) {
-            let shown: String = name.chars().take(64).collect();
-            return Err(InvalidCloudEvent(format!(
-                "the header 'ce_{shown}' is no attribute: lower-case letters and digits"
-            )));
-        }
-        if let Some(Ok(value)) = one.value.map(std::str::from_utf8) {
-            event.set_extension(name, value);
-        }
+        let value = std::str::from_utf8(header.value.unwrap_or_default());
+        let value = value
+            .map_err(|_| malformed(format!("the attribute '{}' is not UTF-8", shown(name))))?;
+        attributes.insert(name, value.to_owned())?;
     }
-    Ok(event)
+    if let Some(content_type) = datacontenttype {
+        attributes.insert("datacontenttype", content_type)?;
+    }
+    attributes.into_event(Bytes::copy_from_slice(record.payload().unwrap_or_default()))
+}
+
+fn shown(name: &str) -> String {
+    name.chars().take(64).collect()
 }
 
 fn is_structured(content_type: &str) -> bool {
@@ -172,14 +162,19 @@ mod tests {
     #[test]
     fn structured_mode_reads_the_value() {
         let value = r#"{"specversion":"1.0","id":"1","source":"/s","type":"t","data":{"a":1}}"#;
-        let event = to_event(&record(&[("content-type", "application/cloudevents+json")], value)).unwrap();
+        let event = to_event(&record(
+            &[("content-type", "application/cloudevents+json")],
+            value,
+        ))
+        .unwrap();
         assert_eq!(event.r#type, "t");
         assert_eq!(event.data, Bytes::from_static(br#"{"a":1}"#));
     }
 
     #[test]
     fn a_missing_attribute_is_named() {
-        let error = to_event(&record(&[("ce_specversion", "1.0"), ("ce_id", "1")], "x")).unwrap_err();
-        assert!(error.to_string().contains("ce_source"), "{error}");
+        let error =
+            to_event(&record(&[("ce_specversion", "1.0"), ("ce_id", "1")], "x")).unwrap_err();
+        assert!(error.to_string().contains("'source' is missing"), "{error}");
     }
 }

@@ -112,7 +112,12 @@ impl Poller {
         self.finish_drained();
         self.balance_queues();
         if self.last_commit.elapsed() >= COMMIT_EVERY {
-            if self.consumer.context().recommit.swap(false, Ordering::Relaxed) {
+            if self
+                .consumer
+                .context()
+                .recommit
+                .swap(false, Ordering::Relaxed)
+            {
                 for partition in self.partitions.values_mut() {
                     partition.dirty = partition.watermark.is_some();
                 }
@@ -133,11 +138,19 @@ impl Poller {
                     self.consumer.context().health.set(None);
                     let record = message.detach();
                     let place = (record.topic().to_owned(), record.partition());
-                    if let Some(partition) = self.partitions.get(&place).filter(|partition| partition.draining.is_none()) {
+                    if let Some(partition) = self
+                        .partitions
+                        .get(&place)
+                        .filter(|partition| partition.draining.is_none())
+                    {
                         partition.queued.fetch_add(1, Ordering::Relaxed);
                         // A task that has ended (a bug) must not lose the record: its offset is never committed.
                         if partition.records.send(record).is_err() {
-                            warn!(topic = place.0, partition = place.1, "the partition's task has ended");
+                            warn!(
+                                topic = place.0,
+                                partition = place.1,
+                                "the partition's task has ended"
+                            );
                         }
                     }
                 }
@@ -156,7 +169,8 @@ impl Poller {
 
     fn collect_settled(&mut self) {
         while let Ok(settled) = self.settled.try_recv() {
-            let Some(partition) = self.partitions.get_mut(&(settled.topic, settled.partition)) else {
+            let Some(partition) = self.partitions.get_mut(&(settled.topic, settled.partition))
+            else {
                 continue;
             };
             if partition.epoch == settled.epoch {
@@ -217,7 +231,12 @@ impl Poller {
             self.settled_sender.clone(),
             stop.clone(),
         ));
-        info!(topic = place.0, partition = place.1, group = self.shared.spec.group, "partition assigned");
+        info!(
+            topic = place.0,
+            partition = place.1,
+            group = self.shared.spec.group,
+            "partition assigned"
+        );
         let partition = Partition {
             epoch: self.epoch,
             records,
@@ -256,15 +275,28 @@ impl Poller {
         for place in &done {
             if let Some(partition) = self.partitions.remove(place) {
                 if !partition.task.is_finished() {
-                    warn!(topic = place.0, partition = place.1, "record under way did not settle in time; its next owner runs it again");
+                    warn!(
+                        topic = place.0,
+                        partition = place.1,
+                        "record under way did not settle in time; its next owner runs it again"
+                    );
                     counter!("stepwell_kafka_drain_timeouts_total", "group" => self.shared.spec.group.clone()).increment(1);
                     partition.task.abort();
                 }
-                info!(topic = place.0, partition = place.1, group = self.shared.spec.group, "partition given back");
+                info!(
+                    topic = place.0,
+                    partition = place.1,
+                    group = self.shared.spec.group,
+                    "partition given back"
+                );
             }
         }
         // librdkafka waits for one call that names all partitions of the rebalance.
-        if self.partitions.values().all(|partition| partition.draining.is_none()) {
+        if self
+            .partitions
+            .values()
+            .all(|partition| partition.draining.is_none())
+        {
             let places = self.consumer.context().take_pending_unassign();
             self.unassign(&places);
         }
@@ -298,7 +330,8 @@ impl Poller {
             }
         }
         #[allow(clippy::cast_precision_loss, reason = "a gauge is a float")]
-        gauge!("stepwell_kafka_queued", "group" => self.shared.spec.group.clone()).set(queued_in_all as f64);
+        gauge!("stepwell_kafka_queued", "group" => self.shared.spec.group.clone())
+            .set(queued_in_all as f64);
     }
 
     /// Commits the watermarks of the partitions that `which` selects.
@@ -310,7 +343,9 @@ impl Poller {
                 continue;
             }
             if let Some(watermark) = partition.watermark.filter(|_| partition.dirty)
-                && offsets.add_partition_offset(&place.0, place.1, Offset::Offset(watermark)).is_ok()
+                && offsets
+                    .add_partition_offset(&place.0, place.1, Offset::Offset(watermark))
+                    .is_ok()
             {
                 taken.push(place.clone());
             }
@@ -341,7 +376,12 @@ impl Poller {
         }
         let limit = *self.drain.lock().unwrap_or_else(PoisonError::into_inner);
         let end = Instant::now() + limit;
-        while Instant::now() < end && self.partitions.values().any(|partition| !partition.task.is_finished()) {
+        while Instant::now() < end
+            && self
+                .partitions
+                .values()
+                .any(|partition| !partition.task.is_finished())
+        {
             // Polling goes on, so that the group does not lose us while we wait; new records are not taken up.
             let _ = self.consumer.poll(Duration::from_millis(10));
             while self.consumer.context().next_rebalance().is_some() {}
@@ -350,11 +390,18 @@ impl Poller {
         self.commit(CommitMode::Sync, |_| true);
         for (place, partition) in self.partitions.drain() {
             if !partition.task.is_finished() {
-                warn!(topic = place.0, partition = place.1, "record under way did not settle in time; it will be run again");
+                warn!(
+                    topic = place.0,
+                    partition = place.1,
+                    "record under way did not settle in time; it will be run again"
+                );
                 partition.task.abort();
             }
         }
-        self.consumer.context().closing.store(true, Ordering::Release);
+        self.consumer
+            .context()
+            .closing
+            .store(true, Ordering::Release);
         let places = self.consumer.context().take_pending_unassign();
         self.unassign(&places);
         if self.consumer.close_queue().is_ok() {
@@ -366,8 +413,16 @@ impl Poller {
     }
 
     fn count_assigned(&self) {
-        let active = self.partitions.values().filter(|partition| partition.draining.is_none()).count();
-        self.consumer.context().health.assigned.store(active, Ordering::Relaxed);
+        let active = self
+            .partitions
+            .values()
+            .filter(|partition| partition.draining.is_none())
+            .count();
+        self.consumer
+            .context()
+            .health
+            .assigned
+            .store(active, Ordering::Relaxed);
     }
 }
 
@@ -414,18 +469,30 @@ impl Context {
     }
 
     fn next_rebalance(&self) -> Option<Rebalance> {
-        self.rebalances.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+        self.rebalances
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop_front()
     }
 
     fn take_pending_unassign(&self) -> Vec<Place> {
-        std::mem::take(&mut self.pending_unassign.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(
+            &mut self
+                .pending_unassign
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        )
     }
 }
 
 impl ClientContext for Context {
     fn stats(&self, statistics: Statistics) {
         for topic in statistics.topics.values() {
-            for partition in topic.partitions.values().filter(|partition| partition.partition >= 0 && partition.desired) {
+            for partition in topic
+                .partitions
+                .values()
+                .filter(|partition| partition.partition >= 0 && partition.desired)
+            {
                 // Before the first commit there is no committed offset: everything from the start is still to do.
                 let committed = if partition.committed_offset >= 0 {
                     partition.committed_offset
@@ -452,13 +519,21 @@ impl ClientContext for Context {
 }
 
 impl ConsumerContext for Context {
-    fn rebalance(&self, consumer: &BaseConsumer<Self>, kind: RDKafkaRespErr, partitions: &mut TopicPartitionList) {
+    fn rebalance(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        kind: RDKafkaRespErr,
+        partitions: &mut TopicPartitionList,
+    ) {
         let places: Vec<Place> = partitions
             .elements()
             .iter()
             .map(|element| (element.topic().to_owned(), element.partition()))
             .collect();
-        let cooperative = matches!(consumer.rebalance_protocol(), RebalanceProtocol::Cooperative);
+        let cooperative = matches!(
+            consumer.rebalance_protocol(),
+            RebalanceProtocol::Cooperative
+        );
         // A later rebalance supersedes what an earlier one left to be given back.
         self.pending_unassign
             .lock()
@@ -501,7 +576,8 @@ impl ConsumerContext for Context {
 
     fn commit_callback(&self, result: KafkaResult<()>, _offsets: &TopicPartitionList) {
         if let Err(error) = result {
-            counter!("stepwell_kafka_commit_failures_total", "group" => self.group.clone()).increment(1);
+            counter!("stepwell_kafka_commit_failures_total", "group" => self.group.clone())
+                .increment(1);
             self.recommit.store(true, Ordering::Relaxed);
             // During a rebalance this is expected: the records' next owner runs them again, or we commit the next watermark.
             debug!(%error, "offset commit refused");

@@ -14,7 +14,10 @@ const EMBEDDED_PARTITIONS: i32 = 4;
 /// Makes the topics that are missing.
 pub(crate) enum Topics {
     Embedded(EmbeddedBroker),
-    Broker { bootstrap: String, properties: Vec<(String, String)> },
+    Broker {
+        bootstrap: String,
+        properties: Vec<(String, String)>,
+    },
 }
 
 impl Topics {
@@ -27,19 +30,23 @@ impl Topics {
                     .inspect_err(|error| warn!(%error, topic = name, "cannot create topic"))
                     .is_ok()
             }),
-            Self::Broker { bootstrap, properties } => create(bootstrap, properties, names).await,
+            Self::Broker {
+                bootstrap,
+                properties,
+            } => create(bootstrap, properties, names).await,
         }
     }
 }
 
 async fn create(bootstrap: &str, properties: &[(String, String)], names: &[String]) -> bool {
-    let admin: AdminClient<DefaultClientContext> = match config::client(bootstrap, &client_only(properties)).create() {
-        Ok(admin) => admin,
-        Err(error) => {
-            warn!(%error, "cannot create Kafka admin client");
-            return false;
-        }
-    };
+    let admin: AdminClient<DefaultClientContext> =
+        match config::client(bootstrap, &client_only(properties)).create() {
+            Ok(admin) => admin,
+            Err(error) => {
+                warn!(%error, "cannot create Kafka admin client");
+                return false;
+            }
+        };
     let topics: Vec<NewTopic<'_>> = names
         .iter()
         // -1: the broker's own default.
@@ -71,7 +78,11 @@ async fn create(bootstrap: &str, properties: &[(String, String)], names: &[Strin
 fn client_only(properties: &[(String, String)]) -> Vec<(String, String)> {
     properties
         .iter()
-        .filter(|(key, _)| ["security.", "sasl.", "ssl.", "broker.", "socket."].iter().any(|prefix| key.starts_with(prefix)))
+        .filter(|(key, _)| {
+            ["security.", "sasl.", "ssl.", "broker.", "socket."]
+                .iter()
+                .any(|prefix| key.starts_with(prefix))
+        })
         .cloned()
         .collect()
 }

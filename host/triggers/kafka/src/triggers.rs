@@ -152,11 +152,16 @@ impl KafkaTriggers {
         }
     }
 
-    fn subscribe(&self, deployment: Arc<Deployment>, spec: KafkaTriggerSpec) -> Result<Subscription, KafkaError> {
+    fn subscribe(
+        &self,
+        deployment: Arc<Deployment>,
+        spec: KafkaTriggerSpec,
+    ) -> Result<Subscription, KafkaError> {
         let health = Arc::new(Health::default());
         let properties = &self.config.properties;
-        let consumer: BaseConsumer<Context> = config::consumer(&self.bootstrap, properties, &spec.group)
-            .create_with_context(Context::new(&spec.group, health.clone()))?;
+        let consumer: BaseConsumer<Context> =
+            config::consumer(&self.bootstrap, properties, &spec.group)
+                .create_with_context(Context::new(&spec.group, health.clone()))?;
         let producer = Producer::new(&self.bootstrap, properties)?;
         let mut names = spec.topics.clone();
         names.extend(spec.output.clone());
@@ -174,9 +179,17 @@ impl KafkaTriggers {
         let stop = CancellationToken::new();
         let drain = Arc::new(Mutex::new(self.config.drain_timeout));
         let thread = std::thread::Builder::new()
-            .name(format!("kafka-{}", shared.spec.group.chars().take(9).collect::<String>()))
+            .name(format!(
+                "kafka-{}",
+                shared.spec.group.chars().take(9).collect::<String>()
+            ))
             .spawn({
-                let (shared, runtime, drain, stop) = (shared.clone(), self.runtime.clone(), drain.clone(), stop.clone());
+                let (shared, runtime, drain, stop) = (
+                    shared.clone(),
+                    self.runtime.clone(),
+                    drain.clone(),
+                    stop.clone(),
+                );
                 move || subscription::run(consumer, shared, runtime, drain, &stop)
             })
             .map_err(|error| KafkaError::ClientCreation(error.to_string()))?;
@@ -230,11 +243,17 @@ impl KafkaTriggers {
     pub fn shutdown(&self, deadline: Instant) {
         let subscriptions: Vec<Subscription> = {
             let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-            running.drain().map(|(_, subscription)| subscription).collect()
+            running
+                .drain()
+                .map(|(_, subscription)| subscription)
+                .collect()
         };
         for subscription in &subscriptions {
             let left = deadline.saturating_duration_since(Instant::now());
-            let mut drain = subscription.drain.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut drain = subscription
+                .drain
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             *drain = (*drain).min(left);
             drop(drain);
             subscription.stop.cancel();

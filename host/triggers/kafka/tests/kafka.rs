@@ -20,7 +20,8 @@ use rdkafka::producer::{FutureProducer, FutureRecord};
 use stepwell_core::{Call, ErrorKind, Event, Name, StepError, StepScope};
 use stepwell_kafka_trigger::{Brokers, KafkaConfig, KafkaTriggers};
 use stepwell_pipeline::{
-    Deployed, DeployedStep, Deployment, Dispatcher, KafkaTriggerSpec, Order, RunRetry, Step, TriggerSpec,
+    Deployed, DeployedStep, Deployment, Dispatcher, KafkaTriggerSpec, Order, RunRetry, Step,
+    TriggerSpec,
 };
 use stepwell_test_services::Kafka;
 
@@ -36,7 +37,12 @@ impl Step for Closure {
     }
 }
 
-fn deployment(spec: KafkaTriggerSpec, revision: u64, pause: Duration, process: Box<Process>) -> Arc<Deployment> {
+fn deployment(
+    spec: KafkaTriggerSpec,
+    revision: u64,
+    pause: Duration,
+    process: Box<Process>,
+) -> Arc<Deployment> {
     let name: Name = "pipe".parse().unwrap();
     let scope = StepScope {
         namespace: Name::default_namespace(),
@@ -99,9 +105,11 @@ fn real() -> KafkaTriggers {
 }
 
 async fn stop(triggers: KafkaTriggers) {
-    tokio::task::spawn_blocking(move || triggers.shutdown(Instant::now() + Duration::from_secs(20)))
-        .await
-        .unwrap();
+    tokio::task::spawn_blocking(move || {
+        triggers.shutdown(Instant::now() + Duration::from_secs(20))
+    })
+    .await
+    .unwrap();
 }
 
 async fn produce(brokers: &str, topic: &str, records: impl IntoIterator<Item = (String, String)>) {
@@ -114,7 +122,10 @@ async fn produce(brokers: &str, topic: &str, records: impl IntoIterator<Item = (
         let mut tries = 0;
         // The topic is made by the subscription: it may take a moment to be there.
         while let Err((error, _)) = producer
-            .send(FutureRecord::to(topic).key(&key).payload(&value), Duration::from_secs(10))
+            .send(
+                FutureRecord::to(topic).key(&key).payload(&value),
+                Duration::from_secs(10),
+            )
             .await
         {
             tries += 1;
@@ -144,7 +155,11 @@ async fn read(brokers: &str, topic: &str, count: usize) -> Vec<OwnedMessage> {
         let end = Instant::now() + Duration::from_secs(60);
         let mut records = Vec::new();
         while records.len() < count {
-            assert!(Instant::now() < end, "{topic}: {} of {count} records", records.len());
+            assert!(
+                Instant::now() < end,
+                "{topic}: {} of {count} records",
+                records.len()
+            );
             if let Some(Ok(message)) = consumer.poll(Duration::from_millis(100)) {
                 records.push(message.detach());
             }
@@ -164,7 +179,9 @@ async fn committed(brokers: &str, group: &str, topic: &str) -> i64 {
             .set("group.id", &group)
             .create()
             .unwrap();
-        let metadata = consumer.fetch_metadata(Some(&topic), Duration::from_secs(10)).unwrap();
+        let metadata = consumer
+            .fetch_metadata(Some(&topic), Duration::from_secs(10))
+            .unwrap();
         let mut list = rdkafka::TopicPartitionList::new();
         for partition in metadata.topics()[0].partitions() {
             list.add_partition(&topic, partition.id());
@@ -222,7 +239,11 @@ async fn records_pass_in_order(triggers: KafkaTriggers, prefix: &str) {
     for record in &records {
         assert_eq!(header(record, "ce_type"), "kafka.record");
         assert_eq!(header(record, "ce_specversion"), "1.0");
-        let number = text(record.payload()).strip_prefix("done ").unwrap().parse().unwrap();
+        let number = text(record.payload())
+            .strip_prefix("done ")
+            .unwrap()
+            .parse()
+            .unwrap();
         by_key.entry(text(record.key())).or_default().push(number);
     }
     for (key, numbers) in by_key {
@@ -276,19 +297,37 @@ async fn every_kind_of_failure_ends_where_it_should() {
     });
     triggers.apply(&[deployment(spec.clone(), 7, Duration::ZERO, process)]);
     let values = ["invalid", "failed", "trap", "unavailable", "flaky", "fine"];
-    produce(&brokers, &spec.topics[0], values.map(|value| ("k".to_owned(), value.to_owned()))).await;
+    produce(
+        &brokers,
+        &spec.topics[0],
+        values.map(|value| ("k".to_owned(), value.to_owned())),
+    )
+    .await;
 
     let delivered = read(&brokers, spec.output.as_ref().unwrap(), 3).await;
-    let delivered: Vec<String> = delivered.iter().map(|record| text(record.payload())).collect();
+    let delivered: Vec<String> = delivered
+        .iter()
+        .map(|record| text(record.payload()))
+        .collect();
     assert_eq!(delivered, ["unavailable", "flaky", "fine"]);
 
     let dead = read(&brokers, &spec.dead_letter, 3).await;
     let classes: Vec<(String, String, String)> = dead
         .iter()
-        .map(|record| (text(record.payload()), header(record, "dlq.error.class"), header(record, "dlq.attempts")))
+        .map(|record| {
+            (
+                text(record.payload()),
+                header(record, "dlq.error.class"),
+                header(record, "dlq.attempts"),
+            )
+        })
         .collect();
-    let expected = [("invalid", "invalid", "1"), ("failed", "failed", "3"), ("trap", "trap", "2")]
-        .map(|(value, class, attempts)| (value.to_owned(), class.to_owned(), attempts.to_owned()));
+    let expected = [
+        ("invalid", "invalid", "1"),
+        ("failed", "failed", "3"),
+        ("trap", "trap", "2"),
+    ]
+    .map(|(value, class, attempts)| (value.to_owned(), class.to_owned(), attempts.to_owned()));
     assert_eq!(classes, expected);
     let letter = &dead[1];
     assert_eq!(text(letter.key()), "k");
@@ -342,7 +381,10 @@ async fn hosts_that_join_and_leave_lose_no_record() {
     let third = real();
     third.apply(&[deployment(spec.clone(), 1, pause, process(&seen))]);
     sender.await.unwrap();
-    eventually("every record is seen", async || seen.lock().unwrap().len() == 2000).await;
+    eventually("every record is seen", async || {
+        seen.lock().unwrap().len() == 2000
+    })
+    .await;
     eventually("all offsets are committed", async || {
         committed(&brokers, &spec.group, &spec.topics[0]).await == 2000
     })
@@ -350,7 +392,11 @@ async fn hosts_that_join_and_leave_lose_no_record() {
     stop(second).await;
     stop(third).await;
     // At least once, and not much more: graceful hand-overs repeat nothing but what did not settle in time.
-    assert!(runs.load(Ordering::Relaxed) < 2200, "{} runs", runs.load(Ordering::Relaxed));
+    assert!(
+        runs.load(Ordering::Relaxed) < 2200,
+        "{} runs",
+        runs.load(Ordering::Relaxed)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -372,10 +418,16 @@ async fn a_new_revision_takes_over_without_a_new_subscription() {
     triggers.apply(&[deployment(spec.clone(), 2, Duration::ZERO, tag("two"))]);
     produce(&brokers, &spec.topics[0], numbered(3..6)).await;
     let all = read(&brokers, &output, 6).await;
-    let twos = all.iter().filter(|record| record.payload() == Some(b"two")).count();
+    let twos = all
+        .iter()
+        .filter(|record| record.payload() == Some(b"two"))
+        .count();
     assert_eq!(twos, 3);
     triggers.apply(&[]);
-    eventually("the subscription is gone", async || triggers.state().is_empty()).await;
+    eventually("the subscription is gone", async || {
+        triggers.state().is_empty()
+    })
+    .await;
     stop(triggers).await;
 }
 
@@ -385,25 +437,45 @@ async fn a_broker_that_goes_and_comes_back_loses_nothing() {
     let brokers = kafka.brokers();
     let triggers = triggers(Brokers::Servers(brokers.clone()));
     let spec = spec("outage");
-    triggers.apply(&[deployment(spec.clone(), 1, Duration::from_millis(5), upper())]);
+    triggers.apply(&[deployment(
+        spec.clone(),
+        1,
+        Duration::from_millis(5),
+        upper(),
+    )]);
     produce(&brokers, &spec.topics[0], numbered(0..200)).await;
     tokio::task::block_in_place(|| {
         kafka.stop();
         std::thread::sleep(Duration::from_secs(2));
     });
-    eventually("the outage is known", async || triggers.state()[0].error.is_some()).await;
+    eventually("the outage is known", async || {
+        triggers.state()[0].error.is_some()
+    })
+    .await;
     tokio::task::block_in_place(|| kafka.restart().unwrap());
     produce(&brokers, &spec.topics[0], numbered(200..210)).await;
     let mut missing: HashSet<u32> = (0..210).collect();
     let records = read(&brokers, spec.output.as_ref().unwrap(), 210).await;
     for record in records {
-        missing.remove(&text(record.payload()).strip_prefix("done ").unwrap().parse().unwrap());
+        missing.remove(
+            &text(record.payload())
+                .strip_prefix("done ")
+                .unwrap()
+                .parse()
+                .unwrap(),
+        );
     }
     // Duplicates may have come before the last ones; then there is more to read.
     if !missing.is_empty() {
         let more = read(&brokers, spec.output.as_ref().unwrap(), 210 + missing.len()).await;
         for record in more {
-            missing.remove(&text(record.payload()).strip_prefix("done ").unwrap().parse().unwrap());
+            missing.remove(
+                &text(record.payload())
+                    .strip_prefix("done ")
+                    .unwrap()
+                    .parse()
+                    .unwrap(),
+            );
         }
     }
     assert!(missing.is_empty(), "{missing:?}");
@@ -416,6 +488,8 @@ async fn a_property_that_librdkafka_does_not_know_is_found_at_the_start() {
         properties: vec![("no.such.setting".into(), "1".into())],
         ..KafkaConfig::default()
     };
-    let error = KafkaTriggers::start(config, Arc::new(Dispatcher::new(1))).err().unwrap();
+    let error = KafkaTriggers::start(config, Arc::new(Dispatcher::new(1)))
+        .err()
+        .unwrap();
     assert!(error.to_string().contains("no.such.setting"), "{error}");
 }

@@ -32,6 +32,18 @@ impl Guest for Hostile {
         let reply = match what {
             "echo" => return Ok(vec![input]),
             "drop" => return Ok(Vec::new()),
+            "repeat" => {
+                let times = number();
+                return Ok(vec![input; times]);
+            }
+            "status" => {
+                let extensions = vec![("httpstatus".into(), argument.into())];
+                return Ok(vec![Event {
+                    extensions,
+                    ..input
+                }]);
+            }
+            "extensions" => format!("{:?}", input.extensions),
             "invalid" => return Err(Error::Invalid(argument.into())),
             "unavailable" => return Err(Error::Unavailable(argument.into())),
             "failed" => return Err(Error::Failed(argument.into())),
