@@ -10,6 +10,9 @@ GUEST_TARGET := $(CACHE)/guest-target
 export STEPWELL_GUESTS := $(GUEST_TARGET)/stepwell
 # `embedded`, or `real`: PostgreSQL, Redis and Apache Kafka, started by the demo itself.
 SERVICES ?= embedded
+# What `make bench` measures: `release`, or `dist`, the slowly built profile of images. BENCH: options for it.
+PROFILE ?= release
+BENCH ?=
 
 .PHONY: help demo demo-stop test lint bench setup host guests schema
 
@@ -32,10 +35,10 @@ test: setup host guests ## all tests, on real PostgreSQL, Redis, Apache Kafka an
 lint: ## formatting, clippy, dependencies
 	deploy/lint.sh
 
-bench: setup host guests ## requests/s and latencies beside a native handler and wasmtime serve
-	deploy/setup.sh wasmtime
-	cargo build --profile dist -p stepwell -p stepwell-bench
-	$(CARGO_TARGET_DIR)/dist/stepwell-bench
+bench: setup host guests ## requests/s and latencies beside a native handler and wasmtime serve (PROFILE=dist for images' build, BENCH=--help)
+	@deploy/setup.sh wasmtime
+	@if [ "$(PROFILE)" != release ]; then cargo build --profile $(PROFILE) -p stepwell -p stepwell-bench; fi
+	@$(CARGO_TARGET_DIR)/$(PROFILE)/stepwell-bench $(BENCH)
 
 setup:
 	@deploy/setup.sh packages guest tensorflow

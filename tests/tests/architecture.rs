@@ -233,7 +233,18 @@ fn nothing_is_unsafe_without_a_reason() {
         {
             continue;
         }
-        assert!(code.contains("unsafe_code, reason ="), "{}", path.display());
+        let allowed = code
+            .split("allow(")
+            .skip(1)
+            .filter(|allow| allow.trim_start().starts_with("unsafe_code"));
+        assert!(
+            allowed.clone().count() > 0
+                && allowed
+                    .clone()
+                    .all(|allow| allow[..200.min(allow.len())].contains("reason =")),
+            "{}",
+            path.display()
+        );
         let whole = std::fs::read_to_string(repository().join(&path)).unwrap();
         assert!(whole.contains("SAFETY"), "{}", path.display());
     }

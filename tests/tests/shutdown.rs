@@ -126,7 +126,8 @@ async fn what_was_begun_is_answered_in_full() {
                     let response = match request.body(body.clone()).send().await {
                         Ok(response) => response,
                         // Refused, or cut off before it was accepted: either way no answer had begun.
-                        Err(_) => {
+                        Err(error) => {
+                            println!("turned away: {error:?}");
                             turned_away.fetch_add(1, Ordering::Relaxed);
                             return;
                         }
@@ -248,4 +249,18 @@ async fn a_host_with_nothing_to_do_ends_at_once() {
         begun.elapsed()
     );
     drop(idle);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_signal_right_after_the_ready_line_is_heeded() {
+    let mut host = Host::start(&Config::default()).await.unwrap();
+    for round in 0..8 {
+        assert_eq!(host.stop().unwrap(), 0, "round {round}");
+        host.restart().await.unwrap();
+    }
+    // Two in one go: the host ends, whichever of them it sees.
+    host.terminate().unwrap();
+    host.terminate().unwrap();
+    let code = host.wait().unwrap();
+    assert!(matches!(code, 0 | 1), "{code}");
 }

@@ -54,7 +54,7 @@ pub struct Pipeline {
     /// The pipeline.
     #[schema(value_type = String, example = "digit-reader")]
     pub name: Name,
-    /// From 1; numbers are never used again. In the reply to a dry run: the one that it would get.
+    /// From 1; numbers are never used again. 0 in the reply to a dry run.
     pub revision: u64,
     /// What `If-Match` takes.
     #[schema(example = "\"1\"")]

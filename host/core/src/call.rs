@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::{Action, BindingKind, Denied, Grant, Grants, Name};
+use crate::{Action, BindingKind, Denied, Digest, Grant, Grants, Name};
 
 /// The id of one event's passage through one pipeline: the key into logs and traces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
@@ -42,6 +42,8 @@ pub struct StepScope {
     pub step: Name,
     /// `name@version` of the plugin.
     pub plugin: String,
+    /// The digest of its component; none: a built-in step.
+    pub digest: Option<Digest>,
     /// What the step may do.
     pub grants: Grants,
     /// The step's `config`, in the order of the document.

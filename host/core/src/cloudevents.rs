@@ -45,8 +45,14 @@ impl Attributes {
     /// Adds one.
     ///
     /// # Errors
-    /// The name is none of an attribute, or is there already.
+    /// The name is none of an attribute, or is there already, or the value has characters that no attribute may have.
     pub fn insert(&mut self, name: &str, value: String) -> Result<(), Malformed> {
+        if value.chars().any(char::is_control) {
+            return Err(malformed(format!(
+                "the attribute '{}' has control characters",
+                shown(name)
+            )));
+        }
         let twice = || malformed(format!("the attribute '{}' is there twice", shown(name)));
         if let Some(known) = KNOWN.into_iter().find(|known| *known == name) {
             return match self.known.insert(known, value) {

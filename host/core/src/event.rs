@@ -72,7 +72,7 @@ impl Event {
             + self.data.len()
     }
 
-    /// Whether `data` is JSON by its content type (`application/json` or any `+json`).
+    /// Whether `data` is JSON by its content type (`application/json`, `text/json` or any `+json`).
     pub fn is_json(&self) -> bool {
         self.datacontenttype.as_deref().is_some_and(|content_type| {
             let essence = content_type

@@ -24,7 +24,7 @@ const TIMES: [(&str, u64); 5] = [
 /// # Errors
 /// [`InvalidUnit`], with the unit that a bare number or a foreign unit may have meant.
 pub fn parse_size(text: &str) -> Result<u64, InvalidUnit> {
-    let hint = |digits: &str, unit: &str| match unit.to_ascii_lowercase().as_str() {
+    let hint = |digits: &str, unit: &str| match unit.trim().to_ascii_lowercase().as_str() {
         "k" | "kb" | "kib" => format!("{digits}KiB"),
         "g" | "gb" | "gib" => format!("{digits}GiB"),
         _ => format!("{digits}MiB"),
@@ -37,7 +37,8 @@ pub fn parse_size(text: &str) -> Result<u64, InvalidUnit> {
 /// # Errors
 /// [`InvalidUnit`], with the unit that a bare number or a foreign unit may have meant.
 pub fn parse_duration(text: &str) -> Result<Duration, InvalidUnit> {
-    let hint = |digits: &str, unit: &str| match unit.to_ascii_lowercase().as_str() {
+    let hint = |digits: &str, unit: &str| match unit.trim().to_ascii_lowercase().as_str() {
+        "us" | "ms" | "s" | "m" | "h" => format!("{digits}{}", unit.trim()),
         "" | "msec" | "millis" => format!("{digits}ms"),
         "µs" | "usec" => format!("{digits}us"),
         "min" | "mins" | "minutes" => format!("{digits}m"),
@@ -58,7 +59,6 @@ fn parse(
         .find(|c: char| !c.is_ascii_digit())
         .unwrap_or(text.len());
     let (digits, unit) = text.split_at(end);
-    let unit = unit.trim();
     let shown: String = text.chars().take(40).collect();
     if digits.is_empty() {
         return Err(InvalidUnit {

@@ -46,11 +46,17 @@ pub(crate) fn take(
     returned
         .into_iter()
         .map(|event| {
-            let event = proper(event, input)?;
+            let mut event = proper(event, input)?;
             size = size.saturating_add(event.size() as u64);
             if size > limit {
                 return Err(Exceeded::Output(limit).into());
             }
+            // What the host says of the request stands for every step of the run.
+            let of_host = input
+                .extensions
+                .iter()
+                .filter(|(name, _)| name.starts_with("http") && name != "httpstatus");
+            event.extensions.extend(of_host.cloned());
             Ok(event)
         })
         .collect()
@@ -230,6 +236,20 @@ mod tests {
         assert_eq!(
             events[0].extensions,
             [("httpstatus".to_owned(), "201".to_owned())]
+        );
+    }
+
+    #[test]
+    fn what_the_host_says_of_the_request_goes_on() {
+        let mut input = input();
+        for (name, value) in [("httpparamset", "a"), ("httpstatus", "500"), ("mine", "b")] {
+            input.set_extension(name, value.to_owned());
+        }
+        let forged = event(&[("httpparamset", "forged")]);
+        let events = take(vec![forged], &input, 1000).unwrap();
+        assert_eq!(
+            events[0].extensions,
+            [("httpparamset".to_owned(), "a".to_owned())]
         );
     }
 

@@ -4,7 +4,7 @@ use std::error::Error;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use stepwell_core::{Limits, Name, StepScope};
+use stepwell_core::{Digest, Limits, Name, StepScope};
 
 use crate::spec::{ModelSpec, NodeSpec, PipelineSpec, StepSpec};
 use crate::validate::Pin;
@@ -95,7 +95,7 @@ pub async fn deploy(
                     revision,
                     spec,
                     step,
-                    format!("{}@{}", pin.plugin, pin.version),
+                    (format!("{}@{}", pin.plugin, pin.version), Some(pin.digest)),
                 );
                 let prepared = factory
                     .plugin(&scope, step.limits, pin)
@@ -109,7 +109,7 @@ pub async fn deploy(
                     revision,
                     spec,
                     step,
-                    format!("model {}", model.binding),
+                    (format!("model {}", model.binding), None),
                 );
                 let code = factory.model(&scope, model).await.map_err(failed)?;
                 (scope, Prepared::Step(code))
@@ -149,7 +149,7 @@ fn scope(
     revision: u64,
     spec: &PipelineSpec,
     step: &StepSpec,
-    plugin: String,
+    (plugin, digest): (String, Option<Digest>),
 ) -> Arc<StepScope> {
     Arc::new(StepScope {
         namespace: namespace.clone(),
@@ -157,6 +157,7 @@ fn scope(
         revision,
         step: step.id.clone(),
         plugin,
+        digest,
         grants: step.grants.clone(),
         config: step.config.clone(),
     })

@@ -109,7 +109,7 @@ fn plugin_step() -> Value {
 fn model_step() -> Value {
     let mut properties = json!({
         "id": {"$ref": "#/$defs/name"},
-        "model": {"type": "string", "pattern": "^[a-z][a-z0-9-]{0,62}(@[A-Za-z0-9._-]{1,64})?$", "description": "BINDING, or BINDING@ and a version or label."},
+        "model": {"type": "string", "pattern": "^[a-z][a-z0-9-]{0,62}(@[0-9]{1,19})?$", "description": "BINDING, or BINDING@ and a version."},
         "inputs": {"type": "object", "additionalProperties": {"type": "string", "pattern": "^(/([^~]|~[01])*)?$"}, "description": "Tensor and JSON pointer into data."},
         "outputs": {"type": "object", "additionalProperties": {"type": "string"}, "description": "Member of the reply and tensor."}
     });

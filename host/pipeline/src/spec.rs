@@ -66,7 +66,7 @@ pub enum NodeSpec {
 pub struct ModelSpec {
     /// The operator's name for the model.
     pub binding: String,
-    /// A version or label of it; none: what the binding says.
+    /// A version of it; none: what the binding says.
     pub version: Option<String>,
     /// Tensor and the JSON pointer of its value; empty: the members with the tensors' names.
     pub inputs: Vec<(String, String)>,

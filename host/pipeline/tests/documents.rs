@@ -301,7 +301,7 @@ fn json_is_read_as_json() {
 #[test]
 fn a_model_step() {
     let steps = [
-        "{id: a, model: digits@stable, inputs: {x: /image/0}, outputs: {answer: y}, timeout: 1s}",
+        "{id: a, model: digits@2, inputs: {x: /image/0}, outputs: {answer: y}, timeout: 1s}",
         "{id: b, model: digits}",
     ];
     let validated = validate(&of_steps(&steps)).unwrap();
@@ -311,7 +311,7 @@ fn a_model_step() {
     };
     let expected = ModelSpec {
         binding: "digits".into(),
-        version: Some("stable".into()),
+        version: Some("2".into()),
         inputs: vec![("x".into(), "/image/0".into())],
         outputs: vec![("answer".into(), "y".into())],
     };

@@ -44,6 +44,7 @@ fn scope(id: &str) -> Arc<StepScope> {
         revision: 3,
         step: id.parse().unwrap(),
         plugin: format!("{id}@1.0.0"),
+        digest: None,
         grants: Grants::default(),
         config: Vec::new(),
     })

@@ -48,6 +48,7 @@ fn deployment() -> Arc<Deployment> {
         revision: 7,
         step: "decode".parse().unwrap(),
         plugin: "decode-image@1.0.0".into(),
+        digest: None,
         grants: Grants::default(),
         config: Vec::new(),
     };

@@ -206,7 +206,7 @@ pub(crate) struct LogsArgs {
     #[arg(long)]
     pub(crate) step: Option<String>,
     /// This level and those above it
-    #[arg(long, value_parser = ["trace", "debug", "info", "warn", "error", "critical"])]
+    #[arg(long, value_parser = ["trace", "debug", "info", "warn", "error"])]
     pub(crate) level: Option<String>,
 }
 

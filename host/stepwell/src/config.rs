@@ -324,11 +324,10 @@ impl Reader<'_> {
                 Value::Boolean(value) => Some(value.to_string()),
                 Value::Integer(value) => Some(value.to_string()),
                 Value::Float(value) => Some(value.to_string()),
-                Value::String(value) => Some(value.clone()),
-                // `ssl.key.password = { env = "…" }` and the like.
+                // Texts, and `ssl.key.password = { env = "…" }` and the like.
                 _ => self
                     .secrets
-                    .read(&at)
+                    .read_property(&at, &key.name)
                     .map(|secret| secret.expose().to_owned()),
             };
             if let Some(value) = value {
@@ -574,6 +573,14 @@ mod tests {
         );
         let missing = parse(text).unwrap_err();
         assert!(missing[0].contains("TOKEN"), "{missing:?}");
+    }
+
+    #[test]
+    fn an_empty_token_is_no_token() {
+        let open = "[server]\nadmin_listen = \"0.0.0.0:8081\"\n";
+        let environment = [("STEPWELL_ADMIN_TOKEN", "")];
+        assert!(parse_with(open, &environment, &Overrides::default()).is_err());
+        assert!(parse("[server]\nadmin_token = \"\"\n").unwrap_err()[0].contains("empty"));
     }
 
     #[test]

@@ -47,13 +47,14 @@ pub(crate) async fn run(args: DoctorArgs, json: bool) -> Result<(), Failure> {
     };
     match Config::load(args.config.as_deref(), &overrides) {
         Err(error) => {
-            for problem in error.problems {
+            for mut problem in error.problems {
+                let mend = problem.hint.take();
                 let place = if problem.line.is_some() {
                     format!("{}:{problem}", error.file.display())
                 } else {
                     problem.to_string()
                 };
-                checks.failed("configuration", place, problem.hint);
+                checks.failed("configuration", place, mend);
             }
         }
         Ok(config) => {
@@ -63,7 +64,9 @@ pub(crate) async fn run(args: DoctorArgs, json: bool) -> Result<(), Failure> {
             );
             checks.ok("configuration", file);
             for warning in &config.warnings {
-                checks.warning("configuration", warning.to_string(), warning.hint.clone());
+                let mut warning = warning.clone();
+                let mend = warning.hint.take();
+                checks.warning("configuration", warning.to_string(), mend);
             }
             checks.all(&config).await;
         }
@@ -113,19 +116,7 @@ impl Checks {
 
     async fn all(&mut self, config: &Config) {
         self.data_dir(&config.data_dir);
-        for (name, address) in [
-            ("data listener", config.listen),
-            ("admin listener", config.admin_listen),
-        ] {
-            match TcpListener::bind(address) {
-                Ok(_) => self.ok(name, format!("{address} is free")),
-                Err(error) => self.warning(
-                    name,
-                    format!("{address}: {error}"),
-                    Some("another host runs there? choose another address in [server]".into()),
-                ),
-            }
-        }
+        self.listeners(config).await;
         self.catalog(&config.catalog).await;
         self.kafka(config);
         self.models(config);
@@ -162,6 +153,38 @@ impl Checks {
                 format!("{error:#}"),
                 Some("deploy/setup.sh guest".into()),
             ),
+        }
+    }
+
+    /// Whether the listeners' addresses are free, or taken by the very host that is asked about.
+    async fn listeners(&mut self, config: &Config) {
+        let livez = format!("http://{}/livez", config.admin_listen);
+        let client = reqwest::Client::builder()
+            .no_proxy()
+            .timeout(Duration::from_secs(2))
+            .build();
+        let running = match client {
+            Ok(client) => client
+                .get(livez)
+                .send()
+                .await
+                .is_ok_and(|reply| reply.status().is_success()),
+            Err(_) => false,
+        };
+        let listeners = [
+            ("data listener", config.listen),
+            ("admin listener", config.admin_listen),
+        ];
+        for (name, address) in listeners {
+            match TcpListener::bind(address) {
+                Ok(_) => self.ok(name, format!("{address} is free")),
+                Err(_) if running => self.ok(name, format!("a host answers at {address}")),
+                Err(error) => self.warning(
+                    name,
+                    format!("{address}: {error}"),
+                    Some("something else listens there: choose another address in [server]".into()),
+                ),
+            }
         }
     }
 
@@ -330,13 +353,21 @@ impl Checks {
                 }
             }
         }
-        let embedded = bindings.names().len()
-            - self
-                .0
-                .iter()
-                .filter(|check| check.what.contains(" ("))
+        let embedded = bindings
+            .vectors
+            .values()
+            .filter(|binding| matches!(binding.backend, VectorBackend::Local))
+            .count()
+            + bindings
+                .keyvalue
+                .values()
+                .filter(|binding| matches!(binding, KeyValueBindingConfig::Local))
                 .count()
-            - bindings.models.len();
+            + bindings
+                .sql
+                .values()
+                .filter(|binding| matches!(binding, SqlBindingConfig::Sqlite))
+                .count();
         if embedded > 0 {
             self.ok(
                 "embedded bindings",
@@ -362,8 +393,24 @@ impl Checks {
             .iter()
             .filter(|check| check.status == Status::Failed)
             .count();
+        let noun = if failed == 1 { "check" } else { "checks" };
+        let outcome = format!("{failed} {noun} failed");
         if json {
-            output::json(&serde_json::json!({"ok": failed == 0, "checks": self.0}));
+            let mut report = serde_json::json!({"ok": failed == 0, "checks": self.0});
+            if failed == 0 {
+                output::json(&report);
+                return Ok(());
+            }
+            // One JSON value in all: the problem is the report.
+            for (key, value) in [
+                ("type", "urn:stepwell:problem:unhealthy"),
+                ("title", "Something is missing"),
+                ("detail", outcome.as_str()),
+                ("code", "unhealthy"),
+            ] {
+                report[key] = value.into();
+            }
+            return Err(Failure::Refused(report));
         } else {
             let rows = self
                 .0
@@ -388,8 +435,7 @@ impl Checks {
             output::table(&["", "what", "finding"], rows, "nothing to check");
         }
         if failed > 0 {
-            let noun = if failed == 1 { "check" } else { "checks" };
-            return Err(Failure::Local(format!("{failed} {noun} failed")));
+            return Err(Failure::Local(outcome));
         }
         Ok(())
     }

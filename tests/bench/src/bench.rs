@@ -45,6 +45,9 @@ pub(crate) struct Sample {
 /// Sides that do the same work.
 #[derive(Debug, Serialize)]
 pub(crate) struct Group {
+    /// What notes call it.
+    #[serde(skip)]
+    short: &'static str,
     pub(crate) title: String,
     /// Requests a second of the paced measurements: half of what the slowest side takes.
     pub(crate) rate: f64,
@@ -89,6 +92,7 @@ pub(crate) async fn run(args: &BenchArgs) -> Result<()> {
     };
     let hello = |name: &str, server| side(name, server, "/hello".into(), 0);
     let mut hello = Group {
+        short: "hello-http",
         title:
             "HTTP function (hello-http, wasi:http), a fresh instance for each request: GET /hello"
                 .into(),
@@ -101,6 +105,7 @@ pub(crate) async fn run(args: &BenchArgs) -> Result<()> {
         ],
     };
     let mut echo = Group {
+        short: "step",
         title: format!("step, a fresh instance for each call: POST {BODY} bytes, echoed"),
         rate: 0.0,
         sides: vec![
@@ -168,7 +173,7 @@ impl Bench<'_> {
         for round in 1..=rounds {
             note(&format!(
                 "{}: as many as possible, round {round} of {rounds}",
-                group.title
+                group.short
             ));
             for side in &mut group.sides {
                 let sample = self.load(side, connections, seconds, None).await?;
@@ -183,7 +188,7 @@ impl Bench<'_> {
         for round in 1..=rounds {
             note(&format!(
                 "{}: {:.0} a second, round {round} of {rounds}",
-                group.title, group.rate
+                group.short, group.rate
             ));
             for side in &mut group.sides {
                 let sample = self
@@ -195,7 +200,7 @@ impl Bench<'_> {
         for round in 1..=rounds {
             note(&format!(
                 "{}: one connection, round {round} of {rounds}",
-                group.title
+                group.short
             ));
             for side in &mut group.sides {
                 let sample = self.load(side, 1, seconds / 3.0, None).await?;

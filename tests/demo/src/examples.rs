@@ -1,6 +1,6 @@
 //! Three answers, drawn: the surest one, the least sure of the right ones, and one that is wrong.
 
-use crate::report::{Answer, Answered, Neighbour};
+use crate::report::{Answer, Answered, Neighbour, say};
 use crate::scans::{INK, SIDE, Scan};
 
 /// From paper to ink; each pixel is two characters wide.
@@ -37,7 +37,7 @@ pub(crate) fn print(scans: &[Scan], answered: &Answered) {
 
 fn show(title: &str, scan: &Scan, answer: &Answer) {
     let confidence = answer.confidence * 100.0;
-    println!(
+    say!(
         "\n{title}: {} shows {}, the answer is {} ({confidence:.1} %)",
         scan.name(),
         scan.label,
@@ -54,7 +54,7 @@ fn show(title: &str, scan: &Scan, answer: &Answer) {
             .iter()
             .filter_map(|drawing| drawing.get(row).map(String::as_str))
             .collect();
-        println!("  {}", line.join(GAP));
+        say!("  {}", line.join(GAP));
     }
     let captions: Vec<String> = captions
         .iter()
@@ -64,9 +64,9 @@ fn show(title: &str, scan: &Scan, answer: &Answer) {
     let others: Vec<String> = others
         .map(|neighbour| format!("{}: {:.3}", neighbour.label, neighbour.score))
         .collect();
-    println!("  {}", captions.join(GAP).trim_end());
+    say!("  {}", captions.join(GAP).trim_end());
     if !others.is_empty() {
-        println!("  {:16}{GAP}then {}", "", others.join(", "));
+        say!("  {:16}{GAP}then {}", "", others.join(", "));
     }
 }
 

@@ -1,5 +1,6 @@
 //! The host from outside: started, found out where it is, spoken to by its command line, stopped.
 
+use std::fmt;
 use std::fs::{self, File};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -34,6 +35,28 @@ struct Ready {
     data: String,
     admin: String,
     kafka: Option<String>,
+}
+
+/// Why the command line failed.
+#[derive(Deserialize)]
+struct Failure {
+    detail: String,
+    #[serde(default)]
+    errors: Vec<Mistake>,
+}
+
+#[derive(Deserialize)]
+struct Mistake {
+    message: String,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.detail)?;
+        self.errors
+            .iter()
+            .try_for_each(|mistake| write!(f, "\n    {}", mistake.message))
+    }
 }
 
 /// Starts the keeper, which starts services and host, in a session of its own, and waits for the host's ready line.
@@ -161,16 +184,11 @@ impl Host {
             .output()
             .with_context(|| format!("cannot run {}", place.stepwell.display()))?;
         if !output.status.success() {
-            let (stdout, stderr) = (
-                String::from_utf8_lossy(&output.stdout),
-                String::from_utf8_lossy(&output.stderr),
+            let reason = serde_json::from_slice::<Failure>(&output.stdout).map_or_else(
+                |_| String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+                |failure| failure.to_string(),
             );
-            bail!(
-                "`stepwell {}`: {}{}",
-                arguments.join(" "),
-                stdout.trim(),
-                stderr.trim()
-            );
+            bail!("`stepwell {}`: {reason}", arguments.join(" "));
         }
         serde_json::from_slice(&output.stdout)
             .with_context(|| format!("`stepwell {}` printed no JSON", arguments.join(" ")))

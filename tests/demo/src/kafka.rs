@@ -76,24 +76,30 @@ fn consume(
 ) -> Result<HashMap<String, Answer>> {
     let mut answers = HashMap::with_capacity(scans.len());
     let mut last = Instant::now();
+    let mut failure = String::new();
     while answers.len() < scans.len() {
         if last.elapsed() > SILENCE {
-            let missing = scans.len() - answers.len();
-            let dead = dead_letters(consumer).unwrap_or(0);
+            let (missing, silence) = (scans.len() - answers.len(), SILENCE.as_secs());
+            let dead = dead_letters(consumer).map_or_else(
+                |_| "an unknown number of".to_owned(),
+                |count| count.to_string(),
+            );
             bail!(
-                "{missing} of {} answers are missing after {} s of silence; {DEAD} has {dead} records",
-                scans.len(),
-                SILENCE.as_secs()
+                "{missing} answers are missing after {silence} s of silence; {DEAD} has {dead} records{failure}"
             );
         }
-        let Some(message) = consumer.poll(Duration::from_millis(100)) else {
-            continue;
-        };
-        let (key, answer) = parse(&message.context("cannot consume from the topic answers")?)?;
-        // A record may be answered twice, when the host was interrupted; the second says the same.
-        answers.insert(key, answer);
-        last = Instant::now();
-        progress(answers.len());
+        match consumer.poll(Duration::from_millis(100)) {
+            None => {}
+            // The client goes on by itself after most errors.
+            Some(Err(error)) => failure = format!("; the last error was: {error}"),
+            Some(Ok(message)) => {
+                // A record may be answered twice, when the host was interrupted; the second says the same.
+                let (key, answer) = parse(&message)?;
+                answers.insert(key, answer);
+                last = Instant::now();
+                progress(answers.len());
+            }
+        }
     }
     Ok(answers)
 }

@@ -24,7 +24,7 @@ use clap::{Parser, ValueEnum};
 use crate::host::Host;
 use crate::http::Client;
 use crate::place::Place;
-use crate::report::{Answered, Report};
+use crate::report::{Answered, Report, say};
 use crate::scans::Scan;
 
 const PLUGINS: [&str; 5] = [
@@ -78,7 +78,7 @@ fn main() -> ExitCode {
     }
     if args.stop {
         return done(host::stop(&place).map(|was_running| {
-            println!(
+            say!(
                 "{}",
                 if was_running {
                     "the demo's host is stopped"
@@ -159,10 +159,11 @@ fn demo(place: &Place, services: Services, report: &mut Report) -> Result<()> {
         .display()
         .to_string();
     let applied = host.cli(place, &["pipeline", "apply", &directory])?;
-    report.done(&format!(
-        "{} applied: digit-reader, hello, index-scans",
-        applied.as_array().map_or(1, Vec::len)
-    ));
+    let names = applied.as_array().into_iter().flatten();
+    let names: Vec<&str> = names
+        .filter_map(|pipeline| pipeline.get("name")?.as_str())
+        .collect();
+    report.done(&format!("{} applied: {}", names.len(), names.join(", ")));
 
     report.phase("model");
     runtime.block_on(client.wait_until_ready(Duration::from_secs(60)))?;
@@ -184,21 +185,19 @@ fn demo(place: &Place, services: Services, report: &mut Report) -> Result<()> {
     })?;
     report.done(&by_kafka.to_string());
     check(&by_kafka, &heldout)?;
-    println!(
-        "{:13}model and index have seen the {} training scans only, none of the {} sent",
-        "",
-        training.len(),
-        heldout.len()
-    );
+    let (seen, sent) = (training.len(), heldout.len());
+    report.remark(&format!(
+        "model and index have seen the {seen} training scans only, none of the {sent} sent"
+    ));
 
-    picture::write_samples(place, &heldout)?;
+    picture::write_samples(place, &heldout, &answered)?;
     examples::print(&heldout, &answered);
     next::print(place, &host);
     Ok(())
 }
 
 fn push(place: &Place, host: &Host, plugin: &str) -> Result<u64> {
-    let file = place.guests.join(format!("{}.wasm", plugin));
+    let file = place.guests.join(format!("{plugin}.wasm"));
     ensure!(
         file.exists(),
         "{} is missing: `make guests` builds it",

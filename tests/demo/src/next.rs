@@ -2,6 +2,7 @@ use std::path::Path;
 
 use crate::host::Host;
 use crate::place::Place;
+use crate::report::say;
 
 /// What to try next, each line as it can be typed here.
 pub(crate) fn print(place: &Place, host: &Host) {
@@ -13,7 +14,7 @@ pub(crate) fn print(place: &Place, host: &Host) {
     } else {
         format!(" STEPWELL_URL={admin}")
     };
-    println!(
+    say!(
         "
 the host goes on running; to try next:
 
@@ -22,14 +23,14 @@ the host goes on running; to try next:
   curl '{data}/hello/world?from=demo'
 
   kcat -P -b {kafka} -t digits -k mine demo-data/samples/5.png
-  kcat -C -b {kafka} -t answers -o beginning -e -f '%k %s\\n' | grep ^mine
+  kcat -C -b {kafka} -t answers -o beginning -qef '%k %s\\n' | grep ^mine
 
   export PATH=\"{programs}:$PATH\"{url}
   stepwell invoke digit-reader --data @demo-data/samples/7.png
   stepwell pipeline show digit-reader
   stepwell model show digits
   stepwell logs --pipeline index-scans
-  stepwell doctor --config demo-data/stepwell.toml
+  stepwell plugin list
 
   metrics {admin}/metrics   health {admin}/readyz   API {admin}/docs
   configuration demo-data/stepwell.toml   log demo-data/host.log

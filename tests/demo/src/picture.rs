@@ -6,6 +6,7 @@ use std::fs;
 use anyhow::{Context as _, Result};
 
 use crate::place::Place;
+use crate::report::Answered;
 use crate::scans::{INK, SIDE, Scan};
 
 const SMALLEST: usize = 3;
@@ -28,16 +29,18 @@ pub(crate) fn of(position: usize, scan: &Scan) -> Picture {
     }
 }
 
-/// Writes one picture of each digit, as PNG and as PGM, to try the host with.
-pub(crate) fn write_samples(place: &Place, scans: &[Scan]) -> Result<()> {
+/// Writes the most clearly drawn picture of each digit, as PNG and as PGM, to try the host with.
+pub(crate) fn write_samples(place: &Place, scans: &[Scan], answered: &Answered) -> Result<()> {
     let directory = place.samples();
     fs::create_dir_all(&directory)
         .with_context(|| format!("cannot make {}", directory.display()))?;
     for digit in 0..=9 {
-        let scan = scans
+        let of_digit = scans
             .iter()
-            .find(|scan| scan.label == digit)
-            .context("a digit without a scan")?;
+            .zip(&answered.answers)
+            .filter(|(scan, answer)| [scan.label, answer.digit] == [digit; 2]);
+        let clearest = of_digit.max_by(|a, b| a.1.confidence.total_cmp(&b.1.confidence));
+        let (scan, _) = clearest.with_context(|| format!("no {digit} was read right"))?;
         fs::write(directory.join(format!("{digit}.png")), png(scan, 24).bytes)?;
         fs::write(directory.join(format!("{digit}.pgm")), pgm(scan, 12).bytes)?;
     }

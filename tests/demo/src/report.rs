@@ -13,6 +13,15 @@ use crate::scans::Scan;
 const TAIL: usize = 12;
 const WIDTH: usize = 300;
 
+/// Prints a line; that nobody reads it any more does not stop the demo.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($text)*);
+    }};
+}
+pub(crate) use say;
+
 /// What the pipeline answers, as far as the demo shows it.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Answer {
@@ -126,15 +135,16 @@ impl Report {
     /// How far the phase is; only a terminal shows it.
     pub(crate) fn progress(&self, text: &str) {
         if self.is_terminal {
-            print!("\r\x1b[K  {:11}{text}", self.phase);
-            let _ = std::io::stdout().flush();
+            let mut stdout = std::io::stdout().lock();
+            let _ =
+                write!(stdout, "\r\x1b[K  {:10}{text}", self.phase).and_then(|()| stdout.flush());
         }
     }
 
     pub(crate) fn done(&self, text: &str) {
         self.clear();
-        println!(
-            "{} {:11}{text:62} {:6.2} s",
+        say!(
+            "{} {:10}{text:60} {:5.2} s",
             self.mark("32", "✓"),
             self.phase,
             self.phase_start.elapsed().as_secs_f64()
@@ -142,21 +152,21 @@ impl Report {
     }
 
     pub(crate) fn remark(&self, text: &str) {
-        println!("{:13}{text}", "");
+        say!("{:12}{text}", "");
     }
 
     pub(crate) fn failed(&self, error: &anyhow::Error, place: &Place) {
         self.clear();
-        println!("{} {:11}{error:#}", self.mark("31", "✗"), self.phase);
+        say!("{} {:10}{error:#}", self.mark("31", "✗"), self.phase);
         let log = std::fs::read_to_string(place.log()).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
         if !lines.is_empty() {
-            println!("\nthe end of {}:", place.log().display());
+            say!("\nthe end of {}:", place.log().display());
         }
         for line in lines.iter().skip(lines.len().saturating_sub(TAIL)) {
-            println!("  {}", line.chars().take(WIDTH).collect::<String>());
+            say!("  {}", line.chars().take(WIDTH).collect::<String>());
         }
-        println!(
+        say!(
             "\nfailed after {:.1} s; `make demo-stop` stops what is still running",
             self.start.elapsed().as_secs_f64()
         );
@@ -164,7 +174,7 @@ impl Report {
 
     fn clear(&self) {
         if self.is_terminal {
-            print!("\r\x1b[K");
+            let _ = write!(std::io::stdout(), "\r\x1b[K");
         }
     }
 

@@ -303,6 +303,7 @@ mod tests {
                 revision: 1,
                 step: "s".parse().unwrap(),
                 plugin: "x@1.0.0".into(),
+                digest: None,
                 grants,
                 config: vec![],
             }),

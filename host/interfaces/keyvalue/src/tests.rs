@@ -96,6 +96,7 @@ pub(crate) fn guest(
         revision: 1,
         step: "s".parse().unwrap(),
         plugin: "p@1.0.0".to_owned(),
+        digest: None,
         grants,
         config: Vec::new(),
     };

@@ -24,6 +24,7 @@ fn call(pipeline: &str, step: &str) -> Call {
         revision: 3,
         step: step.parse().unwrap(),
         plugin: "plugin@1.2.3".to_owned(),
+        digest: None,
         grants: Grants::default(),
         config: Vec::new(),
     };

@@ -31,7 +31,7 @@ pub fn describe_metrics() {
         "Calls on vector indexes, by binding, operation and outcome"
     );
     describe_histogram!(
-        "stepwell_vector_operation_duration_seconds",
+        "stepwell_vector_operation_seconds",
         Unit::Seconds,
         "Time of calls on vector indexes, waiting for a permit included"
     );
@@ -144,7 +144,7 @@ impl Binding {
         let name = self.name.to_string();
         counter!("stepwell_vector_operations_total", "binding" => name.clone(), "operation" => operation, "outcome" => outcome)
             .increment(1);
-        histogram!("stepwell_vector_operation_duration_seconds", "binding" => name, "operation" => operation)
+        histogram!("stepwell_vector_operation_seconds", "binding" => name, "operation" => operation)
             .record(start.elapsed().as_secs_f64());
         result
     }

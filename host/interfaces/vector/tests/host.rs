@@ -42,6 +42,7 @@ fn call(actions: &[Action]) -> Call {
             revision: 1,
             step: "step".parse().unwrap(),
             plugin: "plugin@1.0.0".into(),
+            digest: None,
             grants,
             config: Vec::new(),
         }),

@@ -159,12 +159,9 @@ fn read_model(at: &At<'_>, map: &mut MapReader<'_>) -> Option<ModelSpec> {
             return None;
         }
     };
-    if let Some(version) = version {
-        let legal = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
-        if !(1..=64).contains(&version.len()) || !version.bytes().all(legal) {
-            at.problem("the version or label after '@' is 1 to 64 letters, digits, dots, hyphens and underscores");
-            return None;
-        }
+    if version.is_some_and(|version| version.parse::<u64>().is_err()) {
+        at.problem("a model's version after '@' is a whole number; this host does not support labels yet");
+        return None;
     }
     Some(ModelSpec {
         binding,

@@ -192,14 +192,18 @@ fn read(path: PathBuf) -> Result<Document, Failure> {
     let is_json = path
         .extension()
         .is_some_and(|extension| extension == "json");
-    let node = stepwell_document::parse_yaml(&text)
-        .map_err(|problem| Failure::Local(format!("{}:{problem}", path.display())))?;
-    let name = match node.get("name").map(|node| &node.value) {
-        Some(stepwell_document::Value::String(name))
-            if name.parse::<stepwell_core::Name>().is_ok() =>
-        {
-            name.clone()
-        }
+    let own = if is_json {
+        let value: Value = serde_json::from_str(&text)
+            .map_err(|error| Failure::Local(format!("{}: not JSON: {error}", path.display())))?;
+        value.get("name").and_then(Value::as_str).map(str::to_owned)
+    } else {
+        let node = stepwell_document::parse_yaml(&text)
+            .map_err(|problem| Failure::Local(format!("{}:{problem}", path.display())))?;
+        let value = node.get("name").map(stepwell_document::Node::to_json);
+        value.and_then(|value| value.as_str().map(str::to_owned))
+    };
+    let name = match own {
+        Some(name) if name.parse::<stepwell_core::Name>().is_ok() => name,
         // The host says what is wrong with the name; the file's own is good enough to ask it.
         _ => stepwell_core::Name::suggest(&stem(&path))
             .map_or_else(|| "pipeline".to_owned(), String::from),

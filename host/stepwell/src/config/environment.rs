@@ -54,6 +54,8 @@ pub(crate) fn overlay(
     environment: &dyn Fn(&str) -> Option<String>,
 ) -> Overlaid {
     let mut overlaid = Overlaid::default();
+    // An empty variable is one that is not set.
+    let set_in_environment = |name: &str| environment(name).filter(|text| !text.is_empty());
     let mut put = |root: &mut Node, section: &str, key: &str, text: String, source: String| {
         overlaid
             .0
@@ -74,12 +76,12 @@ pub(crate) fn overlay(
     for (section, keys) in KEYS {
         for key in keys {
             let name = format!("STEPWELL_{}_{}", section.to_uppercase(), key.to_uppercase());
-            if let Some(text) = environment(&name) {
+            if let Some(text) = set_in_environment(&name) {
                 put(root, section, key, text, name);
             }
         }
     }
-    if let Some(text) = environment("STEPWELL_ADMIN_TOKEN") {
+    if let Some(text) = set_in_environment("STEPWELL_ADMIN_TOKEN") {
         put(
             root,
             "server",

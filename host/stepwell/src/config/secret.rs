@@ -32,6 +32,14 @@ impl<'a> SecretReader<'a> {
         self.read_with(at, |_| true)
     }
 
+    /// Any value of a key; a literal one earns a warning when the key's name says that it is a secret.
+    pub(super) fn read_property(&self, at: &At<'_>, key: &str) -> Option<Secret> {
+        let secret = ["password", "secret", "key.pem"]
+            .iter()
+            .any(|word| key.contains(word));
+        self.read_with(at, |_| secret)
+    }
+
     /// A URL; a literal one earns a warning only when it holds a password.
     pub(super) fn read_url(&self, at: &At<'_>) -> Option<Secret> {
         self.read_with(at, |url| {
@@ -42,8 +50,18 @@ impl<'a> SecretReader<'a> {
     }
 
     fn read_with(&self, at: &At<'_>, is_secret: impl Fn(&str) -> bool) -> Option<Secret> {
+        let secret = self.find(at, is_secret)?;
+        if secret.expose().is_empty() {
+            at.problem("the secret is empty");
+            return None;
+        }
+        Some(secret)
+    }
+
+    fn find(&self, at: &At<'_>, is_secret: impl Fn(&str) -> bool) -> Option<Secret> {
         if let Value::String(text) = &at.node().value {
-            if is_secret(text) {
+            // A value of the environment or of a flag stands at no line: it is where it should be.
+            if is_secret(text) && at.position().line > 0 {
                 self.warn(at);
             }
             return Some(Secret::new(text.as_str()));

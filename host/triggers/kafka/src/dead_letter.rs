@@ -73,14 +73,18 @@ pub(crate) fn to_write(
 }
 
 /// `name@version sha256:…` of the step's plugin.
-fn plugin_of<'a>(deployment: &'a Deployment, step: &str) -> Option<&'a str> {
-    match &deployment.body {
+fn plugin_of(deployment: &Deployment, step: &str) -> Option<String> {
+    let scope = match &deployment.body {
         Deployed::Steps(steps) => steps
             .iter()
             .find(|deployed| deployed.scope.step.as_str() == step)
-            .map(|deployed| deployed.scope.plugin.as_str()),
-        Deployed::Function(function) => Some(function.scope.plugin.as_str()),
-    }
+            .map(|deployed| &deployed.scope),
+        Deployed::Function(function) => Some(&function.scope),
+    }?;
+    Some(match &scope.digest {
+        Some(digest) => format!("{} {digest}", scope.plugin),
+        None => scope.plugin.clone(),
+    })
 }
 
 /// How often the record was dead-lettered before (a replayed record may come back).

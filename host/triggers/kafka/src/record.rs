@@ -61,6 +61,10 @@ fn binary(record: &OwnedMessage, datacontenttype: Option<String>) -> Result<Even
         let Some(name) = header.key.strip_prefix("ce_") else {
             continue;
         };
+        // In binary mode the content type has a header of its own.
+        if name == "datacontenttype" {
+            continue;
+        }
         let value = std::str::from_utf8(header.value.unwrap_or_default());
         let value = value
             .map_err(|_| malformed(format!("the attribute '{}' is not UTF-8", shown(name))))?;
@@ -87,7 +91,10 @@ fn header(record: &OwnedMessage, name: &str) -> Option<String> {
         .headers()
         .into_iter()
         .flat_map(Headers::iter)
-        .filter(|header| header.key.eq_ignore_ascii_case(name))
+        // Kafka's headers are case-sensitive; producers disagree on how to write this one.
+        .filter(|header| {
+            header.key == name || (name == "content-type" && header.key.eq_ignore_ascii_case(name))
+        })
         .filter_map(|header| std::str::from_utf8(header.value?).ok())
         .last()
         .map(str::to_owned)

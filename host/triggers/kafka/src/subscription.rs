@@ -29,11 +29,14 @@ const POLL: Duration = Duration::from_millis(50);
 
 const COMMIT_EVERY: Duration = Duration::from_secs(1);
 
+/// A host that dies repeats what was not committed: on a fast topic, a second's records would be too many.
+const COMMIT_AFTER: usize = 500;
+
 /// A partition with this many records fetched and not settled is paused, and resumed at a quarter.
 const MAX_QUEUED: usize = 400;
 
 /// How long the group protocol may take to let a closing consumer go.
-const CLOSE_WITHIN: Duration = Duration::from_secs(10);
+const CLOSE_WITHIN: Duration = Duration::from_secs(3);
 
 /// What the subscription is doing, for readiness.
 #[derive(Default)]
@@ -68,6 +71,7 @@ pub(crate) fn run(
         settled,
         epoch: 0,
         last_commit: Instant::now(),
+        settled_since: 0,
     };
     while !stop.is_cancelled() {
         poller.turn();
@@ -102,6 +106,8 @@ struct Poller {
     settled: mpsc::Receiver<Settled>,
     epoch: u64,
     last_commit: Instant,
+    /// Records settled since then.
+    settled_since: usize,
 }
 
 impl Poller {
@@ -111,7 +117,7 @@ impl Poller {
         self.rebalance();
         self.finish_drained();
         self.balance_queues();
-        if self.last_commit.elapsed() >= COMMIT_EVERY {
+        if self.last_commit.elapsed() >= COMMIT_EVERY || self.settled_since >= COMMIT_AFTER {
             if self
                 .consumer
                 .context()
@@ -124,6 +130,7 @@ impl Poller {
             }
             self.commit(CommitMode::Async, |_| true);
             self.last_commit = Instant::now();
+            self.settled_since = 0;
         }
         self.poll();
     }
@@ -176,6 +183,7 @@ impl Poller {
             if partition.epoch == settled.epoch {
                 partition.watermark = Some(settled.offset + 1);
                 partition.dirty = true;
+                self.settled_since += 1;
             }
         }
     }

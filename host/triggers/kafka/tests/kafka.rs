@@ -50,6 +50,7 @@ fn deployment(
         revision,
         step: "only".parse().unwrap(),
         plugin: "closure@1.0.0".into(),
+        digest: Some(stepwell_core::Digest::of(b"closure")),
         grants: stepwell_core::Grants::default(),
         config: Vec::new(),
     };
@@ -338,7 +339,10 @@ async fn every_kind_of_failure_ends_where_it_should() {
         ("dlq.pipeline", "pipe"),
         ("dlq.revision", "7"),
         ("dlq.step", "only"),
-        ("dlq.plugin", "closure@1.0.0"),
+        (
+            "dlq.plugin",
+            &format!("closure@1.0.0 {}", stepwell_core::Digest::of(b"closure")),
+        ),
         ("dlq.error.message", "because failed"),
         ("dlq.generation", "1"),
     ] {

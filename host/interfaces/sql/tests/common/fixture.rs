@@ -104,6 +104,7 @@ impl Fixture {
             revision: 1,
             step: name("step"),
             plugin: "plugin@1.0.0".to_owned(),
+            digest: None,
             grants,
             config: Vec::new(),
         };

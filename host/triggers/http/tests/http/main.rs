@@ -97,6 +97,7 @@ fn scope(step: &str) -> Arc<StepScope> {
         revision: 1,
         step: step.parse().unwrap(),
         plugin: "plugin@1.0.0".to_owned(),
+        digest: None,
         grants: Grants::default(),
         config: Vec::new(),
     })
