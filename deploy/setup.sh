@@ -4,6 +4,7 @@
 # Each part is skipped when it is already there, so a warm call takes no time. What cannot be had is
 # named at the end, with the way to mend it, and the exit code is then 1.
 set -uo pipefail
+cd "$(dirname "$0")/.."
 
 CACHE="${STEPWELL_CACHE:-$HOME/.cache/stepwell}"
 TENSORFLOW_VERSION=2.21.0
@@ -48,7 +49,12 @@ setup_packages() {
     say "installing system packages: ${need[*]}"
     apt_install "${need[@]}" || lack "system packages ${need[*]}: install them with your package manager"
   fi
-  command -v cargo >/dev/null 2>&1 || lack "cargo: install Rust from https://rustup.rs"
+  command -v cargo >/dev/null 2>&1 || { lack "cargo: install Rust with rustup (rustup.rs)"; return; }
+  # rust-toolchain.toml names the version; rustup fetches it unless it was told not to by itself.
+  if ! cargo --version >/dev/null 2>&1; then
+    say "installing the Rust toolchain that rust-toolchain.toml names"
+    rustup toolchain install >&2 || lack "the Rust toolchain of rust-toolchain.toml: 'rustup toolchain install' failed"
+  fi
 }
 
 # The guest target: rustup's where it can be fetched, else Debian's rustc with its own standard library sources.

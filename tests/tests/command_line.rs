@@ -1,5 +1,10 @@
 //! The command line as scripts and people use it: exit codes, JSON, tables, and every command of this version.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "test code")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "test code"
+)]
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;

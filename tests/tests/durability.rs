@@ -221,7 +221,9 @@ async fn acknowledged_uploads_and_revisions_survive_kills() {
         }
         let mut own = Arc::into_inner(host).unwrap();
         own.restart().await.unwrap();
-        check(&own, &acknowledged.lock().unwrap(), round).await;
+        let ledger = std::mem::take(&mut *acknowledged.lock().unwrap());
+        check(&own, &ledger, round).await;
+        *acknowledged.lock().unwrap() = ledger;
         host = Arc::new(own);
     }
     let acknowledged = acknowledged.lock().unwrap();
@@ -370,13 +372,16 @@ async fn what_runs_have_written_survives_kills() {
     }
 }
 
+/// What happens to a file while the host is stopped.
+type Damage = fn(&Path);
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn compiled_code_that_is_damaged_or_gone_is_compiled_again() {
     let mut host = Host::start(&Config::default()).await.unwrap();
     host.upload("tagger", "1.0.0", "tagger").await.unwrap();
     host.apply("tagged", &tagged("tagged", "a")).await.unwrap();
     let cache = host.directory().join("data/cache");
-    let damages: [(&str, fn(&Path)); 4] = [
+    let damages: [(&str, Damage); 4] = [
         ("changed", |path| {
             let mut bytes = std::fs::read(path).unwrap();
             let middle = bytes.len() / 2;

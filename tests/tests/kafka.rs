@@ -187,7 +187,7 @@ impl Reader {
     }
 
     /// Takes what is there already, to the end of every partition.
-    fn to_end(&mut self, topic: &str) {
+    fn read_to_end(&mut self, topic: &str) {
         let ends: i64 = (0..PARTITIONS)
             .map(|partition| {
                 self.consumer
@@ -289,7 +289,7 @@ async fn all_committed(group: &str, topic: &str, count: usize) {
 
 /// Every third record is bad: its outcome is a dead letter.
 fn mixed(number: usize) -> &'static str {
-    if number % 3 == 0 {
+    if number.is_multiple_of(3) {
         "invalid:a third"
     } else {
         "echo"
@@ -313,8 +313,8 @@ async fn a_host_killed_in_the_middle_of_a_batch_loses_no_record() {
         let wanted = round * COUNT / 6;
         output.until("output", |records| records.len() >= wanted);
         host.kill();
-        output.to_end("kill-out");
-        dead.to_end("kill-dead");
+        output.read_to_end("kill-out");
+        dead.read_to_end("kill-dead");
         let done: HashSet<usize> = output.distinct().union(&dead.distinct()).copied().collect();
         let offsets = committed("kill", "kill-in").await;
         // Committed is only what has its output or its dead letter.
@@ -336,8 +336,8 @@ async fn a_host_killed_in_the_middle_of_a_batch_loses_no_record() {
     }
     assert!(in_the_middle > 0, "the host was never killed in the middle");
     all_committed("kill", "kill-in", COUNT).await;
-    output.to_end("kill-out");
-    dead.to_end("kill-dead");
+    output.read_to_end("kill-out");
+    dead.read_to_end("kill-dead");
     let (good, bad): (HashSet<usize>, HashSet<usize>) =
         (0..COUNT).partition(|number| mixed(*number) == "echo");
     assert!(
@@ -411,7 +411,7 @@ async fn hosts_that_join_and_leave_lose_and_repeat_nothing() {
     })
     .await;
     all_committed("join", "join-in", COUNT).await;
-    output.to_end("join-out");
+    output.read_to_end("join-out");
     output.assert_ordered();
     assert_eq!(
         output.records.len(),

@@ -251,7 +251,9 @@ pub struct MapReader<'a> {
 impl<'a> MapReader<'a> {
     /// The value of a key that may be left out (`null` counts as left out).
     pub fn optional(&mut self, key: &'static str) -> Option<At<'a>> {
-        self.known.push(key);
+        if !self.known.contains(&key) {
+            self.known.push(key);
+        }
         self.entries
             .iter()
             .find(|(name, node)| name.name == key && node.value != Value::Null)

@@ -241,7 +241,7 @@ impl Reader<'_> {
             .optional("admin_token")
             .and_then(|at| self.secrets.read(&at));
         let grace_period = duration(section, "grace_period", Duration::from_secs(25));
-        let at = section.at("admin_listen");
+        let at = section.optional("admin_listen");
         section.finish();
         let (listen, admin_listen) = (listen?, admin_listen?);
         if !admin_listen.ip().is_loopback() && admin_token.is_none() {
@@ -397,10 +397,6 @@ fn section<'a>(sections: &mut MapReader<'a>, name: &'static str) -> Section<'a> 
 impl<'a> Section<'a> {
     fn optional(&mut self, key: &'static str) -> Option<At<'a>> {
         self.reader.as_mut().and_then(|reader| reader.optional(key))
-    }
-
-    fn at(&mut self, key: &'static str) -> Option<At<'a>> {
-        self.optional(key)
     }
 
     fn problem(&self, message: String, hint: &str) {
@@ -573,6 +569,20 @@ mod tests {
         );
         let missing = parse(text).unwrap_err();
         assert!(missing[0].contains("TOKEN"), "{missing:?}");
+    }
+
+    #[test]
+    fn the_example_configuration_has_no_mistakes() {
+        let secrets = [
+            ("STEPWELL_ADMIN_TOKEN", "t"),
+            ("DATABASE_URL", "postgres://h/a"),
+            ("RESULTS_URL", "postgres://h/b"),
+            ("REDIS_URL", "redis://h/"),
+        ];
+        let text = include_str!("../../../deploy/stepwell.toml");
+        let config = parse_with(text, &secrets, &Overrides::default()).unwrap();
+        assert!(config.warnings.is_empty());
+        assert_eq!(config.bindings.names().len(), 4);
     }
 
     #[test]

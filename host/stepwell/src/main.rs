@@ -29,19 +29,36 @@ use crate::client::{Client, Failure};
 fn main() -> ExitCode {
     // TLS everywhere is rustls with ring; several libraries ask for the process's provider.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return misused(&error),
+    };
     let json = cli.client.json;
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            if json {
-                output::json(&failure.to_json());
-            } else {
-                eprintln!("error: {failure}");
-            }
-            ExitCode::from(failure.exit_code())
-        }
+        Err(failure) => failed(&failure, json),
     }
+}
+
+fn failed(failure: &Failure, json: bool) -> ExitCode {
+    if json {
+        output::json(&failure.to_json());
+    } else {
+        eprintln!("error: {failure}");
+    }
+    ExitCode::from(failure.exit_code())
+}
+
+/// Arguments that make no command; help and version come this way too.
+fn misused(error: &clap::Error) -> ExitCode {
+    let json = std::env::args_os().any(|argument| argument == "--json");
+    if json && error.use_stderr() {
+        let text = error.render().to_string();
+        let message = text.trim().trim_start_matches("error: ");
+        return failed(&Failure::Usage(message.to_owned()), true);
+    }
+    let _ = error.print();
+    ExitCode::from(if error.use_stderr() { 2 } else { 0 })
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {

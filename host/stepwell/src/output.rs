@@ -1,6 +1,6 @@
 //! What client commands print: tables for people, JSON for programs.
 
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::time::Duration;
 
 use comfy_table::presets::NOTHING;
@@ -9,24 +9,13 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 
 /// Prints one JSON value.
-#[allow(
-    clippy::print_stdout,
-    reason = "stdout is where a command's result goes"
-)]
 pub(crate) fn json(value: &Value) {
-    println!(
-        "{}",
-        serde_json::to_string_pretty(value).unwrap_or_default()
-    );
+    line(serde_json::to_string_pretty(value).unwrap_or_default());
 }
 
-/// Prints a line of text.
-#[allow(
-    clippy::print_stdout,
-    reason = "stdout is where a command's result goes"
-)]
+/// Prints a line of text. Whoever closes the pipe has read enough.
 pub(crate) fn line(text: impl AsRef<str>) {
-    println!("{}", text.as_ref());
+    let _ = writeln!(std::io::stdout().lock(), "{}", text.as_ref());
 }
 
 /// Prints rows under headings, or a sentence when there are none.

@@ -160,7 +160,9 @@ fn read_model(at: &At<'_>, map: &mut MapReader<'_>) -> Option<ModelSpec> {
         }
     };
     if version.is_some_and(|version| version.parse::<u64>().is_err()) {
-        at.problem("a model's version after '@' is a whole number; this host does not support labels yet");
+        at.problem(
+            "a model's version after '@' is a whole number; this host does not support labels yet",
+        );
         return None;
     }
     Some(ModelSpec {
