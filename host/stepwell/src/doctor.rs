@@ -396,21 +396,19 @@ impl Checks {
         let noun = if failed == 1 { "check" } else { "checks" };
         let outcome = format!("{failed} {noun} failed");
         if json {
-            let mut report = serde_json::json!({"ok": failed == 0, "checks": self.0});
             if failed == 0 {
-                output::json(&report);
+                output::json(&serde_json::json!({"ok": true, "checks": self.0}));
                 return Ok(());
             }
             // One JSON value in all: the problem is the report.
-            for (key, value) in [
-                ("type", "urn:stepwell:problem:unhealthy"),
-                ("title", "Something is missing"),
-                ("detail", outcome.as_str()),
-                ("code", "unhealthy"),
-            ] {
-                report[key] = value.into();
-            }
-            return Err(Failure::Refused(report));
+            return Err(Failure::Refused(serde_json::json!({
+                "type": "urn:stepwell:problem:unhealthy",
+                "title": "Something is missing",
+                "detail": outcome,
+                "code": "unhealthy",
+                "ok": false,
+                "checks": self.0,
+            })));
         } else {
             let rows = self
                 .0

@@ -16,7 +16,7 @@ use stepwell_kafka_trigger::KafkaTriggers;
 use stepwell_logging::LogStore;
 use stepwell_pipeline::{Dispatcher, Registry, RunEnd, RunObserver};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -67,6 +67,8 @@ fn describe_metrics() {
 }
 
 async fn serve(config: &Config, telemetry: &Telemetry, models: Models) -> Result<()> {
+    // From the very first: a host that is told to stop while it starts stops in order too.
+    let mut signals = StopSignals::listen()?;
     // Sockets and the data directory first: what is taken already is found before anything is done.
     let data = bind(config.listen, "data listener ([server] listen)").await?;
     let admin = bind(
@@ -192,7 +194,7 @@ async fn serve(config: &Config, telemetry: &Telemetry, models: Models) -> Result
         kafka.is_embedded().then(|| kafka.bootstrap()),
     );
 
-    stop_signal().await?;
+    signals.next().await;
     info!(grace_period = ?config.grace_period, "stopping: a second signal stops at once");
     let deadline = Instant::now() + config.grace_period;
     stopping.cancel();
@@ -206,8 +208,7 @@ async fn serve(config: &Config, telemetry: &Telemetry, models: Models) -> Result
     };
     let unfinished = tokio::select! {
         unfinished = orderly => unfinished,
-        again = stop_signal() => {
-            again?;
+        () = signals.next() => {
             bail!("stopped at once by a second signal");
         }
     };
@@ -279,14 +280,26 @@ fn announce(data: &str, admin: &str, kafka: Option<&str>) {
     }
 }
 
-async fn stop_signal() -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+/// SIGTERM and SIGINT: from when this exists on, neither ends the process by itself.
+struct StopSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl StopSignals {
+    fn listen() -> Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
     }
-    Ok(())
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
 
 /// Lets the metrics recorder drain its histograms now and then, whether or not anybody scrapes.

@@ -1,5 +1,6 @@
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hyper::body::Incoming;
@@ -7,11 +8,17 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::trigger::HttpTrigger;
+
+/// How long a new connection may take to bring its first request once the host stops.
+const FIRST_REQUEST: Duration = Duration::from_secs(1);
+
+/// Connections that may wait to be accepted when the host stops: what the kernel queues for us.
+const BACKLOG: usize = 1024;
 
 /// What the data listener puts up with.
 #[derive(Clone, Copy, Debug)]
@@ -54,11 +61,7 @@ pub async fn serve(
     let _abort_on_drop = abort.clone().drop_guard();
     let slots = Arc::new(Semaphore::new(config.connections));
     let builder = builder(&config);
-    loop {
-        let (stream, slot) = tokio::select! {
-            () = shutdown.cancelled() => break,
-            accepted = accept(&listener, &slots) => accepted,
-        };
+    let take = |(stream, slot): Accepted| {
         let connection = connection(
             stream,
             trigger.clone(),
@@ -73,6 +76,20 @@ pub async fn serve(
                 () = abort.cancelled() => {}
             }
         });
+    };
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => break,
+            accepted = accept(&listener, &slots) => take(accepted),
+        }
+    }
+    // Connections that are made already are taken even now, since closing the listener would reset them; only so many,
+    // since new ones may never cease.
+    for _ in 0..BACKLOG {
+        match tokio::time::timeout(Duration::from_millis(5), accept(&listener, &slots)).await {
+            Ok(accepted) => take(accepted),
+            Err(_) => break,
+        }
     }
     drop(listener);
     connections.close();
@@ -89,10 +106,10 @@ pub async fn serve(
     }
 }
 
-async fn accept(
-    listener: &TcpListener,
-    slots: &Arc<Semaphore>,
-) -> (TcpStream, Option<OwnedSemaphorePermit>) {
+/// A connection and its place among those that may be open.
+type Accepted = (TcpStream, Option<OwnedSemaphorePermit>);
+
+async fn accept(listener: &TcpListener, slots: &Arc<Semaphore>) -> Accepted {
     let slot = slots.clone().acquire_owned().await.ok();
     loop {
         match listener.accept().await {
@@ -135,15 +152,26 @@ async fn connection(
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY could not be set");
     }
+    let (begun, first) = (AtomicBool::new(false), Notify::new());
     let service = service_fn(|request: http::Request<Incoming>| {
+        if !begun.swap(true, Ordering::Relaxed) {
+            first.notify_one();
+        }
         let trigger = trigger.clone();
         async move { Ok::<_, Infallible>(trigger.handle(request).await) }
     });
     let connection = builder.serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
+    let stop = async {
+        shutdown.cancelled().await;
+        // On a connection that was only just made, a request is on its way.
+        if !begun.load(Ordering::Relaxed) {
+            let _ = tokio::time::timeout(FIRST_REQUEST, first.notified()).await;
+        }
+    };
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        () = shutdown.cancelled() => {
+        () = stop => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
