@@ -13,7 +13,7 @@ use crate::support::{Host, State, generous, guest, host, soon};
 
 async fn function() -> (Host, Arc<Plugin<State>>) {
     let host = host();
-    let plugin = host.plugin(guest("hostile_http.wasm")).await;
+    let plugin = host.plugin(guest("hostile-http.wasm")).await;
     (host, plugin)
 }
 

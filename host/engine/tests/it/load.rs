@@ -161,7 +161,7 @@ async fn inspecting_and_loading_agree() {
     let host = host();
     for (name, world) in [
         ("hostile.wasm", "stepwell:pipeline/step@0.1.0"),
-        ("hostile_http.wasm", "wasi:http/proxy@0.2.12"),
+        ("hostile-http.wasm", "wasi:http/proxy@0.2.12"),
     ] {
         let bytes = guest(name);
         let inspection = host.engine.inspect(&bytes).unwrap();

@@ -122,7 +122,7 @@ pub(crate) fn guest(name: &str) -> Vec<u8> {
     let dir = std::env::var_os("STEPWELL_GUESTS").map_or_else(
         || {
             let home = std::env::var_os("HOME").unwrap();
-            PathBuf::from(home).join(".cache/stepwell/guest-target/wasm32-wasip2/release")
+            PathBuf::from(home).join(".cache/stepwell/guest-target/stepwell")
         },
         PathBuf::from,
     );

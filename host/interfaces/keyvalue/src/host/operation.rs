@@ -127,7 +127,14 @@ impl Operation {
         &self,
         operation: impl Future<Output = Result<T, ClientError>>,
     ) -> Result<T, Error> {
-        let error = match tokio::time::timeout_at(self.until.into(), operation).await {
+        // A timeout polls once before it looks at the clock; what must not begin any more is not begun.
+        let in_time = async {
+            if Instant::now() >= self.until {
+                std::future::pending::<()>().await;
+            }
+            operation.await
+        };
+        let error = match tokio::time::timeout_at(self.until.into(), in_time).await {
             Ok(Ok(value)) => {
                 record(&self.store, self.name, "ok", self.started);
                 return Ok(value);

@@ -1,0 +1,130 @@
+use super::*;
+
+fn parse_with(
+    text: &str,
+    environment: &[(&str, &str)],
+    overrides: &Overrides,
+) -> Result<Config, Vec<String>> {
+    let lookup = |name: &str| {
+        environment
+            .iter()
+            .find(|(key, _)| *key == name)
+            .map(|(_, value)| (*value).to_owned())
+    };
+    Config::parse(Some("/etc/stepwell.toml".into()), text, overrides, &lookup)
+        .map_err(|problems| problems.iter().map(ToString::to_string).collect())
+}
+
+fn parse(text: &str) -> Result<Config, Vec<String>> {
+    parse_with(text, &[], &Overrides::default())
+}
+
+#[test]
+fn everything_has_a_default() {
+    let config = parse("").unwrap();
+    assert_eq!(config.listen.to_string(), "127.0.0.1:8080");
+    assert_eq!(config.data_dir, Path::new("/etc/stepwell-data"));
+    assert_eq!(config.kafka.brokers, Brokers::Embedded);
+    assert_eq!(config.limits.concurrent_runs, 1024);
+}
+
+#[test]
+fn flags_win_over_environment_over_file() {
+    let text =
+        "[server]\nlisten = \"127.0.0.1:1\"\nadmin_listen = \"127.0.0.1:1\"\ndata_dir = \"a\"\n";
+    let environment = [
+        ("STEPWELL_SERVER_LISTEN", "127.0.0.1:2"),
+        ("STEPWELL_SERVER_ADMIN_LISTEN", "127.0.0.1:2"),
+    ];
+    let overrides = Overrides {
+        listen: Some("127.0.0.1:3".into()),
+        ..Overrides::default()
+    };
+    let config = parse_with(text, &environment, &overrides).unwrap();
+    assert_eq!(config.listen.port(), 3);
+    assert_eq!(config.admin_listen.port(), 2);
+    assert_eq!(config.data_dir, Path::new("/etc/a"));
+}
+
+#[test]
+fn every_mistake_is_reported_with_its_place() {
+    let text = "[server]\nlisten = \"here\"\nadmin_listen = \"0.0.0.0:1\"\n[kafka]\nbroker = \"x\"\n[limits]\ncompile = 5\n\
+                [bindings.vectors.scans]\nbackend = \"pinecone\"\ndimension = 64\n[bindings.sql.results]\nbackend = \"mysql\"\n";
+    let shown = parse(text).unwrap_err();
+    for part in [
+        "2:10: /server/listen: 'here' is not an address",
+        "5:1: /kafka/broker: unknown key 'broker' (perhaps brokers)",
+        "7:11: /limits/compile: '5' has no unit",
+        "'api_key' is missing",
+        "'host' is missing",
+        "/bindings/sql/results/backend: 'mysql' is not one of",
+    ] {
+        assert!(
+            shown.iter().any(|line| line.contains(part)),
+            "{part} in {shown:#?}"
+        );
+    }
+}
+
+#[test]
+fn an_open_admin_listener_needs_a_token() {
+    let open = "[server]\nadmin_listen = \"0.0.0.0:8081\"\n";
+    assert!(parse(open).unwrap_err()[0].contains("admin_token"));
+    let environment = [("STEPWELL_ADMIN_TOKEN", "t0ken")];
+    let config = parse_with(open, &environment, &Overrides::default()).unwrap();
+    assert_eq!(config.admin_token.unwrap().expose(), "t0ken");
+}
+
+#[test]
+fn secrets_come_from_elsewhere_and_literals_warn() {
+    let text = "[server]\nadmin_token = { env = \"TOKEN\" }\n[bindings.keyvalue.r]\nbackend = \"redis\"\nurl = \"redis://:pw@h:1/\"\n";
+    let config = parse_with(text, &[("TOKEN", "s3cret")], &Overrides::default()).unwrap();
+    assert_eq!(config.warnings.len(), 1);
+    let shown = format!("{config:?}");
+    assert!(
+        !shown.contains("s3cret") && !shown.contains("pw@"),
+        "{shown}"
+    );
+    let missing = parse(text).unwrap_err();
+    assert!(missing[0].contains("TOKEN"), "{missing:?}");
+}
+
+#[test]
+fn the_example_configuration_has_no_mistakes() {
+    let secrets = [
+        ("STEPWELL_ADMIN_TOKEN", "t"),
+        ("DATABASE_URL", "postgres://h/a"),
+        ("RESULTS_URL", "postgres://h/b"),
+        ("REDIS_URL", "redis://h/"),
+    ];
+    let text = include_str!("../../../../deploy/stepwell.toml");
+    let config = parse_with(text, &secrets, &Overrides::default()).unwrap();
+    assert!(config.warnings.is_empty());
+    assert_eq!(config.bindings.names().len(), 4);
+}
+
+#[test]
+fn an_empty_token_is_no_token() {
+    let open = "[server]\nadmin_listen = \"0.0.0.0:8081\"\n";
+    let environment = [("STEPWELL_ADMIN_TOKEN", "")];
+    assert!(parse_with(open, &environment, &Overrides::default()).is_err());
+    assert!(parse("[server]\nadmin_token = \"\"\n").unwrap_err()[0].contains("empty"));
+}
+
+#[test]
+fn a_mistake_in_the_environment_names_the_variable() {
+    let shown = parse_with(
+        "",
+        &[("STEPWELL_LIMITS_COMPONENT", "64")],
+        &Overrides::default(),
+    )
+    .unwrap_err();
+    assert!(shown[0].contains("STEPWELL_LIMITS_COMPONENT"), "{shown:?}");
+    assert!(!shown[0].starts_with('0'), "{shown:?}");
+}
+
+#[test]
+fn kafka_settings_that_promises_rest_on_are_refused() {
+    let shown = parse("[kafka.properties]\n\"enable.auto.commit\" = true\n").unwrap_err();
+    assert!(shown[0].contains("host's own"), "{shown:?}");
+}
