@@ -1,0 +1,1 @@
+//! Outbound HTTP of guests: where they may go, and how.
