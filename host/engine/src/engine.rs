@@ -14,6 +14,7 @@ use crate::config::{Allocation, EngineConfig, Flavor, wasmtime_engine};
 use crate::epoch::Ticker;
 use crate::inspect::{Inspection, Refused, inspect};
 use crate::interfaces::Interfaces;
+use crate::lane::SlowLane;
 use crate::link::add_wasi;
 use crate::load::{LoadError, Loader};
 use crate::plugin::Plugin;
@@ -62,9 +63,16 @@ impl<S: StoreState> Engine<S> {
             .map_err(|error| EngineError(format!("the cache of compiled components: {error}")))?;
         let ticker =
             Ticker::start(&engine).map_err(|error| EngineError(format!("its clock: {error}")))?;
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let lane = SlowLane::start(threads).map_err(|error| {
+            EngineError(format!(
+                "the threads of guests that compute for long: {error}"
+            ))
+        })?;
         let shared = Shared {
             engine,
             ticker,
+            lane: Arc::new(lane),
             slots: Arc::new(Semaphore::new(slots as usize)),
             host_call_bytes: config.host_call_bytes,
             log_bytes: config.log_bytes,
@@ -168,6 +176,14 @@ pub fn describe_metrics() {
         "stepwell_compile_seconds",
         Unit::Seconds,
         "Time that compiling a component took."
+    );
+    describe_counter!(
+        "stepwell_slow_lane_calls_total",
+        "Calls that computed for so long that they went on at a low priority."
+    );
+    describe_gauge!(
+        "stepwell_slow_lane_calls_active",
+        "Calls at a low priority under way."
     );
     describe_gauge!("stepwell_guest_calls_active", "Calls of guests under way.");
     describe_gauge!(

@@ -2,6 +2,8 @@ use std::collections::VecDeque;
 use std::error::Error;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -49,37 +51,42 @@ pub(crate) async fn handle<S: StoreState>(
 ) -> Result<Response<Body>, StepError> {
     let mut call = shared.begin(state, limits, deadline).await?;
     let (scheme, request) = incoming(request);
-    let (sender, mut head) = oneshot::channel();
+    let (sender, head) = oneshot::channel();
     let mut view = call.store.data_mut().base().http();
     let request = view
         .new_incoming_request(scheme, request)
         .map_err(unanswered)?;
     let outparam = view.new_response_outparam(sender).map_err(unanswered)?;
-    let mut guest: Guest = Box::pin(async move {
-        let guard = call.guard();
-        let outcome = guard
-            .run(async {
-                let proxy = pre.instantiate_async(&mut call.store).await?;
-                let handler = proxy.wasi_http_incoming_handler();
-                handler
-                    .call_handle(&mut call.store, request, outparam)
-                    .await
-            })
-            .await;
-        call.settle(outcome)
-    });
+    let (guard, failed) = (call.guard(), Arc::new(AtomicBool::new(false)));
+    let of_guest = failed.clone();
+    let mut guest: Guest = Box::pin(guard.run(async move {
+        let outcome = async {
+            let proxy = pre.instantiate_async(&mut call.store).await?;
+            let handler = proxy.wasi_http_incoming_handler();
+            handler
+                .call_handle(&mut call.store, request, outparam)
+                .await
+        }
+        .await;
+        let outcome = call.settle(outcome);
+        // Said before the store goes, and with it the guest's end of the body: it may be read on another thread.
+        of_guest.store(outcome.is_err(), Ordering::Release);
+        drop(call);
+        outcome
+    }));
 
-    // The guest sets the head while it is being polled, so afterwards is the time to look.
+    let mut head = Some(head);
     let (response, outcome) = poll_fn(|cx| {
+        // The guest sets the head while it is being polled, so afterwards is the time to look.
         let outcome = match guest.as_mut().poll(cx) {
             Poll::Ready(outcome) => Some(outcome),
             Poll::Pending => None,
         };
-        match (head.try_recv(), outcome) {
-            (Ok(response), outcome) => Poll::Ready(Ok((response, outcome))),
-            (Err(_), None) => Poll::Pending,
-            (Err(_), Some(Err(error))) => Poll::Ready(Err(error)),
-            (Err(_), Some(Ok(()))) => Poll::Ready(Err(StepError::new(
+        match (set(&mut head, outcome.is_some(), cx), outcome) {
+            (Some(response), outcome) => Poll::Ready(Ok((response, outcome))),
+            (None, None) => Poll::Pending,
+            (None, Some(Err(error))) => Poll::Ready(Err(error)),
+            (None, Some(Ok(()))) => Poll::Ready(Err(StepError::new(
                 ErrorKind::Failed,
                 "the guest returned without setting a response",
             ))),
@@ -99,6 +106,7 @@ pub(crate) async fn handle<S: StoreState>(
             None => State::Running(guest),
             Some(outcome) => State::Ended(outcome.err()),
         },
+        failed,
         body,
         ready: VecDeque::new(),
         left: limits.output,
@@ -106,6 +114,23 @@ pub(crate) async fn handle<S: StoreState>(
         finished: false,
     };
     Ok(Response::from_parts(parts, collapse(body).await?))
+}
+
+/// The head, if it is set; if it is not, `cx` is told when it is, unless the guest has ended.
+fn set<T>(head: &mut Option<oneshot::Receiver<T>>, ended: bool, cx: &mut Context<'_>) -> Option<T> {
+    let receiver = head.as_mut()?;
+    if ended {
+        return receiver.try_recv().ok();
+    }
+    match Pin::new(receiver).poll(cx) {
+        Poll::Ready(Ok(response)) => Some(response),
+        Poll::Ready(Err(_)) => {
+            // The guest has dropped it, and will end by and by.
+            *head = None;
+            None
+        }
+        Poll::Pending => None,
+    }
 }
 
 fn unanswered(error: wasmtime::Error) -> StepError {
@@ -180,6 +205,8 @@ async fn collapse(mut body: GuestBody) -> Result<Body, StepError> {
 /// A response's body together with the guest that is still writing it.
 struct GuestBody {
     state: State,
+    /// Whether the guest has come to a bad end, on whatever thread, which `state` may not know yet.
+    failed: Arc<AtomicBool>,
     body: HyperOutgoingBody,
     /// Frames that were taken already and go out first.
     ready: VecDeque<Frame<Bytes>>,
@@ -210,6 +237,13 @@ impl GuestBody {
         }
         match Pin::new(&mut self.body).poll_frame(cx) {
             Poll::Pending => Poll::Pending,
+            // What became of the guest is on its way.
+            Poll::Ready(None | Some(Err(_)))
+                if matches!(self.state, State::Running(_))
+                    && self.failed.load(Ordering::Acquire) =>
+            {
+                Poll::Pending
+            }
             Poll::Ready(None) => {
                 self.finished = true;
                 // A guest that dies takes its end of the body with it, which looks like the body's end.
