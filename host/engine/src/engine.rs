@@ -12,6 +12,7 @@ use crate::cache::Cache;
 use crate::call::Shared;
 use crate::config::{Allocation, EngineConfig, Flavor, wasmtime_engine};
 use crate::epoch::Ticker;
+use crate::idle::Idle;
 use crate::inspect::{Inspection, Refused, inspect};
 use crate::interfaces::Interfaces;
 use crate::link::add_wasi;
@@ -62,13 +63,18 @@ impl<S: StoreState> Engine<S> {
             .map_err(|error| EngineError(format!("the cache of compiled components: {error}")))?;
         let ticker =
             Ticker::start(&engine).map_err(|error| EngineError(format!("its clock: {error}")))?;
+        let idle =
+            Idle::start().map_err(|error| EngineError(format!("its idle instances: {error}")))?;
         let shared = Shared {
             engine,
             ticker,
             slots: Arc::new(Semaphore::new(slots as usize)),
+            idle,
             host_call_bytes: config.host_call_bytes,
             log_bytes: config.log_bytes,
             calls: counter!("stepwell_guest_calls_total"),
+            started: counter!("stepwell_instances_started_total"),
+            reused: counter!("stepwell_instances_reused_total"),
         };
         Ok(Self {
             loader: Arc::new(Loader {
@@ -127,6 +133,7 @@ impl<S: StoreState> Engine<S> {
     pub fn record_use(&self) {
         let shared = &self.loader.shared;
         gauge!("stepwell_guest_calls_active").set(shared.ticker.calls() as f64);
+        gauge!("stepwell_instances_idle").set(shared.idle.count() as f64);
         if let Some(pool) = shared.engine.pooling_allocator_metrics() {
             gauge!("stepwell_pool_instances_active").set(pool.component_instances() as f64);
             gauge!("stepwell_pool_memories_active").set(pool.memories() as f64);
@@ -169,7 +176,23 @@ pub fn describe_metrics() {
         Unit::Seconds,
         "Time that compiling a component took."
     );
+    describe_counter!(
+        "stepwell_instances_started_total",
+        "Instances that were started for steps with `isolation: reuse`."
+    );
+    describe_counter!(
+        "stepwell_instances_reused_total",
+        "Calls of guests that an instance kept from an earlier call answered."
+    );
+    describe_counter!(
+        "stepwell_instances_discarded_total",
+        "Instances of steps with `isolation: reuse` that ended, by reason."
+    );
     describe_gauge!("stepwell_guest_calls_active", "Calls of guests under way.");
+    describe_gauge!(
+        "stepwell_instances_idle",
+        "Instances that wait for their step's next call."
+    );
     describe_gauge!(
         "stepwell_pool_instances_active",
         "Component instances that live."

@@ -3,14 +3,13 @@ use std::error::Error;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, Request, Response, header};
 use http_body::{Body as _, Frame};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
-use stepwell_core::{Blame, ErrorKind, Limits, StepError};
+use stepwell_core::{Blame, ErrorKind, StepError};
 use tokio::sync::oneshot;
 use wasmtime::component::Resource;
 use wasmtime_wasi_http::Error as HttpError;
@@ -19,7 +18,7 @@ use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
 use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
 use wasmtime_wasi_http::p2::types::{HostIncomingRequest, HostResponseOutparam};
 
-use crate::call::Shared;
+use crate::keep::{Exports, Lease};
 use crate::meter::Exceeded;
 use crate::store::StoreState;
 
@@ -38,35 +37,41 @@ pub(crate) type Input = (
 type Guest = Pin<Box<dyn Future<Output = Result<(), StepError>> + Send>>;
 
 /// Calls an HTTP function. The guest runs inside the caller's task: first until the response's head is there, then whenever the
-/// body is polled.
+/// body is polled. Its instance is free for the next call when it has returned: what it has written by then lives elsewhere.
 pub(crate) async fn handle<S: StoreState>(
-    shared: &Shared,
     pre: ProxyPre<S>,
-    state: S,
-    limits: Limits,
-    deadline: Instant,
+    mut lease: Lease<S>,
     request: Request<Body>,
 ) -> Result<Response<Body>, StepError> {
-    let mut call = shared.begin(state, limits, deadline).await?;
+    let limits = lease.call.limits;
     let (scheme, request) = incoming(request);
     let (sender, mut head) = oneshot::channel();
-    let mut view = call.store.data_mut().base().http();
+    let mut view = lease.call.store.data_mut().base().http();
     let request = view
         .new_incoming_request(scheme, request)
         .map_err(unanswered)?;
     let outparam = view.new_response_outparam(sender).map_err(unanswered)?;
     let mut guest: Guest = Box::pin(async move {
-        let guard = call.guard();
+        let guard = lease.call.guard();
         let outcome = guard
             .run(async {
-                let proxy = pre.instantiate_async(&mut call.store).await?;
-                let handler = proxy.wasi_http_incoming_handler();
-                handler
+                let Lease { call, exports, .. } = &mut lease;
+                if exports.is_none() {
+                    let proxy = pre.instantiate_async(&mut call.store).await?;
+                    *exports = Some(Exports::Http(proxy));
+                }
+                let Some(Exports::Http(proxy)) = exports else {
+                    return Err(wasmtime::Error::msg("the instance is of another world"));
+                };
+                proxy
+                    .wasi_http_incoming_handler()
                     .call_handle(&mut call.store, request, outparam)
                     .await
             })
             .await;
-        call.settle(outcome)
+        let outcome = lease.settle(outcome);
+        lease.end(&outcome);
+        outcome
     });
 
     // The guest sets the head while it is being polled, so afterwards is the time to look.

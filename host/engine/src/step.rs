@@ -13,7 +13,7 @@ mod bindings {
     });
 }
 
-pub(crate) use bindings::StepPre;
+pub(crate) use bindings::{Step, StepPre};
 pub(crate) use bindings::exports::stepwell::pipeline::handler::Error as GuestError;
 use bindings::exports::stepwell::pipeline::handler::{EventParam, EventResult};
 
