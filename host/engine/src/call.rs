@@ -68,6 +68,11 @@ impl Shared {
         let host_call_bytes = self
             .host_call_bytes
             .max(limits.output.saturating_mul(2).saturating_add(64 << 10));
+        store.set_max_component_handles(HANDLES);
+        // Its tasks, streams and futures: an end of each is a handle, and what is between the ends counts here.
+        if let Some(table) = store.concurrent_resource_table() {
+            table.set_max_capacity(HANDLES.saturating_mul(4));
+        }
         store.set_hostcall_fuel(usize::try_from(host_call_bytes).unwrap_or(usize::MAX));
 
         let clock = Arc::new(CpuClock::new(limits.cpu));
@@ -179,6 +184,9 @@ impl<S: StoreState> Call<S> {
             return Exceeded::Handles(HANDLES).into();
         }
         let cause = error.root_cause().to_string();
+        if cause.contains("store handle limit exceeded") {
+            return Exceeded::Handles(HANDLES).into();
+        }
         if cause.contains("fuel allocated for hostcalls has been exhausted") {
             // With a backtrace the guest was calling the host; without one it had returned.
             return match backtrace {

@@ -1,5 +1,6 @@
 use std::collections::VecDeque;
 use std::error::Error;
+use std::fmt;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -13,11 +14,10 @@ use http_body_util::{BodyExt, Full};
 use stepwell_core::{Blame, ErrorKind, Limits, StepError};
 use tokio::sync::oneshot;
 use wasmtime::component::Resource;
-use wasmtime_wasi_http::Error as HttpError;
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
 use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
-use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
 use wasmtime_wasi_http::p2::types::{HostIncomingRequest, HostResponseOutparam};
+use wasmtime_wasi_http::{Error as HttpError, WasiBody};
 
 use crate::call::Shared;
 use crate::meter::Exceeded;
@@ -35,7 +35,7 @@ pub(crate) type Input = (
     Resource<HostResponseOutparam>,
 );
 
-type Guest = Pin<Box<dyn Future<Output = Result<(), StepError>> + Send>>;
+pub(crate) type Guest = Pin<Box<dyn Future<Output = Result<(), StepError>> + Send>>;
 
 /// Calls an HTTP function. The guest runs inside the caller's task: first until the response's head is there, then whenever the
 /// body is polled.
@@ -49,13 +49,13 @@ pub(crate) async fn handle<S: StoreState>(
 ) -> Result<Response<Body>, StepError> {
     let mut call = shared.begin(state, limits, deadline).await?;
     let (scheme, request) = incoming(request);
-    let (sender, mut head) = oneshot::channel();
+    let (sender, head) = oneshot::channel();
     let mut view = call.store.data_mut().base().http();
     let request = view
         .new_incoming_request(scheme, request)
         .map_err(unanswered)?;
     let outparam = view.new_response_outparam(sender).map_err(unanswered)?;
-    let mut guest: Guest = Box::pin(async move {
+    let guest: Guest = Box::pin(async move {
         let guard = call.guard();
         let outcome = guard
             .run(async {
@@ -68,7 +68,15 @@ pub(crate) async fn handle<S: StoreState>(
             .await;
         call.settle(outcome)
     });
+    respond(guest, head, limits).await
+}
 
+/// Runs a guest until it sends the head of its response or the error that it answers with; it goes on while the body is read.
+pub(crate) async fn respond<E: fmt::Debug>(
+    mut guest: Guest,
+    mut head: oneshot::Receiver<Result<Response<WasiBody>, E>>,
+    limits: Limits,
+) -> Result<Response<Body>, StepError> {
     // The guest sets the head while it is being polled, so afterwards is the time to look.
     let (response, outcome) = poll_fn(|cx| {
         let outcome = match guest.as_mut().poll(cx) {
@@ -117,7 +125,7 @@ fn unanswered(error: wasmtime::Error) -> StepError {
 }
 
 /// The request as the guest gets it: with a scheme and an authority, its body's errors without details.
-fn incoming(mut request: Request<Body>) -> (Scheme, Request<UnsyncBoxBody<Bytes, HttpError>>) {
+fn incoming(mut request: Request<Body>) -> (Scheme, Request<WasiBody>) {
     let scheme = match request.uri().scheme_str() {
         Some("https") => Scheme::Https,
         _ => Scheme::Http,
@@ -180,7 +188,7 @@ async fn collapse(mut body: GuestBody) -> Result<Body, StepError> {
 /// A response's body together with the guest that is still writing it.
 struct GuestBody {
     state: State,
-    body: HyperOutgoingBody,
+    body: WasiBody,
     /// Frames that were taken already and go out first.
     ready: VecDeque<Frame<Bytes>>,
     left: u64,

@@ -15,10 +15,13 @@ mod function;
 mod inspect;
 mod interfaces;
 mod link;
+mod link_03;
 mod load;
 mod logs;
+mod machine;
 mod meter;
 mod plugin;
+mod service;
 mod step;
 mod store;
 

@@ -5,10 +5,12 @@ use std::time::{Duration, Instant};
 use http::{Request, Response};
 use stepwell_core::{ErrorKind, Event, Limits, StepError};
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
+use wasmtime_wasi_http::p3::bindings::ServicePre;
 
 use crate::call::Shared;
 use crate::function::{self, Body};
 use crate::inspect::World;
+use crate::service;
 use crate::step::{StepPre, guest_error, lend, take};
 use crate::store::StoreState;
 
@@ -24,6 +26,7 @@ pub struct Plugin<S: StoreState> {
 pub(crate) enum Code<S: 'static> {
     Step(StepPre<S>),
     Http(ProxyPre<S>),
+    Service(ServicePre<S>),
 }
 
 impl<S: StoreState> Plugin<S> {
@@ -81,10 +84,16 @@ impl<S: StoreState> Plugin<S> {
         deadline: Instant,
         request: Request<Body>,
     ) -> Result<Response<Body>, StepError> {
-        let Code::Http(pre) = &self.code else {
-            return Err(self.wrong_world("an HTTP request"));
-        };
-        function::handle(&self.shared, pre.clone(), state, limits, deadline, request).await
+        let shared = &self.shared;
+        match &self.code {
+            Code::Http(pre) => {
+                function::handle(shared, pre.clone(), state, limits, deadline, request).await
+            }
+            Code::Service(pre) => {
+                service::handle(shared, pre.clone(), state, limits, deadline, request).await
+            }
+            Code::Step(_) => Err(self.wrong_world("an HTTP request")),
+        }
     }
 
     fn wrong_world(&self, what: &str) -> StepError {

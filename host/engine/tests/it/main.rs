@@ -11,4 +11,5 @@ mod function;
 mod hand_made;
 mod hostile;
 mod load;
+mod service;
 mod support;
