@@ -1,16 +1,18 @@
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 
 use stepwell_core::{Blame, ErrorKind, Limits, StepError, show_duration};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
-use tokio::time::error::Elapsed;
 use wasmtime::component::ResourceTableError;
 use wasmtime::{PoolConcurrencyLimitError, Store, Trap, UpdateDeadline, WasmBacktrace};
 use wasmtime_wasi::I32Exit;
 
 use crate::clock::{CpuClock, timed};
 use crate::epoch::{Ticker, Ticking};
+use crate::lane::{Moved, SlowLane};
 use crate::meter::{Exceeded, Meter};
 use crate::store::{HANDLES, StoreState};
 
@@ -18,6 +20,7 @@ use crate::store::{HANDLES, StoreState};
 pub(crate) struct Shared {
     pub(crate) engine: wasmtime::Engine,
     pub(crate) ticker: Ticker,
+    pub(crate) lane: Arc<SlowLane>,
     pub(crate) slots: Arc<Semaphore>,
     pub(crate) host_call_bytes: u64,
     pub(crate) log_bytes: usize,
@@ -30,6 +33,7 @@ pub(crate) struct Call<S: 'static> {
     pub(crate) limits: Limits,
     clock: Arc<CpuClock>,
     host_call_bytes: u64,
+    lane: Arc<SlowLane>,
     until: Instant,
     /// Whether `until` is the limit's doing, not the caller's.
     by_wall: bool,
@@ -92,6 +96,7 @@ impl Shared {
             clock,
             limits,
             host_call_bytes,
+            lane: self.lane.clone(),
             until: wall.min(deadline),
             by_wall: wall <= deadline,
             _ticking: self.ticker.ticking(),
@@ -123,16 +128,103 @@ fn busy() -> StepError {
     .blamed(Blame::Host)
 }
 
-/// Times a guest's future and ends it when its time is up.
+/// CPU time after which a call goes on in the slow lane. Most calls are over by then.
+const SLICE: Duration = Duration::from_millis(1);
+
+/// Times a guest's future, lets it go on in the slow lane when it takes long, and ends it when its time is up.
 pub(crate) struct Guard {
     clock: Arc<CpuClock>,
+    lane: Arc<SlowLane>,
     until: Instant,
+    limits: Limits,
+    by_wall: bool,
 }
 
 impl Guard {
-    pub(crate) async fn run<F: Future>(self, guest: F) -> Result<F::Output, Elapsed> {
-        tokio::time::timeout_at(self.until.into(), timed(&self.clock, guest)).await
+    /// Whatever polls the guest, or drops it, does so through what this returns. The future owns all that the guest needs, since
+    /// it may go to another thread between two polls.
+    pub(crate) async fn run<T: Send + 'static>(
+        self,
+        guest: impl Future<Output = Result<T, StepError>> + Send + 'static,
+    ) -> Result<T, StepError> {
+        let guest = Guest::Here {
+            future: Some(Box::pin(guest)),
+            clock: self.clock,
+            lane: self.lane,
+        };
+        match tokio::time::timeout_at(self.until.into(), guest).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(timeout(&self.limits, self.by_wall)),
+        }
     }
+}
+
+/// A guest under way.
+enum Guest<T> {
+    /// On the thread that its caller polls it on.
+    Here {
+        future: Option<Pin<Box<dyn Future<Output = Result<T, StepError>> + Send>>>,
+        clock: Arc<CpuClock>,
+        lane: Arc<SlowLane>,
+    },
+    /// In the slow lane.
+    Moved(Moved<Result<T, StepError>>),
+}
+
+impl<T: Send + 'static> Future for Guest<T> {
+    type Output = Result<T, StepError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        loop {
+            match &mut *self {
+                Self::Here {
+                    future,
+                    clock,
+                    lane,
+                } => {
+                    let Some(guest) = future else {
+                        return Poll::Pending;
+                    };
+                    if let Poll::Ready(outcome) = clock.timed(|| guest.as_mut().poll(cx)) {
+                        *future = None;
+                        return Poll::Ready(outcome);
+                    }
+                    if clock.charged() < SLICE {
+                        return Poll::Pending;
+                    }
+                    let (Some(guest), clock) = (future.take(), clock.clone()) else {
+                        return Poll::Pending;
+                    };
+                    let moved = lane.take(async move { timed(&clock, guest).await });
+                    *self = Self::Moved(moved);
+                }
+                Self::Moved(moved) => {
+                    let outcome = ready!(Pin::new(moved).poll(cx));
+                    return Poll::Ready(outcome.unwrap_or_else(|_| Err(closed())));
+                }
+            }
+        }
+    }
+}
+
+fn closed() -> StepError {
+    StepError::new(
+        ErrorKind::Unavailable,
+        "the host stopped while the guest was being called",
+    )
+    .blamed(Blame::Host)
+}
+
+fn timeout(limits: &Limits, by_wall: bool) -> StepError {
+    let message = if by_wall {
+        format!(
+            "the guest took more than its {}; the setting is limits.wall",
+            show_duration(limits.wall)
+        )
+    } else {
+        "the run's time was up while the guest was being called; the settings are the step's and the trigger's timeout".to_owned()
+    };
+    StepError::new(ErrorKind::Timeout, message)
 }
 
 impl<S: StoreState> Call<S> {
@@ -140,32 +232,16 @@ impl<S: StoreState> Call<S> {
     pub(crate) fn guard(&self) -> Guard {
         Guard {
             clock: self.clock.clone(),
+            lane: self.lane.clone(),
             until: self.until,
+            limits: self.limits,
+            by_wall: self.by_wall,
         }
     }
 
     /// Says whose fault it was if the guest did not come to its end.
-    pub(crate) fn settle<T>(
-        &mut self,
-        outcome: Result<wasmtime::Result<T>, Elapsed>,
-    ) -> Result<T, StepError> {
-        match outcome {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(error)) => Err(self.blame(&error)),
-            Err(_) => Err(self.timeout()),
-        }
-    }
-
-    fn timeout(&self) -> StepError {
-        let message = if self.by_wall {
-            format!(
-                "the guest took more than its {}; the setting is limits.wall",
-                show_duration(self.limits.wall)
-            )
-        } else {
-            "the run's time was up while the guest was being called; the settings are the step's and the trigger's timeout".to_owned()
-        };
-        StepError::new(ErrorKind::Timeout, message)
+    pub(crate) fn settle<T>(&mut self, outcome: wasmtime::Result<T>) -> Result<T, StepError> {
+        outcome.map_err(|error| self.blame(&error))
     }
 
     fn blame(&mut self, error: &wasmtime::Error) -> StepError {

@@ -43,6 +43,19 @@ impl CpuClock {
         Duration::from_nanos(used.saturating_add(self.spent()))
     }
 
+    /// CPU time of the polls that are over.
+    pub(crate) fn charged(&self) -> Duration {
+        Duration::from_nanos(self.used.load(Ordering::Relaxed))
+    }
+
+    /// Times one poll.
+    pub(crate) fn timed<T>(&self, poll: impl FnOnce() -> T) -> T {
+        self.begin();
+        let outcome = poll();
+        self.end();
+        outcome
+    }
+
     fn begin(&self) {
         if self.used.load(Ordering::Relaxed) >= ROUGH {
             self.exact.store(true, Ordering::Relaxed);
@@ -79,13 +92,7 @@ impl CpuClock {
 /// Runs a future whose polls the clock times.
 pub(crate) async fn timed<F: Future>(clock: &CpuClock, future: F) -> F::Output {
     let mut future = pin!(future);
-    poll_fn(|cx| {
-        clock.begin();
-        let outcome = future.as_mut().poll(cx);
-        clock.end();
-        outcome
-    })
-    .await
+    poll_fn(|cx| clock.timed(|| future.as_mut().poll(cx))).await
 }
 
 #[cfg(test)]
@@ -93,7 +100,7 @@ mod tests {
     use super::*;
 
     fn used(clock: &CpuClock) -> Duration {
-        Duration::from_nanos(clock.used.load(Ordering::Relaxed))
+        clock.charged()
     }
 
     #[tokio::test]

@@ -169,6 +169,14 @@ pub fn describe_metrics() {
         Unit::Seconds,
         "Time that compiling a component took."
     );
+    describe_counter!(
+        "stepwell_slow_lane_calls_total",
+        "Calls that computed for so long that they went on at a low priority."
+    );
+    describe_gauge!(
+        "stepwell_slow_lane_calls_active",
+        "Calls at a low priority under way."
+    );
     describe_gauge!("stepwell_guest_calls_active", "Calls of guests under way.");
     describe_gauge!(
         "stepwell_pool_instances_active",

@@ -3,6 +3,8 @@ use std::error::Error;
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -55,39 +57,47 @@ pub(crate) async fn handle<S: StoreState>(
         .new_incoming_request(scheme, request)
         .map_err(unanswered)?;
     let outparam = view.new_response_outparam(sender).map_err(unanswered)?;
-    let guest: Guest = Box::pin(async move {
-        let guard = call.guard();
-        let outcome = guard
-            .run(async {
-                let proxy = pre.instantiate_async(&mut call.store).await?;
-                let handler = proxy.wasi_http_incoming_handler();
-                handler
-                    .call_handle(&mut call.store, request, outparam)
-                    .await
-            })
-            .await;
-        call.settle(outcome)
-    });
-    respond(guest, head, limits).await
+    let (guard, failed) = (call.guard(), Arc::new(AtomicBool::new(false)));
+    let of_guest = failed.clone();
+    let guest: Guest = Box::pin(guard.run(async move {
+        let outcome = async {
+            let proxy = pre.instantiate_async(&mut call.store).await?;
+            let handler = proxy.wasi_http_incoming_handler();
+            handler
+                .call_handle(&mut call.store, request, outparam)
+                .await
+        }
+        .await;
+        let outcome = call.settle(outcome);
+        // Said before the store goes, and with it the guest's end of the body: it may be read on another thread.
+        of_guest.store(outcome.is_err(), Ordering::Release);
+        drop(call);
+        outcome
+    }));
+
+    respond(guest, failed, head, limits).await
 }
 
 /// Runs a guest until it sends the head of its response or the error that it answers with; it goes on while the body is read.
+/// `failed` is set before what a failed guest held is dropped.
 pub(crate) async fn respond<E: fmt::Debug>(
     mut guest: Guest,
-    mut head: oneshot::Receiver<Result<Response<WasiBody>, E>>,
+    failed: Arc<AtomicBool>,
+    head: oneshot::Receiver<Result<Response<WasiBody>, E>>,
     limits: Limits,
 ) -> Result<Response<Body>, StepError> {
-    // The guest sets the head while it is being polled, so afterwards is the time to look.
+    let mut head = Some(head);
     let (response, outcome) = poll_fn(|cx| {
+        // The guest sets the head while it is being polled, so afterwards is the time to look.
         let outcome = match guest.as_mut().poll(cx) {
             Poll::Ready(outcome) => Some(outcome),
             Poll::Pending => None,
         };
-        match (head.try_recv(), outcome) {
-            (Ok(response), outcome) => Poll::Ready(Ok((response, outcome))),
-            (Err(_), None) => Poll::Pending,
-            (Err(_), Some(Err(error))) => Poll::Ready(Err(error)),
-            (Err(_), Some(Ok(()))) => Poll::Ready(Err(StepError::new(
+        match (set(&mut head, outcome.is_some(), cx), outcome) {
+            (Some(response), outcome) => Poll::Ready(Ok((response, outcome))),
+            (None, None) => Poll::Pending,
+            (None, Some(Err(error))) => Poll::Ready(Err(error)),
+            (None, Some(Ok(()))) => Poll::Ready(Err(StepError::new(
                 ErrorKind::Failed,
                 "the guest returned without setting a response",
             ))),
@@ -107,6 +117,7 @@ pub(crate) async fn respond<E: fmt::Debug>(
             None => State::Running(guest),
             Some(outcome) => State::Ended(outcome.err()),
         },
+        failed,
         body,
         ready: VecDeque::new(),
         left: limits.output,
@@ -114,6 +125,23 @@ pub(crate) async fn respond<E: fmt::Debug>(
         finished: false,
     };
     Ok(Response::from_parts(parts, collapse(body).await?))
+}
+
+/// The head, if it is set; if it is not, `cx` is told when it is, unless the guest has ended.
+fn set<T>(head: &mut Option<oneshot::Receiver<T>>, ended: bool, cx: &mut Context<'_>) -> Option<T> {
+    let receiver = head.as_mut()?;
+    if ended {
+        return receiver.try_recv().ok();
+    }
+    match Pin::new(receiver).poll(cx) {
+        Poll::Ready(Ok(response)) => Some(response),
+        Poll::Ready(Err(_)) => {
+            // The guest has dropped it, and will end by and by.
+            *head = None;
+            None
+        }
+        Poll::Pending => None,
+    }
 }
 
 fn unanswered(error: wasmtime::Error) -> StepError {
@@ -188,6 +216,8 @@ async fn collapse(mut body: GuestBody) -> Result<Body, StepError> {
 /// A response's body together with the guest that is still writing it.
 struct GuestBody {
     state: State,
+    /// Whether the guest has come to a bad end, on whatever thread, which `state` may not know yet.
+    failed: Arc<AtomicBool>,
     body: WasiBody,
     /// Frames that were taken already and go out first.
     ready: VecDeque<Frame<Bytes>>,
@@ -218,6 +248,13 @@ impl GuestBody {
         }
         match Pin::new(&mut self.body).poll_frame(cx) {
             Poll::Pending => Poll::Pending,
+            // What became of the guest is on its way.
+            Poll::Ready(None | Some(Err(_)))
+                if matches!(self.state, State::Running(_))
+                    && self.failed.load(Ordering::Acquire) =>
+            {
+                Poll::Pending
+            }
             Poll::Ready(None) => {
                 self.finished = true;
                 // A guest that dies takes its end of the body with it, which looks like the body's end.

@@ -14,6 +14,7 @@ mod epoch;
 mod function;
 mod inspect;
 mod interfaces;
+mod lane;
 mod link;
 mod link_03;
 mod load;

@@ -10,6 +10,7 @@ use crate::call::Shared;
 use crate::config::{Allocation, EngineConfig, Flavor, wasmtime_engine};
 use crate::engine::EngineError;
 use crate::epoch::Ticker;
+use crate::lane::SlowLane;
 use crate::link::add_wasi;
 use crate::link_03::add_wasi_03;
 use crate::store::StoreState;
@@ -28,6 +29,7 @@ pub(crate) struct Machine<S: StoreState> {
 /// when the first component needs it.
 pub(crate) struct Machines<S: StoreState> {
     lean: Machine<S>,
+    lane: Arc<SlowLane>,
     concurrent: OnceLock<Machine<S>>,
     making: Mutex<()>,
     config: EngineConfig,
@@ -36,8 +38,16 @@ pub(crate) struct Machines<S: StoreState> {
 
 impl<S: StoreState> Machines<S> {
     pub(crate) fn new(config: EngineConfig, link: Link<S>) -> Result<Self, EngineError> {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let lane = SlowLane::start(threads).map_err(|error| {
+            EngineError(format!(
+                "the threads of guests that compute for long: {error}"
+            ))
+        })?;
+        let lane = Arc::new(lane);
         Ok(Self {
-            lean: Machine::new(Flavor::Lean, &config, &link)?,
+            lean: Machine::new(Flavor::Lean, &config, &lane, &link)?,
+            lane,
             concurrent: OnceLock::new(),
             making: Mutex::default(),
             config,
@@ -64,7 +74,7 @@ impl<S: StoreState> Machines<S> {
         if let Some(made) = self.concurrent.get() {
             return Ok(made);
         }
-        let machine = Machine::new(flavor, &self.config, &self.link)?;
+        let machine = Machine::new(flavor, &self.config, &self.lane, &self.link)?;
         tracing::info!("the engine for WASI 0.3 and async components is up");
         Ok(self.concurrent.get_or_init(|| machine))
     }
@@ -83,7 +93,12 @@ impl<S: StoreState> Machines<S> {
 }
 
 impl<S: StoreState> Machine<S> {
-    fn new(flavor: Flavor, config: &EngineConfig, link: &Link<S>) -> Result<Self, EngineError> {
+    fn new(
+        flavor: Flavor,
+        config: &EngineConfig,
+        lane: &Arc<SlowLane>,
+        link: &Link<S>,
+    ) -> Result<Self, EngineError> {
         let fail = |error: wasmtime::Error| EngineError(format!("{error:#}"));
         let (engine, allocation) = wasmtime_engine(flavor, config.instances).map_err(fail)?;
         let slots = match allocation {
@@ -103,6 +118,7 @@ impl<S: StoreState> Machine<S> {
         let shared = Shared {
             engine,
             ticker,
+            lane: lane.clone(),
             slots: Arc::new(Semaphore::new(slots as usize)),
             host_call_bytes: config.host_call_bytes,
             log_bytes: config.log_bytes,

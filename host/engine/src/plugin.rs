@@ -50,26 +50,29 @@ impl<S: StoreState> Plugin<S> {
         let Code::Step(pre) = &self.code else {
             return Err(self.wrong_world("an event"));
         };
-        let extensions: Vec<(&str, &str)> = event
-            .extensions
-            .iter()
-            .map(|(name, value)| (name.as_str(), value.as_str()))
-            .collect();
         let mut call = self.shared.begin(state, limits, deadline).await?;
-        let guard = call.guard();
-        let outcome = guard
-            .run(async {
-                let step = pre.instantiate_async(&mut call.store).await?;
-                let handler = step.stepwell_pipeline_handler();
-                handler
-                    .call_process(&mut call.store, lend(&event, &extensions))
-                    .await
+        let (guard, pre) = (call.guard(), pre.clone());
+        guard
+            .run(async move {
+                let outcome = async {
+                    let extensions: Vec<(&str, &str)> = event
+                        .extensions
+                        .iter()
+                        .map(|(name, value)| (name.as_str(), value.as_str()))
+                        .collect();
+                    let step = pre.instantiate_async(&mut call.store).await?;
+                    let handler = step.stepwell_pipeline_handler();
+                    handler
+                        .call_process(&mut call.store, lend(&event, &extensions))
+                        .await
+                }
+                .await;
+                match call.settle(outcome)? {
+                    Ok(events) => take(events, &event, limits.output),
+                    Err(error) => Err(guest_error(error)),
+                }
             })
-            .await;
-        match call.settle(outcome)? {
-            Ok(events) => take(events, &event, limits.output),
-            Err(error) => Err(guest_error(error)),
-        }
+            .await
     }
 
     /// Calls an HTTP function with one request. The response comes as soon as its head is there; the guest goes on while the

@@ -1,4 +1,6 @@
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use http::uri::{Authority, Scheme};
@@ -37,24 +39,28 @@ pub(crate) async fn handle<S: StoreState>(
 ) -> Result<http::Response<Body>, StepError> {
     let mut call = shared.begin(state, limits, deadline).await?;
     let (sender, head) = oneshot::channel();
-    let guest: Guest = Box::pin(async move {
-        let guard = call.guard();
-        let outcome = guard
-            .run(async {
-                let service = pre.instantiate_async(&mut call.store).await?;
-                call.store
-                    .run_concurrent(async |accessor| {
-                        answer(accessor, &service, request, sender).await?;
-                        // The response's body and what the guest does after it are tasks of their own.
-                        poll_fn(|cx| accessor.poll_no_interesting_tasks(cx)).await;
-                        Ok(())
-                    })
-                    .await?
-            })
-            .await;
-        call.settle(outcome)
-    });
-    respond(guest, head, limits).await
+    let (guard, failed) = (call.guard(), Arc::new(AtomicBool::new(false)));
+    let of_guest = failed.clone();
+    let guest: Guest = Box::pin(guard.run(async move {
+        let outcome = async {
+            let service = pre.instantiate_async(&mut call.store).await?;
+            call.store
+                .run_concurrent(async |accessor| {
+                    answer(accessor, &service, request, sender).await?;
+                    // The response's body and what the guest does after it are tasks of their own.
+                    poll_fn(|cx| accessor.poll_no_interesting_tasks(cx)).await;
+                    Ok(())
+                })
+                .await?
+        }
+        .await;
+        let outcome = call.settle(outcome);
+        // Said before the store goes, and with it the guest's end of the body: it may be read on another thread.
+        of_guest.store(outcome.is_err(), Ordering::Release);
+        drop(call);
+        outcome
+    }));
+    respond(guest, failed, head, limits).await
 }
 
 /// Gives one request to an instance, and sends on the head of its response.
