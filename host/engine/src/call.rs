@@ -75,6 +75,11 @@ impl Shared {
         })?;
         store.data_mut().base().meter = Meter::new(limits);
         store.limiter(|state| &mut state.base().meter);
+        store.set_max_component_handles(HANDLES);
+        // Its tasks, streams and futures: an end of each is a handle, and what is between the ends counts here.
+        if let Some(table) = store.concurrent_resource_table() {
+            table.set_max_capacity(HANDLES.saturating_mul(4));
+        }
         let fuel = usize::try_from(self.host_call_bytes(limits));
         store.set_hostcall_fuel(fuel.unwrap_or(usize::MAX));
 
@@ -295,6 +300,9 @@ impl<S: StoreState> Call<S> {
             return Exceeded::Handles(HANDLES).into();
         }
         let cause = error.root_cause().to_string();
+        if cause.contains("store handle limit exceeded") {
+            return Exceeded::Handles(HANDLES).into();
+        }
         if cause.contains("fuel allocated for hostcalls has been exhausted") {
             // With a backtrace the guest was calling the host; without one it had returned.
             return match backtrace {

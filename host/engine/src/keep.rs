@@ -14,6 +14,7 @@ use crate::clock::CpuClock;
 use crate::function::{self, Body};
 use crate::idle::Resting;
 use crate::plugin::{Code, Plugin, process};
+use crate::service;
 use crate::step::Step;
 use crate::store::{Bind, StoreState};
 
@@ -135,10 +136,17 @@ impl<S: StoreState> Kept<S> {
         deadline: Instant,
         request: Request<Body>,
     ) -> Result<Response<Body>, StepError> {
-        let Code::Http(pre) = &plugin.code else {
-            return Err(plugin.wrong_world("an HTTP request"));
-        };
-        function::handle(pre.clone(), self.lease(bind, deadline).await?, request).await
+        match &plugin.code {
+            Code::Http(pre) => {
+                function::handle(pre.clone(), self.lease(bind, deadline).await?, request).await
+            }
+            Code::Service(pre) => {
+                let pool = &self.0;
+                let fresh = pool.shared.begin(|| bind.fresh(), pool.limits, deadline);
+                service::handle(pre.clone(), fresh.await?, request).await
+            }
+            Code::Step(_) => Err(plugin.wrong_world("an HTTP request")),
+        }
     }
 
     async fn lease(&self, bind: &impl Bind<S>, deadline: Instant) -> Result<Lease<S>, StepError> {

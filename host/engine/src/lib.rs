@@ -18,10 +18,13 @@ mod interfaces;
 mod keep;
 mod lane;
 mod link;
+mod link_03;
 mod load;
 mod logs;
+mod machine;
 mod meter;
 mod plugin;
+mod service;
 mod step;
 mod store;
 

@@ -5,11 +5,13 @@ use std::time::{Duration, Instant};
 use http::{Request, Response};
 use stepwell_core::{ErrorKind, Event, Limits, Reuse, StepError};
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
+use wasmtime_wasi_http::p3::bindings::ServicePre;
 
 use crate::call::Shared;
 use crate::function::{self, Body};
 use crate::inspect::World;
 use crate::keep::{Exports, Kept, Lease};
+use crate::service;
 use crate::step::{StepPre, guest_error, lend, take};
 use crate::store::StoreState;
 
@@ -25,6 +27,7 @@ pub struct Plugin<S: StoreState> {
 pub(crate) enum Code<S: 'static> {
     Step(StepPre<S>),
     Http(ProxyPre<S>),
+    Service(ServicePre<S>),
 }
 
 impl<S: StoreState> Plugin<S> {
@@ -64,11 +67,17 @@ impl<S: StoreState> Plugin<S> {
         deadline: Instant,
         request: Request<Body>,
     ) -> Result<Response<Body>, StepError> {
-        let Code::Http(pre) = &self.code else {
-            return Err(self.wrong_world("an HTTP request"));
-        };
-        let call = self.shared.begin(|| state, limits, deadline).await?;
-        function::handle(pre.clone(), Lease::fresh(call), request).await
+        match &self.code {
+            Code::Http(pre) => {
+                let call = self.shared.begin(|| state, limits, deadline).await?;
+                function::handle(pre.clone(), Lease::fresh(call), request).await
+            }
+            Code::Service(pre) => {
+                let call = self.shared.begin(|| state, limits, deadline).await?;
+                service::handle(pre.clone(), call, request).await
+            }
+            Code::Step(_) => Err(self.wrong_world("an HTTP request")),
+        }
     }
 
     /// A place for the instances that one deployed step keeps; it is the step's alone.

@@ -12,4 +12,5 @@ mod hand_made;
 mod hostile;
 mod load;
 mod neighbours;
+mod service;
 mod support;
