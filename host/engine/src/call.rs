@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use stepwell_core::{Blame, ErrorKind, Limits, StepError, show_duration};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
+use tracing::Instrument as _;
 use wasmtime::component::ResourceTableError;
 use wasmtime::{PoolConcurrencyLimitError, Store, Trap, UpdateDeadline, WasmBacktrace};
 use wasmtime_wasi::I32Exit;
@@ -14,7 +15,7 @@ use crate::clock::{CpuClock, timed};
 use crate::epoch::{Ticker, Ticking};
 use crate::lane::{Moved, SlowLane};
 use crate::meter::{Exceeded, Meter};
-use crate::store::{HANDLES, StoreState};
+use crate::store::{Environment, HANDLES, StoreState};
 
 /// What all calls of an engine share.
 pub(crate) struct Shared {
@@ -129,6 +130,7 @@ const SLICE: Duration = Duration::from_millis(1);
 /// Times a guest's future, lets it go on in the slow lane when it takes long, and ends it when its time is up.
 pub(crate) struct Guard {
     clock: Arc<CpuClock>,
+    environment: Arc<Environment>,
     lane: Arc<SlowLane>,
     until: Instant,
     limits: Limits,
@@ -142,9 +144,10 @@ impl Guard {
         self,
         guest: impl Future<Output = Result<T, StepError>> + Send + 'static,
     ) -> Result<T, StepError> {
-        let guest = Guest::Here {
-            future: Some(Box::pin(guest)),
+        let guest = Guest {
+            at: At::Here(Box::pin(guest)),
             clock: self.clock,
+            environment: self.environment,
             lane: self.lane,
         };
         match tokio::time::timeout_at(self.until.into(), guest).await {
@@ -155,50 +158,60 @@ impl Guard {
 }
 
 /// A guest under way.
-enum Guest<T> {
+struct Guest<T> {
+    at: At<T>,
+    clock: Arc<CpuClock>,
+    environment: Arc<Environment>,
+    lane: Arc<SlowLane>,
+}
+
+type Boxed<T> = Pin<Box<dyn Future<Output = Result<T, StepError>> + Send>>;
+
+enum At<T> {
     /// On the thread that its caller polls it on.
-    Here {
-        future: Option<Pin<Box<dyn Future<Output = Result<T, StepError>> + Send>>>,
-        clock: Arc<CpuClock>,
-        lane: Arc<SlowLane>,
-    },
+    Here(Boxed<T>),
     /// In the slow lane.
-    Moved(Moved<Result<T, StepError>>),
+    Lane(Moved<Result<T, StepError>>),
+    Ended,
 }
 
 impl<T: Send + 'static> Future for Guest<T> {
     type Output = Result<T, StepError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        loop {
-            match &mut *self {
-                Self::Here {
-                    future,
-                    clock,
-                    lane,
-                } => {
-                    let Some(guest) = future else {
-                        return Poll::Pending;
-                    };
-                    if let Poll::Ready(outcome) = clock.timed(|| guest.as_mut().poll(cx)) {
-                        *future = None;
-                        return Poll::Ready(outcome);
-                    }
-                    if clock.charged() < SLICE {
-                        return Poll::Pending;
-                    }
-                    let (Some(guest), clock) = (future.take(), clock.clone()) else {
-                        return Poll::Pending;
-                    };
-                    let moved = lane.take(async move { timed(&clock, guest).await });
-                    *self = Self::Moved(moved);
+        let this = &mut *self;
+        if let At::Here(guest) = &mut this.at {
+            let fresh = this.clock.charged().is_zero();
+            if !(fresh && this.environment.temper.is_heavy()) {
+                if let Poll::Ready(outcome) = this.clock.timed(|| guest.as_mut().poll(cx)) {
+                    this.at = At::Ended;
+                    return Poll::Ready(outcome);
                 }
-                Self::Moved(moved) => {
-                    let outcome = ready!(Pin::new(moved).poll(cx));
-                    return Poll::Ready(outcome.unwrap_or_else(|_| Err(closed())));
+                if this.clock.charged() < SLICE {
+                    return Poll::Pending;
                 }
             }
+            if let At::Here(guest) = std::mem::replace(&mut this.at, At::Ended) {
+                let clock = this.clock.clone();
+                clock.be_exact();
+                let timed = async move { timed(&clock, guest).await };
+                this.at = At::Lane(this.lane.take(timed.in_current_span()));
+            }
         }
+        match &mut this.at {
+            At::Lane(moved) => {
+                let outcome = ready!(Pin::new(moved).poll(cx));
+                this.at = At::Ended;
+                Poll::Ready(outcome.unwrap_or_else(|_| Err(closed())))
+            }
+            At::Here(_) | At::Ended => Poll::Pending,
+        }
+    }
+}
+
+impl<T> Drop for Guest<T> {
+    fn drop(&mut self) {
+        self.environment.temper.note(self.clock.charged());
     }
 }
 
@@ -224,9 +237,10 @@ fn timeout(limits: &Limits, by_wall: bool) -> StepError {
 
 impl<S: StoreState> Call<S> {
     /// Keeps what the guest does within the call's CPU budget and time.
-    pub(crate) fn guard(&self) -> Guard {
+    pub(crate) fn guard(&mut self) -> Guard {
         Guard {
             clock: self.clock.clone(),
+            environment: self.store.data_mut().base().environment.clone(),
             lane: self.lane.clone(),
             until: self.until,
             limits: self.limits,

@@ -5,14 +5,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
-use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, Request, Response, header};
 use http_body::{Body as _, Frame};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
-use stepwell_core::{Blame, ErrorKind, Limits, StepError};
+use stepwell_core::{Blame, ErrorKind, StepError};
 use tokio::sync::oneshot;
 use wasmtime::component::Resource;
 use wasmtime_wasi_http::Error as HttpError;
@@ -21,7 +20,7 @@ use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
 use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
 use wasmtime_wasi_http::p2::types::{HostIncomingRequest, HostResponseOutparam};
 
-use crate::call::Shared;
+use crate::call::{Call, Guard};
 use crate::meter::Exceeded;
 use crate::store::StoreState;
 
@@ -40,16 +39,14 @@ pub(crate) type Input = (
 type Guest = Pin<Box<dyn Future<Output = Result<(), StepError>> + Send>>;
 
 /// Calls an HTTP function. The guest runs inside the caller's task: first until the response's head is there, then whenever the
-/// body is polled.
+/// body is polled. One that computes for long goes on by itself.
 pub(crate) async fn handle<S: StoreState>(
-    shared: &Shared,
+    mut call: Call<S>,
+    guard: Guard,
     pre: ProxyPre<S>,
-    state: S,
-    limits: Limits,
-    deadline: Instant,
     request: Request<Body>,
 ) -> Result<Response<Body>, StepError> {
-    let mut call = shared.begin(state, limits, deadline).await?;
+    let limits = call.limits;
     let (scheme, request) = incoming(request);
     let (sender, head) = oneshot::channel();
     let mut view = call.store.data_mut().base().http();
@@ -57,7 +54,7 @@ pub(crate) async fn handle<S: StoreState>(
         .new_incoming_request(scheme, request)
         .map_err(unanswered)?;
     let outparam = view.new_response_outparam(sender).map_err(unanswered)?;
-    let (guard, failed) = (call.guard(), Arc::new(AtomicBool::new(false)));
+    let failed = Arc::new(AtomicBool::new(false));
     let of_guest = failed.clone();
     let mut guest: Guest = Box::pin(guard.run(async move {
         let outcome = async {

@@ -22,6 +22,7 @@ mod meter;
 mod plugin;
 mod step;
 mod store;
+mod temper;
 
 pub use config::EngineConfig;
 pub use engine::{CompileReport, Engine, EngineError, describe_metrics};

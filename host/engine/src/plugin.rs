@@ -87,7 +87,9 @@ impl<S: StoreState> Plugin<S> {
         let Code::Http(pre) = &self.code else {
             return Err(self.wrong_world("an HTTP request"));
         };
-        function::handle(&self.shared, pre.clone(), state, limits, deadline, request).await
+        let mut call = self.shared.begin(state, limits, deadline).await?;
+        let guard = call.guard();
+        function::handle(call, guard, pre.clone(), request).await
     }
 
     fn wrong_world(&self, what: &str) -> StepError {
