@@ -12,6 +12,7 @@ use crate::cache::Cache;
 use crate::call::Shared;
 use crate::config::{Allocation, EngineConfig, Flavor, wasmtime_engine};
 use crate::epoch::Ticker;
+use crate::idle::Idle;
 use crate::inspect::{Inspection, Refused, inspect};
 use crate::interfaces::Interfaces;
 use crate::lane::SlowLane;
@@ -69,14 +70,19 @@ impl<S: StoreState> Engine<S> {
                 "the threads of guests that compute for long: {error}"
             ))
         })?;
+        let idle =
+            Idle::start().map_err(|error| EngineError(format!("its idle instances: {error}")))?;
         let shared = Shared {
             engine,
             ticker,
             lane: Arc::new(lane),
             slots: Arc::new(Semaphore::new(slots as usize)),
+            idle,
             host_call_bytes: config.host_call_bytes,
             log_bytes: config.log_bytes,
             calls: counter!("stepwell_guest_calls_total"),
+            started: counter!("stepwell_instances_started_total"),
+            reused: counter!("stepwell_instances_reused_total"),
         };
         Ok(Self {
             loader: Arc::new(Loader {
@@ -135,6 +141,7 @@ impl<S: StoreState> Engine<S> {
     pub fn record_use(&self) {
         let shared = &self.loader.shared;
         gauge!("stepwell_guest_calls_active").set(shared.ticker.calls() as f64);
+        gauge!("stepwell_instances_idle").set(shared.idle.count() as f64);
         if let Some(pool) = shared.engine.pooling_allocator_metrics() {
             gauge!("stepwell_pool_instances_active").set(pool.component_instances() as f64);
             gauge!("stepwell_pool_memories_active").set(pool.memories() as f64);
@@ -185,7 +192,23 @@ pub fn describe_metrics() {
         "stepwell_slow_lane_calls_active",
         "Calls at a low priority under way."
     );
+    describe_counter!(
+        "stepwell_instances_started_total",
+        "Instances that were started for steps with `isolation: reuse`."
+    );
+    describe_counter!(
+        "stepwell_instances_reused_total",
+        "Calls of guests that an instance kept from an earlier call answered."
+    );
+    describe_counter!(
+        "stepwell_instances_discarded_total",
+        "Instances of steps with `isolation: reuse` that ended, by reason."
+    );
     describe_gauge!("stepwell_guest_calls_active", "Calls of guests under way.");
+    describe_gauge!(
+        "stepwell_instances_idle",
+        "Instances that wait for their step's next call."
+    );
     describe_gauge!(
         "stepwell_pool_instances_active",
         "Component instances that live."

@@ -20,7 +20,7 @@ use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
 use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
 use wasmtime_wasi_http::p2::types::{HostIncomingRequest, HostResponseOutparam};
 
-use crate::call::{Call, Guard};
+use crate::keep::{Exports, Lease};
 use crate::meter::Exceeded;
 use crate::store::StoreState;
 
@@ -39,36 +39,42 @@ pub(crate) type Input = (
 type Guest = Pin<Box<dyn Future<Output = Result<(), StepError>> + Send>>;
 
 /// Calls an HTTP function. The guest runs inside the caller's task: first until the response's head is there, then whenever the
-/// body is polled. One that computes for long goes on by itself.
+/// body is polled. Its instance is free for the next call when it has returned: what it has written by then lives elsewhere.
 pub(crate) async fn handle<S: StoreState>(
-    mut call: Call<S>,
-    guard: Guard,
     pre: ProxyPre<S>,
+    mut lease: Lease<S>,
     request: Request<Body>,
 ) -> Result<Response<Body>, StepError> {
-    let limits = call.limits;
+    let limits = lease.call.limits;
     let (scheme, request) = incoming(request);
     let (sender, head) = oneshot::channel();
-    let mut view = call.store.data_mut().base().http();
+    let mut view = lease.call.store.data_mut().base().http();
     let request = view
         .new_incoming_request(scheme, request)
         .map_err(unanswered)?;
     let outparam = view.new_response_outparam(sender).map_err(unanswered)?;
-    let failed = Arc::new(AtomicBool::new(false));
+    let (guard, failed) = (lease.call.guard(), Arc::new(AtomicBool::new(false)));
     let of_guest = failed.clone();
     let mut guest: Guest = Box::pin(guard.run(async move {
         let outcome = async {
-            let proxy = pre.instantiate_async(&mut call.store).await?;
-            let handler = proxy.wasi_http_incoming_handler();
-            handler
+            let Lease { call, exports, .. } = &mut lease;
+            if exports.is_none() {
+                let proxy = pre.instantiate_async(&mut call.store).await?;
+                *exports = Some(Exports::Http(proxy));
+            }
+            let Some(Exports::Http(proxy)) = exports else {
+                return Err(wasmtime::Error::msg("the instance is of another world"));
+            };
+            proxy
+                .wasi_http_incoming_handler()
                 .call_handle(&mut call.store, request, outparam)
                 .await
         }
         .await;
-        let outcome = call.settle(outcome);
+        let outcome = lease.settle(outcome);
         // Said before the store goes, and with it the guest's end of the body: it may be read on another thread.
         of_guest.store(outcome.is_err(), Ordering::Release);
-        drop(call);
+        lease.end(&outcome);
         outcome
     }));
 
