@@ -7,22 +7,23 @@ use std::time::{Duration, Instant};
 use stepwell_core::{Blame, ErrorKind, Limits, StepError, show_duration};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
 use tracing::Instrument as _;
-use wasmtime::component::ResourceTableError;
-use wasmtime::{PoolConcurrencyLimitError, Store, Trap, UpdateDeadline, WasmBacktrace};
-use wasmtime_wasi::I32Exit;
+use wasmtime::{Store, UpdateDeadline};
 
+use crate::blame::{blame, busy};
 use crate::clock::{CpuClock, timed};
 use crate::epoch::{Ticker, Ticking};
 use crate::idle::Idle;
 use crate::lane::{Moved, SlowLane};
+use crate::memory::GuestMemory;
 use crate::meter::{Exceeded, Meter};
-use crate::store::{Environment, HANDLES, StoreState};
+use crate::store::{Environment, StoreState};
 
 /// What all calls of an engine share.
 pub(crate) struct Shared {
     pub(crate) engine: wasmtime::Engine,
     pub(crate) ticker: Ticker,
     pub(crate) lane: Arc<SlowLane>,
+    pub(crate) memory: Arc<GuestMemory>,
     pub(crate) slots: Arc<Semaphore>,
     pub(crate) idle: Idle,
     pub(crate) host_call_bytes: u64,
@@ -74,7 +75,7 @@ impl Shared {
             )
             .blamed(Blame::Host)
         })?;
-        store.data_mut().base().meter = Meter::new(limits);
+        store.data_mut().base().meter = Meter::new(limits, Some(self.memory.clone()));
         store.limiter(|state| &mut state.base().meter);
         let fuel = usize::try_from(self.host_call_bytes(limits));
         store.set_hostcall_fuel(fuel.unwrap_or(usize::MAX));
@@ -143,14 +144,6 @@ impl Shared {
             Err(TryAcquireError::Closed) => Err(busy()),
         }
     }
-}
-
-fn busy() -> StepError {
-    StepError::new(
-        ErrorKind::Unavailable,
-        "the host runs as many instances as it can hold",
-    )
-    .blamed(Blame::Host)
 }
 
 /// CPU time after which a call goes on in the slow lane. Most calls are over by then.
@@ -254,6 +247,7 @@ fn closed() -> StepError {
 
 fn timeout(limits: &Limits, by_wall: bool) -> StepError {
     let message = if by_wall {
+        metrics::counter!("stepwell_limit_hits_total", "limit" => "wall").increment(1);
         format!(
             "the guest took more than its {}; the setting is limits.wall",
             show_duration(limits.wall)
@@ -288,65 +282,7 @@ impl<S: StoreState> Call<S> {
 
     /// Says whose fault it was if the guest did not come to its end.
     pub(crate) fn settle<T>(&mut self, outcome: wasmtime::Result<T>) -> Result<T, StepError> {
-        outcome.map_err(|error| self.blame(&error))
+        let meter = &self.store.data_mut().base().meter;
+        outcome.map_err(|error| blame(&error, meter, &self.limits, self.host_call_bytes))
     }
-
-    fn blame(&mut self, error: &wasmtime::Error) -> StepError {
-        if let Some(exceeded) = error.downcast_ref::<Exceeded>() {
-            return (*exceeded).into();
-        }
-        if error.is::<PoolConcurrencyLimitError>() {
-            return busy();
-        }
-        // Guests are told of a refused growth and mostly abort: what comes after is the limit's doing.
-        if let Some(refused) = self.store.data_mut().base().meter.refused {
-            return refused.into();
-        }
-        let backtrace = error.downcast_ref::<WasmBacktrace>();
-        if matches!(error.downcast_ref(), Some(ResourceTableError::Full)) {
-            return Exceeded::Handles(HANDLES).into();
-        }
-        let cause = error.root_cause().to_string();
-        if cause.contains("fuel allocated for hostcalls has been exhausted") {
-            // With a backtrace the guest was calling the host; without one it had returned.
-            return match backtrace {
-                Some(_) => Exceeded::HostCall(self.host_call_bytes),
-                None => Exceeded::Output(self.limits.output),
-            }
-            .into();
-        }
-        let what = match (
-            error.downcast_ref::<I32Exit>(),
-            error.downcast_ref::<Trap>(),
-        ) {
-            (Some(exit), _) => format!("called exit with status {}", exit.0),
-            (None, Some(trap)) => {
-                let text = trap.to_string();
-                format!("trapped: {}", text.trim_start_matches("wasm trap: "))
-            }
-            (None, None) => format!("trapped: {}", cause.chars().take(500).collect::<String>()),
-        };
-        StepError::new(
-            ErrorKind::Trap,
-            format!("the guest {what}{}", frames(backtrace)),
-        )
-    }
-}
-
-/// The innermost functions, by name.
-fn frames(backtrace: Option<&WasmBacktrace>) -> String {
-    let names: Vec<String> = backtrace
-        .map(WasmBacktrace::frames)
-        .unwrap_or_default()
-        .iter()
-        .take(8)
-        .map(|frame| match frame.func_name() {
-            Some(name) => name.chars().take(120).collect(),
-            None => format!("function {}", frame.func_index()),
-        })
-        .collect();
-    if names.is_empty() {
-        return String::new();
-    }
-    format!(" (in {})", names.join(", called by "))
 }

@@ -18,6 +18,7 @@ use crate::interfaces::Interfaces;
 use crate::lane::SlowLane;
 use crate::link::add_wasi;
 use crate::load::{LoadError, Loader};
+use crate::memory::GuestMemory;
 use crate::plugin::Plugin;
 use crate::store::StoreState;
 
@@ -76,6 +77,7 @@ impl<S: StoreState> Engine<S> {
             engine,
             ticker,
             lane: Arc::new(lane),
+            memory: Arc::new(GuestMemory::new(config.guest_memory)),
             slots: Arc::new(Semaphore::new(slots as usize)),
             idle,
             host_call_bytes: config.host_call_bytes,
@@ -142,6 +144,7 @@ impl<S: StoreState> Engine<S> {
         let shared = &self.loader.shared;
         gauge!("stepwell_guest_calls_active").set(shared.ticker.calls() as f64);
         gauge!("stepwell_instances_idle").set(shared.idle.count() as f64);
+        gauge!("stepwell_guest_memory_bytes").set(shared.memory.held() as f64);
         if let Some(pool) = shared.engine.pooling_allocator_metrics() {
             gauge!("stepwell_pool_instances_active").set(pool.component_instances() as f64);
             gauge!("stepwell_pool_memories_active").set(pool.memories() as f64);
@@ -208,6 +211,11 @@ pub fn describe_metrics() {
     describe_gauge!(
         "stepwell_instances_idle",
         "Instances that wait for their step's next call."
+    );
+    describe_gauge!(
+        "stepwell_guest_memory_bytes",
+        Unit::Bytes,
+        "Linear memory that all guests hold together."
     );
     describe_gauge!(
         "stepwell_pool_instances_active",

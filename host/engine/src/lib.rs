@@ -5,6 +5,7 @@
 //! It knows nothing of pipelines, triggers or vendors. What a guest may import beside WASI is added by whoever makes the
 //! [`Engine`]; what those interfaces keep for a call lives in that caller's own [`StoreState`].
 
+mod blame;
 mod cache;
 mod call;
 mod clock;
@@ -20,6 +21,7 @@ mod lane;
 mod link;
 mod load;
 mod logs;
+mod memory;
 mod meter;
 mod plugin;
 mod step;

@@ -89,7 +89,7 @@ impl StoreBase {
             .build();
         Self {
             table,
-            meter: Meter::new(Limits::default()),
+            meter: Meter::new(Limits::default(), None),
             log,
             environment,
             wasi,
