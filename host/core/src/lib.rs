@@ -22,7 +22,7 @@ mod version;
 
 pub use call::{Call, RunId, StepScope};
 pub use digest::Digest;
-pub use error::{Blame, ErrorKind, StepError};
+pub use error::{Blame, ErrorKind, Fault, StepError};
 pub use event::Event;
 pub use grant::{Action, BindingKind, Denied, Grant, Grants};
 pub use isolation::{Isolation, Reuse};

@@ -54,6 +54,11 @@ impl CpuClock {
         Duration::from_nanos(self.used.load(Ordering::Relaxed))
     }
 
+    /// Times the polls that follow exactly: whoever polls on a thread that others come before is kept waiting in most of them.
+    pub(crate) fn be_exact(&self) {
+        self.exact.store(true, Ordering::Relaxed);
+    }
+
     /// Times one poll.
     pub(crate) fn timed<T>(&self, poll: impl FnOnce() -> T) -> T {
         self.begin();

@@ -5,6 +5,7 @@
 //! It knows nothing of pipelines, triggers or vendors. What a guest may import beside WASI is added by whoever makes the
 //! [`Engine`]; what those interfaces keep for a call lives in that caller's own [`StoreState`].
 
+mod blame;
 mod cache;
 mod call;
 mod clock;
@@ -22,11 +23,13 @@ mod link_03;
 mod load;
 mod logs;
 mod machine;
+mod memory;
 mod meter;
 mod plugin;
 mod service;
 mod step;
 mod store;
+mod temper;
 
 pub use config::EngineConfig;
 pub use engine::{CompileReport, Engine, EngineError, describe_metrics};

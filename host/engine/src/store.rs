@@ -14,6 +14,7 @@ use wasmtime_wasi_http::{
 
 use crate::logs::{CallLog, LogSink, LogStream};
 use crate::meter::Meter;
+use crate::temper::Temper;
 
 /// What the store of every call holds. The composition root's own type implements this; beside the base it holds the state of
 /// the interfaces that it links.
@@ -33,11 +34,12 @@ pub trait Bind<S: StoreState>: Sync {
 }
 
 /// A step's `config`, as its guest sees it: through `wasi:config` and as its environment. It lives as long as the pipeline
-/// revision, and calls share it.
+/// revision, and calls share it; what the engine learns of the step's calls is kept here too.
 #[derive(Default)]
 pub struct Environment {
     pub(crate) entries: Vec<(String, String)>,
     pub(crate) variables: WasiConfigVariables,
+    pub(crate) temper: Temper,
 }
 
 impl Environment {
@@ -45,7 +47,11 @@ impl Environment {
     pub fn new(entries: impl IntoIterator<Item = (String, String)>) -> Self {
         let entries: Vec<_> = entries.into_iter().collect();
         let variables = entries.iter().cloned().collect();
-        Self { entries, variables }
+        Self {
+            entries,
+            variables,
+            temper: Temper::default(),
+        }
     }
 }
 
@@ -83,7 +89,7 @@ impl StoreBase {
             .build();
         Self {
             table,
-            meter: Meter::new(Limits::default()),
+            meter: Meter::new(Limits::default(), None),
             log,
             environment,
             wasi,

@@ -330,7 +330,7 @@ impl Run {
         let result = tokio::time::timeout_at(deadline.into(), answer)
             .await
             .unwrap_or_else(|_| Err(StepError::new(ErrorKind::Timeout, "the run's time was up")))
-            .map_err(|error| error.at_step(scope.step.as_str()));
+            .map_err(|error| error.at_step(scope.step.as_str()).of_plugin(&scope.plugin));
         if let Some(metrics) = self.metrics.steps.first() {
             metrics.seconds.record(started.elapsed());
             if let Err(error) = &result {
@@ -356,7 +356,13 @@ impl Run {
             if *kind == ErrorKind::Invalid {
                 tracing::info!(parent: &self.span, run_id = %self.id, step, %kind, error = message, "run rejected its event");
             } else {
-                tracing::warn!(parent: &self.span, run_id = %self.id, step, %kind, error = message, "run failed");
+                let plugin = error.plugin.as_deref();
+                let trap = error.fault.as_ref().map(|fault| fault.kind.as_str());
+                let backtrace = error
+                    .fault
+                    .as_ref()
+                    .map(|fault| fault.backtrace.join(" < "));
+                tracing::warn!(parent: &self.span, run_id = %self.id, step, plugin, %kind, trap, backtrace, error = message, "run failed");
             }
         }
         self.metrics.ended(outcome, elapsed);

@@ -73,6 +73,11 @@ impl Host {
             .unwrap()
     }
 
+    /// The state of a call of another step.
+    pub(crate) fn state_of(&self, step: &Arc<Environment>) -> State {
+        State(StoreBase::new(step.clone(), self.lines.clone()))
+    }
+
     pub(crate) async fn call(
         &self,
         plugin: &Plugin<State>,
