@@ -2,6 +2,7 @@ use std::collections::VecDeque;
 use std::error::Error;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
@@ -18,6 +19,7 @@ use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
 use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
 use wasmtime_wasi_http::p2::types::{HostIncomingRequest, HostResponseOutparam};
 
+use crate::call::Shared;
 use crate::keep::{Exports, Lease};
 use crate::meter::Exceeded;
 use crate::store::StoreState;
@@ -39,6 +41,7 @@ type Guest = Pin<Box<dyn Future<Output = Result<(), StepError>> + Send>>;
 /// Calls an HTTP function. The guest runs inside the caller's task: first until the response's head is there, then whenever the
 /// body is polled. Its instance is free for the next call when it has returned: what it has written by then lives elsewhere.
 pub(crate) async fn handle<S: StoreState>(
+    shared: &Arc<Shared>,
     pre: ProxyPre<S>,
     mut lease: Lease<S>,
     request: Request<Body>,
@@ -51,13 +54,19 @@ pub(crate) async fn handle<S: StoreState>(
         .new_incoming_request(scheme, request)
         .map_err(unanswered)?;
     let outparam = view.new_response_outparam(sender).map_err(unanswered)?;
+    let shared = shared.clone();
     let mut guest: Guest = Box::pin(async move {
         let guard = lease.call.guard();
         let outcome = guard
             .run(async {
                 let Lease { call, exports, .. } = &mut lease;
                 if exports.is_none() {
-                    let proxy = pre.instantiate_async(&mut call.store).await?;
+                    let proxy = loop {
+                        match pre.instantiate_async(&mut call.store).await {
+                            Err(error) if shared.made_room_after(&error) => {}
+                            started => break started?,
+                        }
+                    };
                     *exports = Some(Exports::Http(proxy));
                 }
                 let Some(Exports::Http(proxy)) = exports else {

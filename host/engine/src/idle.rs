@@ -153,7 +153,10 @@ impl Shared {
                 return Some(std::mem::take(&mut list.retired));
             }
             list = match left {
-                None => self.changed.wait(list).unwrap_or_else(PoisonError::into_inner),
+                None => self
+                    .changed
+                    .wait(list)
+                    .unwrap_or_else(PoisonError::into_inner),
                 Some(left) => {
                     let woken = self.changed.wait_timeout(list, left);
                     woken.unwrap_or_else(PoisonError::into_inner).0
@@ -181,11 +184,7 @@ fn run(shared: &Shared) {
         drop(retired);
         shared.unlist();
         let now = Instant::now();
-        let sweeps = shared
-            .resting()
-            .iter()
-            .map(|one| one.sweep(now))
-            .min();
+        let sweeps = shared.resting().iter().map(|one| one.sweep(now)).min();
         next = sweeps.map(|next| next.max(now + PAUSE));
     }
 }

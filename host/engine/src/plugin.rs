@@ -49,7 +49,7 @@ impl<S: StoreState> Plugin<S> {
             return Err(self.wrong_world("an event"));
         };
         let call = self.shared.begin(|| state, limits, deadline).await?;
-        process(pre, Lease::fresh(call), event).await
+        process(&self.shared, pre, Lease::fresh(call), event).await
     }
 
     /// Calls an HTTP function with one request, in a fresh instance. The response comes as soon as its head is there; the guest goes on while the
@@ -68,7 +68,7 @@ impl<S: StoreState> Plugin<S> {
             return Err(self.wrong_world("an HTTP request"));
         };
         let call = self.shared.begin(|| state, limits, deadline).await?;
-        function::handle(pre.clone(), Lease::fresh(call), request).await
+        function::handle(&self.shared, pre.clone(), Lease::fresh(call), request).await
     }
 
     /// A place for the instances that one deployed step keeps; it is the step's alone.
@@ -86,6 +86,7 @@ impl<S: StoreState> Plugin<S> {
 
 /// Calls a step, and instantiates it first where that has not been done.
 pub(crate) async fn process<S: StoreState>(
+    shared: &Shared,
     pre: &StepPre<S>,
     mut lease: Lease<S>,
     event: Event,
@@ -101,7 +102,12 @@ pub(crate) async fn process<S: StoreState>(
         .run(async {
             let Lease { call, exports, .. } = &mut lease;
             if exports.is_none() {
-                let step = pre.instantiate_async(&mut call.store).await?;
+                let step = loop {
+                    match pre.instantiate_async(&mut call.store).await {
+                        Err(error) if shared.made_room_after(&error) => {}
+                        started => break started?,
+                    }
+                };
                 *exports = Some(Exports::Step(step));
             }
             let Some(Exports::Step(step)) = exports else {

@@ -11,4 +11,6 @@ mod function;
 mod hand_made;
 mod hostile;
 mod load;
+mod reuse;
+mod reuse_http;
 mod support;
