@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use stepwell_core::{Blame, ErrorKind, Limits, StepError, show_duration};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
 use tracing::Instrument as _;
-use wasmtime::{Store, UpdateDeadline};
+use wasmtime::{PoolConcurrencyLimitError, Store, UpdateDeadline};
 
 use crate::blame::{blame, busy};
 use crate::clock::{CpuClock, timed};
@@ -133,7 +133,13 @@ impl Shared {
         self.host_call_bytes.max(output)
     }
 
-    /// A place among the instances that live at once.
+    /// Whether it is worth to instantiate once more after an error: components of many memories can exhaust these before the slots,
+    /// and idle instances hold some.
+    pub(crate) fn made_room_after(&self, error: &wasmtime::Error) -> bool {
+        error.is::<PoolConcurrencyLimitError>() && self.idle.evict() > 0
+    }
+
+    /// A place among the instances that live at once. Idle ones make room for it.
     async fn slot(&self, deadline: Instant) -> Result<OwnedSemaphorePermit, StepError> {
         match self.slots.clone().try_acquire_owned() {
             Ok(slot) => Ok(slot),

@@ -122,7 +122,8 @@ impl<S: StoreState> Kept<S> {
         let Code::Step(pre) = &plugin.code else {
             return Err(plugin.wrong_world("an event"));
         };
-        process(pre, self.lease(bind, deadline).await?, event).await
+        let lease = self.lease(bind, deadline).await?;
+        process(&self.0.shared, pre, lease, event).await
     }
 
     /// [`Plugin::handle`] in an instance of these. `plugin` must be the same each time.
@@ -138,7 +139,8 @@ impl<S: StoreState> Kept<S> {
     ) -> Result<Response<Body>, StepError> {
         match &plugin.code {
             Code::Http(pre) => {
-                function::handle(pre.clone(), self.lease(bind, deadline).await?, request).await
+                let lease = self.lease(bind, deadline).await?;
+                function::handle(&self.0.shared, pre.clone(), lease, request).await
             }
             Code::Service(pre) => {
                 let pool = &self.0;
@@ -149,10 +151,17 @@ impl<S: StoreState> Kept<S> {
         }
     }
 
+    /// How many instances wait for their next call.
+    pub fn idle(&self) -> usize {
+        self.0.count()
+    }
+
     async fn lease(&self, bind: &impl Bind<S>, deadline: Instant) -> Result<Lease<S>, StepError> {
         let pool = &self.0;
         let now = Instant::now();
-        let (call, exports, calls) = match pool.take(now).filter(|_| now < deadline) {
+        // Whoever is too late is told so by `begin`, and leaves an instance for the next.
+        let instance = if now < deadline { pool.take(now) } else { None };
+        let (call, exports, calls) = match instance {
             Some(instance) => {
                 let mut store = instance.store;
                 bind.renew(store.data_mut());

@@ -52,7 +52,7 @@ impl<S: StoreState> Plugin<S> {
             return Err(self.wrong_world("an event"));
         };
         let call = self.shared.begin(|| state, limits, deadline).await?;
-        process(pre, Lease::fresh(call), event).await
+        process(&self.shared, pre, Lease::fresh(call), event).await
     }
 
     /// Calls an HTTP function with one request, in a fresh instance. The response comes as soon as its head is there; the guest goes on while the
@@ -70,7 +70,7 @@ impl<S: StoreState> Plugin<S> {
         match &self.code {
             Code::Http(pre) => {
                 let call = self.shared.begin(|| state, limits, deadline).await?;
-                function::handle(pre.clone(), Lease::fresh(call), request).await
+                function::handle(&self.shared, pre.clone(), Lease::fresh(call), request).await
             }
             Code::Service(pre) => {
                 let call = self.shared.begin(|| state, limits, deadline).await?;
@@ -95,10 +95,12 @@ impl<S: StoreState> Plugin<S> {
 
 /// Calls a step, and instantiates it first where that has not been done.
 pub(crate) async fn process<S: StoreState>(
+    shared: &Arc<Shared>,
     pre: &StepPre<S>,
     mut lease: Lease<S>,
     event: Event,
 ) -> Result<Vec<Event>, StepError> {
+    let shared = shared.clone();
     let (guard, pre) = (lease.call.guard(), pre.clone());
     guard
         .run(async move {
@@ -110,7 +112,12 @@ pub(crate) async fn process<S: StoreState>(
                     .collect();
                 let Lease { call, exports, .. } = &mut lease;
                 if exports.is_none() {
-                    let step = pre.instantiate_async(&mut call.store).await?;
+                    let step = loop {
+                        match pre.instantiate_async(&mut call.store).await {
+                            Err(error) if shared.made_room_after(&error) => {}
+                            started => break started?,
+                        }
+                    };
                     *exports = Some(Exports::Step(step));
                 }
                 let Some(Exports::Step(step)) = exports else {

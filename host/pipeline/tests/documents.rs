@@ -9,7 +9,7 @@
 
 use std::time::{Duration, Instant};
 
-use stepwell_core::{Action, BindingKind, Digest, ErrorKind, Limits, Name};
+use stepwell_core::{Action, BindingKind, Digest, ErrorKind, Isolation, Limits, Name, Reuse};
 use stepwell_pipeline::{
     Draft, HostState, HttpTriggerSpec, KafkaTriggerSpec, KnownPipeline, KnownPlugin, ModelSpec,
     NodeSpec, Order, Retry, RunRetry, TriggerSpec, Validated,
@@ -517,4 +517,48 @@ fn hostile_documents_are_refused_quickly() {
             started.elapsed()
         );
     }
+}
+
+#[test]
+fn isolation_is_fresh_until_a_document_says_otherwise() {
+    let isolation = |text: &str| {
+        let spec = Draft::parse(text).finish().expect(text);
+        spec.steps
+            .iter()
+            .map(|step| step.isolation)
+            .collect::<Vec<_>>()
+    };
+    let reuse = |max_calls, idle, concurrency| {
+        Isolation::Reuse(Reuse {
+            max_calls,
+            idle: Duration::from_millis(idle),
+            concurrency,
+        })
+    };
+    let steps = "[{id: a, plugin: x@1}, {id: b, plugin: x@1, isolation: fresh}, {id: c, plugin: x@1, isolation: reuse}, \
+                 {id: d, plugin: x@1, isolation: {reuse: {idle: 1ms}}}, {id: e, plugin: x@1, isolation: {reuse: {max_calls: 1000000, idle: 1h, concurrency: 1000}}}]";
+    assert_eq!(
+        isolation(&format!("{{stepwell: 1, name: p, steps: {steps}}}")),
+        [
+            Isolation::Fresh,
+            Isolation::Fresh,
+            reuse(1000, 30_000, 1),
+            reuse(1000, 1, 1),
+            reuse(1_000_000, 3_600_000, 1000),
+        ]
+    );
+    // What a step does not say stays as in the defaults.
+    let defaults = "{isolation: {reuse: {max_calls: 7, concurrency: 2}}}";
+    assert_eq!(
+        isolation(&format!(
+            "{{stepwell: 1, name: p, defaults: {defaults}, steps: {steps}}}"
+        )),
+        [
+            reuse(7, 30_000, 2),
+            Isolation::Fresh,
+            reuse(7, 30_000, 2),
+            reuse(7, 1, 2),
+            reuse(1_000_000, 3_600_000, 1000),
+        ]
+    );
 }
