@@ -63,6 +63,7 @@ impl Shared {
         let base = store.data_mut().base();
         base.meter = Meter::new(limits);
         base.log.allow(self.log_bytes);
+        let account = base.cpu.clone();
         store.limiter(|state| &mut state.base().meter);
         // A result is lifted on the same allowance, so an output within its limit must fit with what its records add to it.
         let host_call_bytes = self
@@ -70,7 +71,7 @@ impl Shared {
             .max(limits.output.saturating_mul(2).saturating_add(64 << 10));
         store.set_hostcall_fuel(usize::try_from(host_call_bytes).unwrap_or(usize::MAX));
 
-        let clock = Arc::new(CpuClock::new(limits.cpu));
+        let clock = Arc::new(CpuClock::new(limits.cpu, account));
         // A first deadline of 0 would be over at once.
         store.set_epoch_deadline(1);
         let of_callback = clock.clone();

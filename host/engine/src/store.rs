@@ -1,7 +1,7 @@
 use std::future::Future;
 use std::sync::Arc;
 
-use stepwell_core::Limits;
+use stepwell_core::{CpuAccount, Limits};
 use wasmtime::component::ResourceTable;
 use wasmtime_wasi::cli::WasiCliCtxView;
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView};
@@ -43,6 +43,7 @@ pub struct StoreBase {
     pub table: ResourceTable,
     pub(crate) meter: Meter,
     pub(crate) log: CallLog,
+    pub(crate) cpu: Option<Arc<CpuAccount>>,
     pub(crate) environment: Arc<Environment>,
     wasi: WasiCtx,
     http: WasiHttpCtx,
@@ -70,11 +71,17 @@ impl StoreBase {
             table,
             meter: Meter::new(Limits::default()),
             log,
+            cpu: None,
             environment,
             wasi,
             http: WasiHttpCtx::new(),
             egress: NoEgress,
         }
+    }
+
+    /// Charges the guest's CPU time to this account.
+    pub fn charge_to(&mut self, account: Arc<CpuAccount>) {
+        self.cpu = Some(account);
     }
 
     pub(crate) fn wasi(&mut self) -> WasiCtxView<'_> {

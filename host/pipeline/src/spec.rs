@@ -1,5 +1,6 @@
 //! The pipeline document, typed.
 
+mod auth;
 mod draft;
 mod grants;
 mod json;
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 use stepwell_core::{Grants, Limits, Name, PluginRef};
 
+pub(crate) use auth::{AUTHS, MAX_TEXT};
 pub use draft::Draft;
 pub(crate) use draft::StepDraft;
 pub(crate) use limits::{MAX_ATTEMPTS, MAX_CPU, MAX_MEMORY, MAX_OUTPUT, MAX_TIME};

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use stepwell_catalog::Catalog;
-use stepwell_core::{Call, Event, Limits, StepError, StepScope};
+use stepwell_core::{Call, CpuAccount, Event, Limits, StepError, StepScope};
 use stepwell_engine::{Engine, Environment, Plugin, World};
 use stepwell_inference::JsonMapping;
 use stepwell_pipeline::{
-    Body, Function, ModelSpec, Pin, PrepareError, Prepared, Step, StepFactory,
+    Body, Dispatcher, Function, ModelSpec, Pin, PrepareError, Prepared, Step, StepFactory,
 };
 
 use crate::guest::GuestState;
@@ -19,6 +19,7 @@ pub(crate) struct Factory {
     pub(crate) engine: Engine<GuestState>,
     pub(crate) catalog: Arc<Catalog>,
     pub(crate) services: Arc<Services>,
+    pub(crate) dispatcher: Dispatcher,
 }
 
 #[async_trait]
@@ -39,6 +40,9 @@ impl StepFactory for Factory {
             plugin,
             limits,
             environment: Arc::new(Environment::new(scope.config.iter().cloned())),
+            cpu: self
+                .dispatcher
+                .cpu_account(&scope.namespace, &scope.pipeline),
             services: self.services.clone(),
         });
         Ok(if is_function {
@@ -70,13 +74,14 @@ struct PluginStep {
     plugin: Arc<Plugin<GuestState>>,
     limits: Limits,
     environment: Arc<Environment>,
+    cpu: Arc<CpuAccount>,
     services: Arc<Services>,
 }
 
 #[async_trait]
 impl Step for PluginStep {
     async fn call(&self, call: &Call, event: Event) -> Result<Vec<Event>, StepError> {
-        let state = GuestState::new(&self.services, &self.environment, call);
+        let state = GuestState::new(&self.services, &self.environment, &self.cpu, call);
         self.plugin
             .process(state, self.limits, call.deadline, event)
             .await
@@ -90,7 +95,7 @@ impl Function for PluginStep {
         call: &Call,
         request: http::Request<Body>,
     ) -> Result<http::Response<Body>, StepError> {
-        let state = GuestState::new(&self.services, &self.environment, call);
+        let state = GuestState::new(&self.services, &self.environment, &self.cpu, call);
         self.plugin
             .handle(state, self.limits, call.deadline, request)
             .await

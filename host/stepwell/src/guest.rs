@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use stepwell_core::Call;
+use stepwell_core::{Call, CpuAccount};
 use stepwell_engine::{Environment, LogSink, LogStream, StoreBase, StoreState};
 use stepwell_inference::{HasInference, InferenceView};
 use stepwell_keyvalue::{KeyValueCtx, KeyValueView};
@@ -26,11 +26,14 @@ impl GuestState {
     pub(crate) fn new(
         services: &Arc<Services>,
         environment: &Arc<Environment>,
+        cpu: &Arc<CpuAccount>,
         call: &Call,
     ) -> Self {
         let log = CallLog::new(services.logs.clone(), call.clone());
+        let mut base = StoreBase::new(environment.clone(), Arc::new(Streams(log.clone())));
+        base.charge_to(cpu.clone());
         Self {
-            base: StoreBase::new(environment.clone(), Arc::new(Streams(log.clone()))),
+            base,
             call: call.clone(),
             keyvalue: KeyValueCtx::new(services.keyvalues.clone(), call.clone()),
             log,

@@ -85,7 +85,18 @@ async fn an_endless_loop_ends_with_its_cpu_budget() {
         cpu: Duration::from_secs(20),
         ..generous()
     };
-    host.call(&plugin, limits, "spin-for:20").await.unwrap();
+    let account = Arc::new(CpuAccount::default());
+    let mut state = host.state();
+    state.base().charge_to(account.clone());
+    plugin
+        .process(state, limits, soon(), event("spin-for:20"))
+        .await
+        .unwrap();
+    let charged = account.used();
+    assert!(
+        charged >= Duration::from_millis(15) && charged < Duration::from_secs(5),
+        "{charged:?}"
+    );
 }
 
 #[tokio::test]

@@ -25,7 +25,7 @@ use serde_json::{Value, json};
 use stepwell_core::{Call, ErrorKind, Event, Grants, StepError, StepScope};
 use stepwell_http_trigger::{HttpTrigger, RouteTable};
 use stepwell_pipeline::{
-    Body, Deployed, DeployedFunction, DeployedStep, Deployment, Dispatcher, Function,
+    Body, Deployed, DeployedFunction, DeployedStep, Deployment, Dispatcher, Function, HttpAuth,
     HttpTriggerSpec, Step, TriggerSpec,
 };
 
@@ -109,6 +109,7 @@ fn spec(method: &str, path: &str) -> HttpTriggerSpec {
         path: path.to_owned(),
         max_body: 1_000,
         timeout: Duration::from_secs(20),
+        auth: HttpAuth::None,
     }
 }
 
