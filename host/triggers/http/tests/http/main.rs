@@ -7,11 +7,15 @@
     reason = "test code"
 )]
 
+mod auth;
 mod events;
 mod functions;
 mod invoke;
+mod jwt;
+mod quotas;
 mod sockets;
 mod statuses;
+mod tls;
 
 use std::sync::Arc;
 use std::time::Duration;
