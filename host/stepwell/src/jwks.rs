@@ -12,12 +12,16 @@ use reqwest::{Client, ClientBuilder, Url};
 use stepwell_http_trigger::{FetchError, KeyFetcher, KeySource};
 use stepwell_pipeline::JwtHost;
 use tokio::io::AsyncReadExt as _;
+use tokio::sync::Semaphore;
 
 /// Bytes of a key set.
 pub(crate) const MAX_BYTES: usize = 1 << 20;
 
 /// Time for one attempt, from the name's resolution to the last byte.
 const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Attempts at once; hosts with many issuers ask them all when they start.
+const AT_ONCE: usize = 64;
 
 /// Fetches key sets.
 pub(crate) struct Fetcher {
@@ -26,6 +30,7 @@ pub(crate) struct Fetcher {
     trusted: Client,
     /// Goes to public addresses only.
     guarded: Client,
+    slots: Semaphore,
 }
 
 impl Fetcher {
@@ -45,6 +50,7 @@ impl Fetcher {
                 .https_only(true)
                 .dns_resolver(Arc::new(Public))
                 .build()?,
+            slots: Semaphore::new(AT_ONCE),
         })
     }
 
@@ -73,6 +79,7 @@ impl Fetcher {
 #[async_trait]
 impl KeyFetcher for Fetcher {
     async fn fetch(&self, source: &KeySource) -> Result<Bytes, FetchError> {
+        let _slot = self.slots.acquire().await;
         match source {
             KeySource::Operator(place) if !is_url(place) => {
                 let read = tokio::time::timeout(TIMEOUT, read(place)).await;

@@ -82,7 +82,8 @@ impl JwtVerifier {
         if header.crit.is_some() {
             return Ok(Verdict::Bad("the token asks for an extension"));
         }
-        let key = match self.keys.find(header.kid.as_deref(), header.alg).await? {
+        let (found, keys) = self.keys.find(header.kid.as_deref(), header.alg).await?;
+        let key = match found {
             Found::Key(key) => key,
             Found::OtherAlgorithm => {
                 return Ok(Verdict::Bad("the token's algorithm is not its key's"));
@@ -104,7 +105,12 @@ impl JwtVerifier {
             }
             Some(_) => return Ok(Verdict::Bad("the token's subject is unusable")),
         };
-        self.remember(hash, subject.clone(), claims.exp as u64);
+        let good = Good {
+            subject: subject.clone(),
+            until: (claims.exp as u64).saturating_add(LEEWAY),
+            keys,
+        };
+        self.remember(hash, good);
         Ok(Verdict::Good(subject))
     }
 
@@ -116,24 +122,16 @@ impl JwtVerifier {
         (known.until >= now() && Arc::ptr_eq(&known.keys, &keys)).then(|| known.subject.clone())
     }
 
-    fn remember(&self, hash: [u8; 32], subject: Option<Arc<str>>, expires: u64) {
-        let Some(keys) = self.keys.usable() else {
-            return;
-        };
+    fn remember(&self, hash: [u8; 32], new: Good) {
         let mut good = self.lock();
         if good.len() >= REMEMBERED {
             let now = now();
-            good.retain(|_, known| known.until >= now && Arc::ptr_eq(&known.keys, &keys));
+            good.retain(|_, known| known.until >= now && Arc::ptr_eq(&known.keys, &new.keys));
             if good.len() >= REMEMBERED {
                 good.clear();
             }
         }
-        let known = Good {
-            subject,
-            until: expires.saturating_add(LEEWAY),
-            keys,
-        };
-        good.insert(hash, known);
+        good.insert(hash, new);
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<[u8; 32], Good>> {

@@ -128,21 +128,21 @@ impl Keys {
         self: &Arc<Self>,
         id: Option<&str>,
         algorithm: Algorithm,
-    ) -> Result<Found, Unavailable> {
+    ) -> Result<(Found, Arc<KeySet>), Unavailable> {
         if let Some(set) = self.usable() {
             if set.fetched.elapsed() > self.times.fresh {
                 self.refresh();
             }
             match set.find(id, algorithm) {
                 Found::Unknown => {}
-                found => return Ok(found),
+                found => return Ok((found, set)),
             }
         }
         if let Some(mut attempt) = self.refresh() {
             let _ = attempt.changed().await;
         }
         let set = self.usable().ok_or(Unavailable)?;
-        Ok(set.find(id, algorithm))
+        Ok((set.find(id, algorithm), set))
     }
 
     /// The keys, unless they are too old.
