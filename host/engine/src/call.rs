@@ -75,7 +75,9 @@ impl Shared {
             )
             .blamed(Blame::Host)
         })?;
-        store.data_mut().base().meter = Meter::new(limits, Some(self.memory.clone()));
+        let base = store.data_mut().base();
+        base.meter = Meter::new(limits, Some(self.memory.clone()));
+        let account = base.cpu.clone();
         store.limiter(|state| &mut state.base().meter);
         store.set_max_component_handles(HANDLES);
         // Its tasks, streams and futures: an end of each is a handle, and what is between the ends counts here.
@@ -85,7 +87,7 @@ impl Shared {
         let fuel = usize::try_from(self.host_call_bytes(limits));
         store.set_hostcall_fuel(fuel.unwrap_or(usize::MAX));
 
-        let clock = Arc::new(CpuClock::new(limits.cpu));
+        let clock = Arc::new(CpuClock::new(limits.cpu, account));
         let of_callback = clock.clone();
         store.epoch_deadline_callback(move |_| {
             if of_callback.used() > limits.cpu {

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 use stepwell_core::{BindingKind, ErrorKind, show_duration};
 
-use crate::spec::{MAX_ATTEMPTS, METHODS};
+use crate::spec::{AUTHS, MAX_ATTEMPTS, MAX_TEXT, METHODS};
 
 const NAME: &str = "^[a-z][a-z0-9-]{0,62}$";
 const GUEST_NAME: &str = "^[A-Za-z0-9._-]{1,63}$";
@@ -54,7 +54,8 @@ fn definitions() -> Value {
             "method": {"enum": METHODS, "description": "May be left out for plugins that answer HTTP requests themselves."},
             "path": {"type": "string", "pattern": "^/([^/]+(/[^/]+)*)?$", "description": "Literal segments, {param} segments and, for plugins that answer HTTP requests themselves, a last {*rest}."},
             "max_body": {"$ref": "#/$defs/size"},
-            "timeout": {"$ref": "#/$defs/duration"}
+            "timeout": {"$ref": "#/$defs/duration"},
+            "auth": auth()
         }), "An HTTP route."),
         "kafka": object(&["topics", "group"], json!({
             "topics": {"type": "array", "items": {"$ref": "#/$defs/topic"}, "minItems": 1, "maxItems": 64, "uniqueItems": true},
@@ -105,6 +106,25 @@ fn isolation() -> Value {
             object(&["reuse"], json!({"reuse": reuse}), "Calls of the step share instances.")
         ]
     })
+}
+
+fn auth() -> Value {
+    let text = json!({"type": "string", "maxLength": MAX_TEXT});
+    let own = object(
+        &["issuer", "audience", "jwks"],
+        json!({
+            "issuer": text,
+            "audience": text,
+            "jwks": {"type": "string", "pattern": "^https?://[^#]+$", "maxLength": MAX_TEXT, "description": "URL of the issuer's JSON Web Key Set."}
+        }),
+        "Whose JSON Web Tokens are taken.",
+    );
+    let own = object(
+        &["jwt"],
+        json!({ "jwt": own }),
+        "JSON Web Tokens of an issuer of one's own.",
+    );
+    json!({"oneOf": [{"enum": AUTHS}, own]})
 }
 
 fn bounds() -> String {

@@ -1,5 +1,6 @@
 //! The pipeline document, typed.
 
+mod auth;
 mod draft;
 mod grants;
 mod isolation;
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 use stepwell_core::{Grants, Isolation, Limits, Name, PluginRef};
 
+pub(crate) use auth::{AUTHS, MAX_TEXT};
 pub use draft::Draft;
 pub(crate) use draft::StepDraft;
 pub(crate) use isolation::{MAX_CALLS, MAX_CONCURRENCY, MAX_IDLE, MIN_IDLE};

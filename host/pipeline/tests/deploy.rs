@@ -135,7 +135,13 @@ async fn run(deployment: Deployment, data: &str) -> Result<Event, StepError> {
         deadline: Instant::now() + Duration::from_secs(60),
         trace: TraceContext::default(),
     };
-    match dispatcher.run(dispatcher.admit().unwrap(), request).await {
+    match dispatcher
+        .run(
+            dispatcher.admit(&Name::default_namespace()).unwrap(),
+            request,
+        )
+        .await
+    {
         Outcome::Delivered(mut events) => Ok(events.remove(0)),
         Outcome::Rejected(error) | Outcome::Errored(error) => Err(error),
     }

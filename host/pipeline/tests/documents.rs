@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 
 use stepwell_core::{Action, BindingKind, Digest, ErrorKind, Isolation, Limits, Name, Reuse};
 use stepwell_pipeline::{
-    Draft, HostState, HttpTriggerSpec, KafkaTriggerSpec, KnownPipeline, KnownPlugin, ModelSpec,
-    NodeSpec, Order, Retry, RunRetry, TriggerSpec, Validated,
+    Draft, HostState, HttpAuth, HttpTriggerSpec, JwtHost, JwtIssuer, KafkaTriggerSpec,
+    KnownPipeline, KnownPlugin, ModelSpec, NodeSpec, Order, Retry, RunRetry, TriggerSpec,
+    Validated,
 };
 
 const EXAMPLE: &str = include_str!("digit-reader.yaml");
@@ -92,6 +93,10 @@ fn host() -> HostState {
                 ],
             },
         ],
+        jwt: JwtHost {
+            has_issuer: false,
+            trusted: vec!["http://keys.internal:8080".to_owned()],
+        },
     }
 }
 
@@ -101,6 +106,7 @@ fn http(method: &str, path: &str) -> TriggerSpec {
         path: path.to_owned(),
         max_body: 1 << 20,
         timeout: Duration::from_secs(30),
+        auth: HttpAuth::None,
     })
 }
 
@@ -354,6 +360,46 @@ fn neighbouring_routes_are_free() {
     ]))
     .unwrap();
     validate(&of_triggers(&["kafka: {topics: [theirs], group: ours}"])).unwrap();
+}
+
+#[test]
+fn a_route_says_who_may_call() {
+    let own = JwtIssuer {
+        issuer: "https://issuer.example/".to_owned(),
+        audience: "stepwell".to_owned(),
+        jwks: "https://issuer.example/keys".to_owned(),
+    };
+    let internal = JwtIssuer {
+        jwks: "http://keys.internal:8080/set?x=1".to_owned(),
+        ..own.clone()
+    };
+    for (written, expected) in [
+        ("", HttpAuth::None),
+        (", auth: none", HttpAuth::None),
+        (", auth: token", HttpAuth::Token),
+        (
+            ", auth: {jwt: {issuer: 'https://issuer.example/', audience: stepwell, jwks: 'https://issuer.example/keys'}}",
+            HttpAuth::OwnJwt(own),
+        ),
+        (
+            ", auth: {jwt: {issuer: 'https://issuer.example/', audience: stepwell, jwks: 'http://keys.internal:8080/set?x=1'}}",
+            HttpAuth::OwnJwt(internal),
+        ),
+    ] {
+        let trigger = format!("http: {{method: POST, path: /p{written}}}");
+        let validated = validate(&of_triggers(&[&trigger])).unwrap();
+        let TriggerSpec::Http(http) = &validated.spec.triggers[0] else {
+            panic!("{trigger}");
+        };
+        assert_eq!(http.auth, expected, "{trigger}");
+    }
+    // The operator's issuer is there to be used once there is one.
+    let text = of_triggers(&["http: {method: POST, path: /p, auth: jwt}"]);
+    assert!(validate(&text).is_err());
+    let mut with_issuer = host();
+    with_issuer.jwt.has_issuer = true;
+    let draft = Draft::parse(&text);
+    draft.validate(&name("default"), &with_issuer).unwrap();
 }
 
 /// `mistakes.txt` holds documents and, after `=>`, what is wrong with each; `UPDATE=1` writes anew what follows the arrows.

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use stepwell_catalog::Catalog;
-use stepwell_core::{Call, Event, Isolation, Limits, StepError, StepScope};
+use stepwell_core::{Call, CpuAccount, Event, Isolation, Limits, StepError, StepScope};
 use stepwell_engine::{Bind, Engine, Environment, Kept, Plugin};
 use stepwell_inference::JsonMapping;
 use stepwell_pipeline::{
-    Body, Function, ModelSpec, Pin, PrepareError, Prepared, Step, StepFactory,
+    Body, Dispatcher, Function, ModelSpec, Pin, PrepareError, Prepared, Step, StepFactory,
 };
 
 use crate::guest::{GuestCall, GuestState};
@@ -19,6 +19,7 @@ pub(crate) struct Factory {
     pub(crate) engine: Engine<GuestState>,
     pub(crate) catalog: Arc<Catalog>,
     pub(crate) services: Arc<Services>,
+    pub(crate) dispatcher: Dispatcher,
 }
 
 #[async_trait]
@@ -45,6 +46,9 @@ impl StepFactory for Factory {
             limits,
             kept,
             environment: Arc::new(Environment::new(scope.config.iter().cloned())),
+            cpu: self
+                .dispatcher
+                .cpu_account(&scope.namespace, &scope.pipeline),
             services: self.services.clone(),
         });
         Ok(if is_function {
@@ -78,6 +82,7 @@ struct PluginStep {
     /// The step's own instances; none: each call has a fresh one.
     kept: Option<Kept<GuestState>>,
     environment: Arc<Environment>,
+    cpu: Arc<CpuAccount>,
     services: Arc<Services>,
 }
 
@@ -86,6 +91,7 @@ impl PluginStep {
         GuestCall {
             services: &self.services,
             environment: &self.environment,
+            cpu: &self.cpu,
             call,
         }
     }

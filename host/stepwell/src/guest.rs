@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use stepwell_core::Call;
+use stepwell_core::{Call, CpuAccount};
 use stepwell_engine::{Bind, Environment, LogSink, LogStream, StoreBase, StoreState};
 use stepwell_inference::{HasInference, InferenceView};
 use stepwell_keyvalue::{KeyValueCtx, KeyValueView};
@@ -27,6 +27,8 @@ pub(crate) struct GuestState {
 pub(crate) struct GuestCall<'a> {
     pub(crate) services: &'a Arc<Services>,
     pub(crate) environment: &'a Arc<Environment>,
+    /// Who is charged for the guest's CPU time.
+    pub(crate) cpu: &'a Arc<CpuAccount>,
     pub(crate) call: &'a Call,
 }
 
@@ -43,8 +45,10 @@ impl GuestCall<'_> {
 impl Bind<GuestState> for GuestCall<'_> {
     fn fresh(&self) -> GuestState {
         let log = self.log();
+        let mut base = StoreBase::new(self.environment.clone(), Arc::new(Streams(log.clone())));
+        base.charge_to(self.cpu.clone());
         GuestState {
-            base: StoreBase::new(self.environment.clone(), Arc::new(Streams(log.clone()))),
+            base,
             call: self.call.clone(),
             keyvalue: self.keyvalue(),
             log,

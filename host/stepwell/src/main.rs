@@ -3,6 +3,7 @@
 //! This crate is the composition root: the only one that names every concrete type. `serve.rs` puts them together.
 
 mod build;
+mod callers;
 mod cli;
 mod client;
 mod commands;
@@ -11,6 +12,7 @@ mod deployer;
 mod doctor;
 mod factory;
 mod guest;
+mod jwks;
 mod management;
 mod new;
 mod output;
@@ -18,6 +20,8 @@ mod readiness;
 mod serve;
 mod services;
 mod telemetry;
+mod tls;
+mod validity;
 
 use std::process::ExitCode;
 
