@@ -66,6 +66,8 @@ pub(crate) struct HostLimits {
     pub(crate) compile: Duration,
     /// Runs that may be under way at once.
     pub(crate) concurrent_runs: usize,
+    /// Bytes of linear memory that all guests together may hold; none: as the engine has it.
+    pub(crate) guest_memory: Option<u64>,
 }
 
 /// The operator's named resources.
@@ -472,11 +474,15 @@ fn limits(section: &mut Section<'_>) -> Option<HostLimits> {
             at.integer(1, 1_000_000)
                 .and_then(|number| usize::try_from(number).ok())
         });
+    let guest_memory = section
+        .optional("guest_memory")
+        .map_or(Some(None), |at| at.size().map(Some));
     section.finish();
     Some(HostLimits {
         component: component?,
         compile: compile?,
         concurrent_runs: concurrent_runs?,
+        guest_memory: guest_memory?,
     })
 }
 

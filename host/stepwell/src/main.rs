@@ -17,6 +17,7 @@ mod management;
 mod new;
 mod output;
 mod readiness;
+mod runtimes;
 mod serve;
 mod services;
 mod telemetry;

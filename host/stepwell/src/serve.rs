@@ -16,6 +16,7 @@ use stepwell_kafka_trigger::KafkaTriggers;
 use stepwell_logging::LogStore;
 use stepwell_pipeline::{Dispatcher, Registry, RunEnd, RunObserver};
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -29,6 +30,7 @@ use crate::guest;
 use crate::jwks::Fetcher;
 use crate::management::Host;
 use crate::readiness::Health;
+use crate::runtimes::{Runtimes, opened_on};
 use crate::services::{Services, start_models};
 use crate::telemetry::{Telemetry, join_trace};
 use crate::tls::{LiveTls, TlsListener};
@@ -47,11 +49,9 @@ pub(crate) fn run(args: ServeArgs) -> Result<()> {
         warn!("configuration: {warning}");
     }
     let models = start_models(&config)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?;
-    let result = runtime.block_on(serve(&config, &telemetry, models));
-    runtime.shutdown_timeout(Duration::from_secs(1));
+    let runtimes = Runtimes::start()?;
+    let guests = runtimes.data();
+    let result = runtimes.run(serve(&config, &telemetry, models, guests));
     telemetry.stop();
     result
 }
@@ -69,11 +69,18 @@ fn describe_metrics() {
     stepwell_vector::describe_metrics();
 }
 
-async fn serve(config: &Config, telemetry: &Telemetry, models: Models) -> Result<()> {
+/// Runs on the control runtime; `guests` is the one that guests are polled on.
+async fn serve(
+    config: &Config,
+    telemetry: &Telemetry,
+    models: Models,
+    guests: Handle,
+) -> Result<()> {
     // From the very first: a host that is told to stop while it starts stops in order too.
     let mut signals = StopSignals::listen()?;
     // Sockets and the data directory first: what is taken already is found before anything is done.
-    let data = bind(config.listen, "data listener ([server] listen)").await?;
+    let data = bind(config.listen, "data listener ([server] listen)");
+    let data = opened_on(&guests, data).await?;
     let admin = bind(
         config.admin_listen,
         "admin listener ([server] admin_listen)",
@@ -91,7 +98,7 @@ async fn serve(config: &Config, telemetry: &Telemetry, models: Models) -> Result
     let _lock = lock(&config.data_dir)?;
 
     let stopping = CancellationToken::new();
-    let services = Arc::new(Services::open(config, models).await?);
+    let services = Arc::new(opened_on(&guests, Services::open(config, models)).await?);
     let catalog = Arc::new(Catalog::new(&config.catalog)?);
     match catalog.migrate().await {
         Ok(()) => {}
@@ -100,12 +107,17 @@ async fn serve(config: &Config, telemetry: &Telemetry, models: Models) -> Result
         }
         Err(error) => return Err(error.into()),
     }
+    let engine_defaults = EngineConfig::new(config.data_dir.join("cache"));
     let engine = Engine::new(
         EngineConfig {
             max_component: config.limits.component,
             compile_timeout: config.limits.compile,
+            guest_memory: config
+                .limits
+                .guest_memory
+                .unwrap_or(engine_defaults.guest_memory),
             interfaces: guest::INTERFACES.map(str::to_owned).to_vec(),
-            ..EngineConfig::new(config.data_dir.join("cache"))
+            ..engine_defaults
         },
         guest::link,
     )?;
@@ -123,10 +135,8 @@ async fn serve(config: &Config, telemetry: &Telemetry, models: Models) -> Result
         KeyTimes::default(),
     );
     let http = Arc::new(HttpTrigger::with_auth(dispatcher.clone(), auth));
-    let kafka = Arc::new(KafkaTriggers::start(
-        config.kafka.clone(),
-        Arc::new(dispatcher.clone()),
-    )?);
+    let kafka = async { KafkaTriggers::start(config.kafka.clone(), Arc::new(dispatcher.clone())) };
+    let kafka = Arc::new(opened_on(&guests, kafka).await?);
     let triggers: OnChange = {
         let (http, kafka) = (http.clone(), kafka.clone());
         Box::new(move |deployments| {
@@ -175,6 +185,7 @@ async fn serve(config: &Config, telemetry: &Telemetry, models: Models) -> Result
             })
         },
         stopping: stopping.clone(),
+        guests: guests.clone(),
     });
     let api = stepwell_api::router(
         host,
@@ -200,7 +211,7 @@ async fn serve(config: &Config, telemetry: &Telemetry, models: Models) -> Result
     for live in data_tls.iter().chain(&admin_tls) {
         tokio::spawn(live.clone().follow(stopping.clone()));
     }
-    let data_server = tokio::spawn(stepwell_http_trigger::serve(
+    let data_server = guests.spawn(stepwell_http_trigger::serve(
         data,
         http,
         ServeConfig {

@@ -21,7 +21,10 @@ const KEYS: [(&str, &[&str]); 9] = [
     ("catalog", &["url"]),
     ("kafka", &["brokers", "drain_timeout"]),
     ("models", &["directory", "library"]),
-    ("limits", &["component", "compile", "concurrent_runs"]),
+    (
+        "limits",
+        &["component", "compile", "concurrent_runs", "guest_memory"],
+    ),
     ("telemetry", &["otlp_endpoint", "service_name"]),
 ];
 

@@ -26,6 +26,18 @@ fn everything_has_a_default() {
     assert_eq!(config.data_dir, Path::new("/etc/stepwell-data"));
     assert_eq!(config.kafka.brokers, Brokers::Embedded);
     assert_eq!(config.limits.concurrent_runs, 1024);
+    assert_eq!(config.limits.guest_memory, None);
+}
+
+#[test]
+fn the_memory_of_all_guests_is_a_size() {
+    let config = parse("[limits]\nguest_memory = \"2GiB\"\n").unwrap();
+    assert_eq!(config.limits.guest_memory, Some(2 << 30));
+    let environment = [("STEPWELL_LIMITS_GUEST_MEMORY", "512MiB")];
+    let config = parse_with("", &environment, &Overrides::default()).unwrap();
+    assert_eq!(config.limits.guest_memory, Some(512 << 20));
+    let mistakes = parse("[limits]\nguest_memory = 2\n").unwrap_err();
+    assert!(mistakes[0].contains("guest_memory"), "{mistakes:?}");
 }
 
 #[test]
