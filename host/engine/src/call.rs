@@ -12,6 +12,7 @@ use wasmtime_wasi::I32Exit;
 
 use crate::clock::{CpuClock, timed};
 use crate::epoch::{Ticker, Ticking};
+use crate::idle::Idle;
 use crate::lane::{Moved, SlowLane};
 use crate::meter::{Exceeded, Meter};
 use crate::store::{HANDLES, StoreState};
@@ -22,12 +23,17 @@ pub(crate) struct Shared {
     pub(crate) ticker: Ticker,
     pub(crate) lane: Arc<SlowLane>,
     pub(crate) slots: Arc<Semaphore>,
+    pub(crate) idle: Idle,
     pub(crate) host_call_bytes: u64,
     pub(crate) log_bytes: usize,
     pub(crate) calls: metrics::Counter,
+    /// Instances that were started to be kept.
+    pub(crate) started: metrics::Counter,
+    /// Calls that found an instance that had been kept.
+    pub(crate) reused: metrics::Counter,
 }
 
-/// One call: a fresh store within its limits. The fields are dropped in this order, so a slot is free when its instance is gone.
+/// One call: a store within its limits. The fields are dropped in this order, so a slot is free when its instance is gone.
 pub(crate) struct Call<S: 'static> {
     pub(crate) store: Store<S>,
     pub(crate) limits: Limits,
@@ -38,13 +44,17 @@ pub(crate) struct Call<S: 'static> {
     /// Whether `until` is the limit's doing, not the caller's.
     by_wall: bool,
     _ticking: Ticking,
-    _slot: OwnedSemaphorePermit,
+    slot: OwnedSemaphorePermit,
 }
 
+/// What of a call may be kept for the next one.
+pub(crate) type Parts<S> = (Store<S>, Arc<CpuClock>, OwnedSemaphorePermit);
+
 impl Shared {
+    /// A call with a store of its own.
     pub(crate) async fn begin<S: StoreState>(
         &self,
-        state: S,
+        state: impl FnOnce() -> S,
         limits: Limits,
         deadline: Instant,
     ) -> Result<Call<S>, StepError> {
@@ -56,32 +66,24 @@ impl Shared {
                 "the run's time was up before the guest was called",
             ));
         }
-        let wall = now.checked_add(limits.wall).unwrap_or(deadline);
-        let mut store = Store::try_new(&self.engine, state).map_err(|error| {
+        let mut store = Store::try_new(&self.engine, state()).map_err(|error| {
             StepError::new(
                 ErrorKind::Unavailable,
                 format!("no memory for another call: {error:#}"),
             )
             .blamed(Blame::Host)
         })?;
-        let base = store.data_mut().base();
-        base.meter = Meter::new(limits);
-        base.log.allow(self.log_bytes);
+        store.data_mut().base().meter = Meter::new(limits);
         store.limiter(|state| &mut state.base().meter);
-        // A result is lifted on the same allowance, so an output within its limit must fit with what its records add to it.
-        let host_call_bytes = self
-            .host_call_bytes
-            .max(limits.output.saturating_mul(2).saturating_add(64 << 10));
+        let fuel = usize::try_from(self.host_call_bytes(limits));
+        store.set_hostcall_fuel(fuel.unwrap_or(usize::MAX));
         store.set_max_component_handles(HANDLES);
         // Its tasks, streams and futures: an end of each is a handle, and what is between the ends counts here.
         if let Some(table) = store.concurrent_resource_table() {
             table.set_max_capacity(HANDLES.saturating_mul(4));
         }
-        store.set_hostcall_fuel(usize::try_from(host_call_bytes).unwrap_or(usize::MAX));
 
         let clock = Arc::new(CpuClock::new(limits.cpu));
-        // A first deadline of 0 would be over at once.
-        store.set_epoch_deadline(1);
         let of_callback = clock.clone();
         store.epoch_deadline_callback(move |_| {
             if of_callback.used() > limits.cpu {
@@ -90,18 +92,43 @@ impl Shared {
             // Neighbours and timers get their turn at every tick.
             Ok(UpdateDeadline::Yield(1))
         });
+        Ok(self.arm((store, clock, slot), limits, now, deadline))
+    }
+
+    /// The next call of a store: everything but its memory and tables counts from nothing. `limits` are always those it was made
+    /// with.
+    pub(crate) fn arm<S: StoreState>(
+        &self,
+        (mut store, clock, slot): Parts<S>,
+        limits: Limits,
+        now: Instant,
+        deadline: Instant,
+    ) -> Call<S> {
+        let base = store.data_mut().base();
+        base.meter.refused = None;
+        base.log.allow(self.log_bytes);
+        clock.restart(limits.cpu);
+        // A first deadline of 0 would be over at once.
+        store.set_epoch_deadline(1);
         self.calls.increment(1);
-        Ok(Call {
+        let wall = now.checked_add(limits.wall).unwrap_or(deadline);
+        Call {
             store,
             clock,
             limits,
-            host_call_bytes,
             lane: self.lane.clone(),
+            host_call_bytes: self.host_call_bytes(limits),
             until: wall.min(deadline),
             by_wall: wall <= deadline,
             _ticking: self.ticker.ticking(),
-            _slot: slot,
-        })
+            slot,
+        }
+    }
+
+    /// A result is lifted on the same allowance, so an output within its limit must fit with what its records add to it.
+    fn host_call_bytes(&self, limits: Limits) -> u64 {
+        let output = limits.output.saturating_mul(2).saturating_add(64 << 10);
+        self.host_call_bytes.max(output)
     }
 
     /// A place among the instances that live at once.
@@ -109,6 +136,8 @@ impl Shared {
         match self.slots.clone().try_acquire_owned() {
             Ok(slot) => Ok(slot),
             Err(TryAcquireError::NoPermits) => {
+                let _waiting = self.idle.wait();
+                self.idle.evict();
                 tokio::time::timeout_at(deadline.into(), self.slots.clone().acquire_owned())
                     .await
                     .ok()
@@ -159,11 +188,13 @@ impl Guard {
     }
 }
 
+type Running<T> = Pin<Box<dyn Future<Output = Result<T, StepError>> + Send>>;
+
 /// A guest under way.
 enum Guest<T> {
     /// On the thread that its caller polls it on.
     Here {
-        future: Option<Pin<Box<dyn Future<Output = Result<T, StepError>> + Send>>>,
+        future: Option<Running<T>>,
         clock: Arc<CpuClock>,
         lane: Arc<SlowLane>,
     },
@@ -237,6 +268,15 @@ impl<S: StoreState> Call<S> {
             limits: self.limits,
             by_wall: self.by_wall,
         }
+    }
+
+    /// When the call's time is up.
+    pub(crate) fn until(&self) -> Instant {
+        self.until
+    }
+
+    pub(crate) fn into_parts(self) -> Parts<S> {
+        (self.store, self.clock, self.slot)
     }
 
     /// Says whose fault it was if the guest did not come to its end.

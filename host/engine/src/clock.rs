@@ -37,6 +37,12 @@ impl CpuClock {
         }
     }
 
+    /// Counts from nothing again, for the next call of the same store; call it while nothing is polled.
+    pub(crate) fn restart(&self, budget: Duration) {
+        self.used.store(0, Ordering::Relaxed);
+        self.exact.store(budget < SMALL, Ordering::Relaxed);
+    }
+
     /// CPU time up to now; call it from inside a poll.
     pub(crate) fn used(&self) -> Duration {
         let used = self.used.load(Ordering::Relaxed);

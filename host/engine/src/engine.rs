@@ -108,6 +108,8 @@ impl<S: StoreState> Engine<S> {
         let made = || self.loader.machines.made();
         let calls: usize = made().map(|machine| machine.shared.ticker.calls()).sum();
         gauge!("stepwell_guest_calls_active").set(calls as f64);
+        let idle: usize = made().map(|machine| machine.shared.idle.count()).sum();
+        gauge!("stepwell_instances_idle").set(idle as f64);
         let pools: Vec<_> = made()
             .filter_map(|machine| machine.shared.engine.pooling_allocator_metrics())
             .collect();
@@ -177,7 +179,23 @@ pub fn describe_metrics() {
         "stepwell_slow_lane_calls_active",
         "Calls at a low priority under way."
     );
+    describe_counter!(
+        "stepwell_instances_started_total",
+        "Instances that were started for steps with `isolation: reuse`."
+    );
+    describe_counter!(
+        "stepwell_instances_reused_total",
+        "Calls of guests that an instance kept from an earlier call answered."
+    );
+    describe_counter!(
+        "stepwell_instances_discarded_total",
+        "Instances of steps with `isolation: reuse` that ended, by reason."
+    );
     describe_gauge!("stepwell_guest_calls_active", "Calls of guests under way.");
+    describe_gauge!(
+        "stepwell_instances_idle",
+        "Instances that wait for their step's next call."
+    );
     describe_gauge!(
         "stepwell_pool_instances_active",
         "Component instances that live."

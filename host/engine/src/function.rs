@@ -6,7 +6,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
-use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, Request, Response, header};
@@ -21,7 +20,7 @@ use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
 use wasmtime_wasi_http::p2::types::{HostIncomingRequest, HostResponseOutparam};
 use wasmtime_wasi_http::{Error as HttpError, WasiBody};
 
-use crate::call::Shared;
+use crate::keep::{Exports, Lease};
 use crate::meter::Exceeded;
 use crate::store::StoreState;
 
@@ -40,38 +39,42 @@ pub(crate) type Input = (
 pub(crate) type Guest = Pin<Box<dyn Future<Output = Result<(), StepError>> + Send>>;
 
 /// Calls an HTTP function. The guest runs inside the caller's task: first until the response's head is there, then whenever the
-/// body is polled.
+/// body is polled. Its instance is free for the next call when it has returned: what it has written by then lives elsewhere.
 pub(crate) async fn handle<S: StoreState>(
-    shared: &Shared,
     pre: ProxyPre<S>,
-    state: S,
-    limits: Limits,
-    deadline: Instant,
+    mut lease: Lease<S>,
     request: Request<Body>,
 ) -> Result<Response<Body>, StepError> {
-    let mut call = shared.begin(state, limits, deadline).await?;
+    let limits = lease.call.limits;
     let (scheme, request) = incoming(request);
     let (sender, head) = oneshot::channel();
-    let mut view = call.store.data_mut().base().http();
+    let mut view = lease.call.store.data_mut().base().http();
     let request = view
         .new_incoming_request(scheme, request)
         .map_err(unanswered)?;
     let outparam = view.new_response_outparam(sender).map_err(unanswered)?;
-    let (guard, failed) = (call.guard(), Arc::new(AtomicBool::new(false)));
+    let (guard, failed) = (lease.call.guard(), Arc::new(AtomicBool::new(false)));
     let of_guest = failed.clone();
     let guest: Guest = Box::pin(guard.run(async move {
         let outcome = async {
-            let proxy = pre.instantiate_async(&mut call.store).await?;
-            let handler = proxy.wasi_http_incoming_handler();
-            handler
+            let Lease { call, exports, .. } = &mut lease;
+            if exports.is_none() {
+                let proxy = pre.instantiate_async(&mut call.store).await?;
+                *exports = Some(Exports::Http(proxy));
+            }
+            let Some(Exports::Http(proxy)) = exports else {
+                return Err(wasmtime::Error::msg("the instance is of another world"));
+            };
+            proxy
+                .wasi_http_incoming_handler()
                 .call_handle(&mut call.store, request, outparam)
                 .await
         }
         .await;
-        let outcome = call.settle(outcome);
+        let outcome = lease.settle(outcome);
         // Said before the store goes, and with it the guest's end of the body: it may be read on another thread.
         of_guest.store(outcome.is_err(), Ordering::Release);
-        drop(call);
+        lease.end(&outcome);
         outcome
     }));
 

@@ -31,7 +31,7 @@ const LINE: usize = 8 << 10;
 /// Bytes that a guest may write at once.
 const CHUNK: usize = 64 << 10;
 
-/// Both streams of one call. They share one allowance of bytes.
+/// Both streams of one call at a time. They share one allowance of bytes.
 #[derive(Clone)]
 pub(crate) struct CallLog(Arc<Mutex<State>>);
 
@@ -61,6 +61,19 @@ impl CallLog {
         let mut state = self.lock();
         state.limit = bytes;
         state.left = bytes;
+        state.truncated = false;
+    }
+
+    /// Passes on what was written without a newline at its end: the call is over.
+    pub(crate) fn finish(&self) {
+        let mut state = self.lock();
+        state.flush(LogStream::Stdout);
+        state.flush(LogStream::Stderr);
+    }
+
+    /// Later lines go there, those of streams that the guest has opened before too.
+    pub(crate) fn rebind(&self, sink: Arc<dyn LogSink>) {
+        self.lock().sink = sink;
     }
 
     pub(crate) fn stream(&self, stream: LogStream) -> GuestStream {

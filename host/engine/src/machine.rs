@@ -10,6 +10,7 @@ use crate::call::Shared;
 use crate::config::{Allocation, EngineConfig, Flavor, wasmtime_engine};
 use crate::engine::EngineError;
 use crate::epoch::Ticker;
+use crate::idle::Idle;
 use crate::lane::SlowLane;
 use crate::link::add_wasi;
 use crate::link_03::add_wasi_03;
@@ -115,14 +116,19 @@ impl<S: StoreState> Machine<S> {
             .map_err(|error| EngineError(format!("the cache of compiled components: {error}")))?;
         let ticker =
             Ticker::start(&engine).map_err(|error| EngineError(format!("its clock: {error}")))?;
+        let idle =
+            Idle::start().map_err(|error| EngineError(format!("its idle instances: {error}")))?;
         let shared = Shared {
             engine,
             ticker,
             lane: lane.clone(),
             slots: Arc::new(Semaphore::new(slots as usize)),
+            idle,
             host_call_bytes: config.host_call_bytes,
             log_bytes: config.log_bytes,
             calls: counter!("stepwell_guest_calls_total"),
+            started: counter!("stepwell_instances_started_total"),
+            reused: counter!("stepwell_instances_reused_total"),
         };
         Ok(Self {
             shared: Arc::new(shared),

@@ -1,12 +1,11 @@
 use std::future::{Future, poll_fn};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
 
 use http::uri::{Authority, Scheme};
 use http::{Request, header};
 use http_body_util::BodyExt;
-use stepwell_core::{Limits, StepError};
+use stepwell_core::StepError;
 use tokio::sync::oneshot;
 use wasmtime::component::{Accessor, Resource};
 use wasmtime_wasi_http::p3::Request as GuestRequest;
@@ -16,8 +15,8 @@ use wasmtime_wasi_http::p3::bindings::http::types::{
 use wasmtime_wasi_http::p3::bindings::{Service, ServicePre};
 use wasmtime_wasi_http::{Error as HttpError, FieldMap, WasiBody};
 
-use crate::call::Shared;
 use crate::function::{Body, Guest, respond};
+use crate::keep::{Exports, Lease};
 use crate::store::StoreState;
 
 /// What `handle` takes.
@@ -27,26 +26,30 @@ pub(crate) type Output = (Result<Resource<ResponseResource>, ErrorCode>,);
 
 type Head = Result<http::Response<WasiBody>, ErrorCode>;
 
-/// Calls a WASI 0.3 HTTP function in an instance of its own. As for WASI 0.2, the guest runs inside the caller's task: first until
-/// the response's head is there, then whenever the body is polled.
+/// Calls a WASI 0.3 HTTP function. As for WASI 0.2, the guest runs inside the caller's task: first until the response's head is
+/// there, then whenever the body is polled. Its instance is free for the next call when none of its tasks is left.
 pub(crate) async fn handle<S: StoreState>(
-    shared: &Shared,
     pre: ServicePre<S>,
-    state: S,
-    limits: Limits,
-    deadline: Instant,
+    mut lease: Lease<S>,
     request: Request<Body>,
 ) -> Result<http::Response<Body>, StepError> {
-    let mut call = shared.begin(state, limits, deadline).await?;
+    let limits = lease.call.limits;
     let (sender, head) = oneshot::channel();
-    let (guard, failed) = (call.guard(), Arc::new(AtomicBool::new(false)));
+    let (guard, failed) = (lease.call.guard(), Arc::new(AtomicBool::new(false)));
     let of_guest = failed.clone();
     let guest: Guest = Box::pin(guard.run(async move {
         let outcome = async {
-            let service = pre.instantiate_async(&mut call.store).await?;
+            let Lease { call, exports, .. } = &mut lease;
+            if exports.is_none() {
+                let service = pre.instantiate_async(&mut call.store).await?;
+                *exports = Some(Exports::Service(service));
+            }
+            let Some(Exports::Service(service)) = exports else {
+                return Err(wasmtime::Error::msg("the instance is of another world"));
+            };
             call.store
                 .run_concurrent(async |accessor| {
-                    answer(accessor, &service, request, sender).await?;
+                    answer(accessor, service, request, sender).await?;
                     // The response's body and what the guest does after it are tasks of their own.
                     poll_fn(|cx| accessor.poll_no_interesting_tasks(cx)).await;
                     Ok(())
@@ -54,10 +57,10 @@ pub(crate) async fn handle<S: StoreState>(
                 .await?
         }
         .await;
-        let outcome = call.settle(outcome);
+        let outcome = lease.settle(outcome);
         // Said before the store goes, and with it the guest's end of the body: it may be read on another thread.
         of_guest.store(outcome.is_err(), Ordering::Release);
-        drop(call);
+        lease.end(&outcome);
         outcome
     }));
     respond(guest, failed, head, limits).await
