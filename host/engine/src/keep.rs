@@ -8,13 +8,13 @@ use stepwell_core::{ErrorKind, Event, Limits, Reuse, StepError};
 use tokio::sync::OwnedSemaphorePermit;
 use wasmtime::Store;
 use wasmtime_wasi_http::p2::bindings::Proxy;
+use wasmtime_wasi_http::p3::bindings::Service;
 
 use crate::call::{Call, Shared};
 use crate::clock::CpuClock;
-use crate::function::{self, Body};
+use crate::function::Body;
 use crate::idle::Resting;
 use crate::plugin::{Code, Plugin, process};
-use crate::service;
 use crate::step::Step;
 use crate::store::{Bind, StoreState};
 
@@ -58,6 +58,7 @@ struct Instance<S: 'static> {
 pub(crate) enum Exports {
     Step(Step),
     Http(Proxy),
+    Service(Service),
 }
 
 /// Why an instance ended.
@@ -137,18 +138,12 @@ impl<S: StoreState> Kept<S> {
         deadline: Instant,
         request: Request<Body>,
     ) -> Result<Response<Body>, StepError> {
-        match &plugin.code {
-            Code::Http(pre) => {
-                let lease = self.lease(bind, deadline).await?;
-                function::handle(&self.0.shared, pre.clone(), lease, request).await
-            }
-            Code::Service(pre) => {
-                let pool = &self.0;
-                let fresh = pool.shared.begin(|| bind.fresh(), pool.limits, deadline);
-                service::handle(pre.clone(), fresh.await?, request).await
-            }
-            Code::Step(_) => Err(plugin.wrong_world("an HTTP request")),
+        if matches!(plugin.code, Code::Step(_)) {
+            return Err(plugin.wrong_world("an HTTP request"));
         }
+        plugin
+            .answer(self.lease(bind, deadline).await?, request)
+            .await
     }
 
     /// How many instances wait for their next call.

@@ -67,15 +67,22 @@ impl<S: StoreState> Plugin<S> {
         deadline: Instant,
         request: Request<Body>,
     ) -> Result<Response<Body>, StepError> {
+        if matches!(self.code, Code::Step(_)) {
+            return Err(self.wrong_world("an HTTP request"));
+        }
+        let call = self.shared.begin(|| state, limits, deadline).await?;
+        self.answer(Lease::fresh(call), request).await
+    }
+
+    /// Answers a request in this instance.
+    pub(crate) async fn answer(
+        &self,
+        lease: Lease<S>,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, StepError> {
         match &self.code {
-            Code::Http(pre) => {
-                let call = self.shared.begin(|| state, limits, deadline).await?;
-                function::handle(&self.shared, pre.clone(), Lease::fresh(call), request).await
-            }
-            Code::Service(pre) => {
-                let call = self.shared.begin(|| state, limits, deadline).await?;
-                service::handle(pre.clone(), call, request).await
-            }
+            Code::Http(pre) => function::handle(&self.shared, pre.clone(), lease, request).await,
+            Code::Service(pre) => service::handle(&self.shared, pre.clone(), lease, request).await,
             Code::Step(_) => Err(self.wrong_world("an HTTP request")),
         }
     }

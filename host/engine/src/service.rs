@@ -15,8 +15,9 @@ use wasmtime_wasi_http::p3::bindings::http::types::{
 use wasmtime_wasi_http::p3::bindings::{Service, ServicePre};
 use wasmtime_wasi_http::{Error as HttpError, FieldMap, WasiBody};
 
-use crate::call::Call;
+use crate::call::Shared;
 use crate::function::{Body, Guest, respond};
+use crate::keep::{Exports, Lease};
 use crate::store::StoreState;
 
 /// What `handle` takes.
@@ -26,23 +27,36 @@ pub(crate) type Output = (Result<Resource<ResponseResource>, ErrorCode>,);
 
 type Head = Result<http::Response<WasiBody>, ErrorCode>;
 
-/// Calls a WASI 0.3 HTTP function in an instance of its own. As for WASI 0.2, the guest runs inside the caller's task: first until
-/// the response's head is there, then whenever the body is polled.
+/// Calls a WASI 0.3 HTTP function. As for WASI 0.2, the guest runs inside the caller's task: first until the response's head is
+/// there, then whenever the body is polled. Its instance is free for the next call when none of its tasks is left.
 pub(crate) async fn handle<S: StoreState>(
+    shared: &Arc<Shared>,
     pre: ServicePre<S>,
-    mut call: Call<S>,
+    mut lease: Lease<S>,
     request: Request<Body>,
 ) -> Result<http::Response<Body>, StepError> {
-    let limits = call.limits;
+    let (shared, limits) = (shared.clone(), lease.call.limits);
     let (sender, head) = oneshot::channel();
-    let (guard, failed) = (call.guard(), Arc::new(AtomicBool::new(false)));
+    let (guard, failed) = (lease.call.guard(), Arc::new(AtomicBool::new(false)));
     let of_guest = failed.clone();
     let guest: Guest = Box::pin(guard.run(async move {
         let outcome = async {
-            let service = pre.instantiate_async(&mut call.store).await?;
+            let Lease { call, exports, .. } = &mut lease;
+            if exports.is_none() {
+                let service = loop {
+                    match pre.instantiate_async(&mut call.store).await {
+                        Err(error) if shared.made_room_after(&error) => {}
+                        started => break started?,
+                    }
+                };
+                *exports = Some(Exports::Service(service));
+            }
+            let Some(Exports::Service(service)) = exports else {
+                return Err(wasmtime::Error::msg("the instance is of another world"));
+            };
             call.store
                 .run_concurrent(async |accessor| {
-                    answer(accessor, &service, request, sender).await?;
+                    answer(accessor, service, request, sender).await?;
                     // The response's body and what the guest does after it are tasks of their own.
                     poll_fn(|cx| accessor.poll_no_interesting_tasks(cx)).await;
                     Ok(())
@@ -50,10 +64,10 @@ pub(crate) async fn handle<S: StoreState>(
                 .await?
         }
         .await;
-        let outcome = call.settle(outcome);
+        let outcome = lease.settle(outcome);
         // Said before the store goes, and with it the guest's end of the body: it may be read on another thread.
         of_guest.store(outcome.is_err(), Ordering::Release);
-        drop(call);
+        lease.end(&outcome);
         outcome
     }));
     respond(guest, failed, head, limits).await
