@@ -3,6 +3,8 @@ use std::time::Duration;
 
 use wasmtime::{Config, Enabled, InstanceAllocationStrategy, PoolingAllocationConfig};
 
+use crate::compile::CompileBy;
+
 /// What an [`Engine`](crate::Engine) is made with.
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
@@ -12,8 +14,20 @@ pub struct EngineConfig {
     pub max_component: u64,
     /// Time that compiling one component may take (`limits.compile`).
     pub compile_timeout: Duration,
+    /// Bytes of memory that compiling one component may take (`limits.compile_memory`).
+    pub compile_memory: u64,
     /// Components that are compiled side by side.
     pub compile_concurrency: usize,
+    /// Components that may wait to be compiled; a few more of tenants that have none waiting.
+    pub compile_queue: usize,
+    /// How components are compiled.
+    pub compile_by: CompileBy,
+    /// Bytes of compiled code that are kept on disk (`limits.cache`).
+    pub cache_bytes: u64,
+    /// Components that stay loaded between calls (`limits.loaded_components`).
+    pub loaded_components: usize,
+    /// Bytes of their compiled code.
+    pub loaded_bytes: u64,
     /// Instances that live at once; further calls wait.
     pub instances: u32,
     /// Bytes that one call between guest and host may carry (a call's output may always be as large as its limit).
@@ -33,8 +47,14 @@ impl EngineConfig {
             cache_dir: cache_dir.into(),
             max_component: 64 << 20,
             compile_timeout: Duration::from_secs(120),
+            compile_memory: 4 << 30,
             // One compilation already uses every core while it generates code.
             compile_concurrency: (cores / 2).max(1),
+            compile_queue: 64,
+            compile_by: CompileBy::InProcess,
+            cache_bytes: 10 << 30,
+            loaded_components: 1000,
+            loaded_bytes: 8 << 30,
             instances: 1000,
             host_call_bytes: 16 << 20,
             log_bytes: 64 << 10,
@@ -59,6 +79,16 @@ impl Flavor {
             Self::Lean => "lean",
             #[cfg(test)]
             Self::Concurrent => "concurrent",
+        }
+    }
+
+    /// The flavour of this name.
+    pub(crate) fn parse(name: &str) -> Option<Self> {
+        match name {
+            "lean" => Some(Self::Lean),
+            #[cfg(test)]
+            "concurrent" => Some(Self::Concurrent),
+            _ => None,
         }
     }
 }
@@ -164,6 +194,20 @@ mod tests {
         let (engine, allocation) = wasmtime_engine(Flavor::Lean, 1000).unwrap();
         assert_eq!(allocation, Allocation::Pool(1000));
         assert!(engine.pooling_allocator_metrics().is_some());
+    }
+
+    #[test]
+    fn what_is_compiled_without_a_pool_runs_in_one() {
+        for flavor in [Flavor::Lean, Flavor::Concurrent] {
+            let fingerprint = |allocation| {
+                let config = wasmtime_config(flavor, allocation);
+                crate::cache::fingerprint(&wasmtime::Engine::new(&config).unwrap())
+            };
+            assert_eq!(
+                fingerprint(Allocation::OnDemand),
+                fingerprint(Allocation::Pool(10))
+            );
+        }
     }
 
     #[test]

@@ -7,11 +7,15 @@
 
 mod cache;
 mod call;
+mod chores;
 mod clock;
+mod compile;
 mod config;
 mod engine;
 mod epoch;
 mod function;
+mod functions;
+mod handle;
 mod inspect;
 mod interfaces;
 mod link;
@@ -19,14 +23,20 @@ mod load;
 mod logs;
 mod meter;
 mod plugin;
+mod queue;
+mod residents;
 mod step;
 mod store;
+mod worker;
 
+pub use compile::CompileBy;
 pub use config::EngineConfig;
 pub use engine::{CompileReport, Engine, EngineError, describe_metrics};
 pub use function::Body;
+pub use handle::{Fetch, Handle};
 pub use inspect::{Inspection, Refused, World};
 pub use load::LoadError;
 pub use logs::{LogSink, LogStream};
 pub use plugin::Plugin;
 pub use store::{Environment, StoreBase, StoreState};
+pub use worker::compile_worker;

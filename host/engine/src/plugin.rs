@@ -19,6 +19,7 @@ pub struct Plugin<S: StoreState> {
     pub(crate) shared: Arc<Shared>,
     /// How long compiling took, if this process had to.
     pub(crate) compiled_in: Option<Duration>,
+    pub(crate) code_bytes: u64,
 }
 
 pub(crate) enum Code<S: 'static> {
@@ -30,6 +31,11 @@ impl<S: StoreState> Plugin<S> {
     /// What the component is made for.
     pub fn world(&self) -> &World {
         &self.world
+    }
+
+    /// Bytes of its compiled code.
+    pub(crate) fn code_bytes(&self) -> u64 {
+        self.code_bytes
     }
 
     /// Calls a step with one event.
