@@ -1,16 +1,19 @@
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 
 use stepwell_core::{Blame, ErrorKind, Limits, StepError, show_duration};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
-use tokio::time::error::Elapsed;
 use wasmtime::component::ResourceTableError;
 use wasmtime::{PoolConcurrencyLimitError, Store, Trap, UpdateDeadline, WasmBacktrace};
 use wasmtime_wasi::I32Exit;
 
 use crate::clock::{CpuClock, timed};
 use crate::epoch::{Ticker, Ticking};
+use crate::idle::Idle;
+use crate::lane::{Moved, SlowLane};
 use crate::meter::{Exceeded, Meter};
 use crate::store::{HANDLES, StoreState};
 
@@ -18,29 +21,40 @@ use crate::store::{HANDLES, StoreState};
 pub(crate) struct Shared {
     pub(crate) engine: wasmtime::Engine,
     pub(crate) ticker: Ticker,
+    pub(crate) lane: Arc<SlowLane>,
     pub(crate) slots: Arc<Semaphore>,
+    pub(crate) idle: Idle,
     pub(crate) host_call_bytes: u64,
     pub(crate) log_bytes: usize,
     pub(crate) calls: metrics::Counter,
+    /// Instances that were started to be kept.
+    pub(crate) started: metrics::Counter,
+    /// Calls that found an instance that had been kept.
+    pub(crate) reused: metrics::Counter,
 }
 
-/// One call: a fresh store within its limits. The fields are dropped in this order, so a slot is free when its instance is gone.
+/// One call: a store within its limits. The fields are dropped in this order, so a slot is free when its instance is gone.
 pub(crate) struct Call<S: 'static> {
     pub(crate) store: Store<S>,
     pub(crate) limits: Limits,
     clock: Arc<CpuClock>,
     host_call_bytes: u64,
+    lane: Arc<SlowLane>,
     until: Instant,
     /// Whether `until` is the limit's doing, not the caller's.
     by_wall: bool,
     _ticking: Ticking,
-    _slot: OwnedSemaphorePermit,
+    slot: OwnedSemaphorePermit,
 }
 
+/// What of a call may be kept for the next one.
+pub(crate) type Parts<S> = (Store<S>, Arc<CpuClock>, OwnedSemaphorePermit);
+
 impl Shared {
+    /// A call with a store of its own.
     pub(crate) async fn begin<S: StoreState>(
         &self,
-        state: S,
+        state: impl FnOnce() -> S,
         limits: Limits,
         deadline: Instant,
     ) -> Result<Call<S>, StepError> {
@@ -52,27 +66,24 @@ impl Shared {
                 "the run's time was up before the guest was called",
             ));
         }
-        let wall = now.checked_add(limits.wall).unwrap_or(deadline);
-        let mut store = Store::try_new(&self.engine, state).map_err(|error| {
+        let mut store = Store::try_new(&self.engine, state()).map_err(|error| {
             StepError::new(
                 ErrorKind::Unavailable,
                 format!("no memory for another call: {error:#}"),
             )
             .blamed(Blame::Host)
         })?;
-        let base = store.data_mut().base();
-        base.meter = Meter::new(limits);
-        base.log.allow(self.log_bytes);
+        store.data_mut().base().meter = Meter::new(limits);
         store.limiter(|state| &mut state.base().meter);
-        // A result is lifted on the same allowance, so an output within its limit must fit with what its records add to it.
-        let host_call_bytes = self
-            .host_call_bytes
-            .max(limits.output.saturating_mul(2).saturating_add(64 << 10));
-        store.set_hostcall_fuel(usize::try_from(host_call_bytes).unwrap_or(usize::MAX));
+        store.set_max_component_handles(HANDLES);
+        // Its tasks, streams and futures: an end of each is a handle, and what is between the ends counts here.
+        if let Some(table) = store.concurrent_resource_table() {
+            table.set_max_capacity(HANDLES.saturating_mul(4));
+        }
+        let fuel = usize::try_from(self.host_call_bytes(limits));
+        store.set_hostcall_fuel(fuel.unwrap_or(usize::MAX));
 
         let clock = Arc::new(CpuClock::new(limits.cpu));
-        // A first deadline of 0 would be over at once.
-        store.set_epoch_deadline(1);
         let of_callback = clock.clone();
         store.epoch_deadline_callback(move |_| {
             if of_callback.used() > limits.cpu {
@@ -81,17 +92,43 @@ impl Shared {
             // Neighbours and timers get their turn at every tick.
             Ok(UpdateDeadline::Yield(1))
         });
+        Ok(self.arm((store, clock, slot), limits, now, deadline))
+    }
+
+    /// The next call of a store: everything but its memory and tables counts from nothing. `limits` are always those it was made
+    /// with.
+    pub(crate) fn arm<S: StoreState>(
+        &self,
+        (mut store, clock, slot): Parts<S>,
+        limits: Limits,
+        now: Instant,
+        deadline: Instant,
+    ) -> Call<S> {
+        let base = store.data_mut().base();
+        base.meter.refused = None;
+        base.log.allow(self.log_bytes);
+        clock.restart(limits.cpu);
+        // A first deadline of 0 would be over at once.
+        store.set_epoch_deadline(1);
         self.calls.increment(1);
-        Ok(Call {
+        let wall = now.checked_add(limits.wall).unwrap_or(deadline);
+        Call {
             store,
             clock,
             limits,
-            host_call_bytes,
+            lane: self.lane.clone(),
+            host_call_bytes: self.host_call_bytes(limits),
             until: wall.min(deadline),
             by_wall: wall <= deadline,
             _ticking: self.ticker.ticking(),
-            _slot: slot,
-        })
+            slot,
+        }
+    }
+
+    /// A result is lifted on the same allowance, so an output within its limit must fit with what its records add to it.
+    fn host_call_bytes(&self, limits: Limits) -> u64 {
+        let output = limits.output.saturating_mul(2).saturating_add(64 << 10);
+        self.host_call_bytes.max(output)
     }
 
     /// A place among the instances that live at once.
@@ -99,6 +136,8 @@ impl Shared {
         match self.slots.clone().try_acquire_owned() {
             Ok(slot) => Ok(slot),
             Err(TryAcquireError::NoPermits) => {
+                let _waiting = self.idle.wait();
+                self.idle.evict();
                 tokio::time::timeout_at(deadline.into(), self.slots.clone().acquire_owned())
                     .await
                     .ok()
@@ -118,16 +157,105 @@ fn busy() -> StepError {
     .blamed(Blame::Host)
 }
 
-/// Times a guest's future and ends it when its time is up.
+/// CPU time after which a call goes on in the slow lane. Most calls are over by then.
+const SLICE: Duration = Duration::from_millis(1);
+
+/// Times a guest's future, lets it go on in the slow lane when it takes long, and ends it when its time is up.
 pub(crate) struct Guard {
     clock: Arc<CpuClock>,
+    lane: Arc<SlowLane>,
     until: Instant,
+    limits: Limits,
+    by_wall: bool,
 }
 
 impl Guard {
-    pub(crate) async fn run<F: Future>(self, guest: F) -> Result<F::Output, Elapsed> {
-        tokio::time::timeout_at(self.until.into(), timed(&self.clock, guest)).await
+    /// Whatever polls the guest, or drops it, does so through what this returns. The future owns all that the guest needs, since
+    /// it may go to another thread between two polls.
+    pub(crate) async fn run<T: Send + 'static>(
+        self,
+        guest: impl Future<Output = Result<T, StepError>> + Send + 'static,
+    ) -> Result<T, StepError> {
+        let guest = Guest::Here {
+            future: Some(Box::pin(guest)),
+            clock: self.clock,
+            lane: self.lane,
+        };
+        match tokio::time::timeout_at(self.until.into(), guest).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(timeout(&self.limits, self.by_wall)),
+        }
     }
+}
+
+type Running<T> = Pin<Box<dyn Future<Output = Result<T, StepError>> + Send>>;
+
+/// A guest under way.
+enum Guest<T> {
+    /// On the thread that its caller polls it on.
+    Here {
+        future: Option<Running<T>>,
+        clock: Arc<CpuClock>,
+        lane: Arc<SlowLane>,
+    },
+    /// In the slow lane.
+    Moved(Moved<Result<T, StepError>>),
+}
+
+impl<T: Send + 'static> Future for Guest<T> {
+    type Output = Result<T, StepError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        loop {
+            match &mut *self {
+                Self::Here {
+                    future,
+                    clock,
+                    lane,
+                } => {
+                    let Some(guest) = future else {
+                        return Poll::Pending;
+                    };
+                    if let Poll::Ready(outcome) = clock.timed(|| guest.as_mut().poll(cx)) {
+                        *future = None;
+                        return Poll::Ready(outcome);
+                    }
+                    if clock.charged() < SLICE {
+                        return Poll::Pending;
+                    }
+                    let (Some(guest), clock) = (future.take(), clock.clone()) else {
+                        return Poll::Pending;
+                    };
+                    let moved = lane.take(async move { timed(&clock, guest).await });
+                    *self = Self::Moved(moved);
+                }
+                Self::Moved(moved) => {
+                    let outcome = ready!(Pin::new(moved).poll(cx));
+                    return Poll::Ready(outcome.unwrap_or_else(|_| Err(closed())));
+                }
+            }
+        }
+    }
+}
+
+fn closed() -> StepError {
+    StepError::new(
+        ErrorKind::Unavailable,
+        "the host stopped while the guest was being called",
+    )
+    .blamed(Blame::Host)
+}
+
+fn timeout(limits: &Limits, by_wall: bool) -> StepError {
+    let message = if by_wall {
+        format!(
+            "the guest took more than its {}; the setting is limits.wall",
+            show_duration(limits.wall)
+        )
+    } else {
+        "the run's time was up while the guest was being called; the settings are the step's and the trigger's timeout".to_owned()
+    };
+    StepError::new(ErrorKind::Timeout, message)
 }
 
 impl<S: StoreState> Call<S> {
@@ -135,32 +263,25 @@ impl<S: StoreState> Call<S> {
     pub(crate) fn guard(&self) -> Guard {
         Guard {
             clock: self.clock.clone(),
+            lane: self.lane.clone(),
             until: self.until,
+            limits: self.limits,
+            by_wall: self.by_wall,
         }
+    }
+
+    /// When the call's time is up.
+    pub(crate) fn until(&self) -> Instant {
+        self.until
+    }
+
+    pub(crate) fn into_parts(self) -> Parts<S> {
+        (self.store, self.clock, self.slot)
     }
 
     /// Says whose fault it was if the guest did not come to its end.
-    pub(crate) fn settle<T>(
-        &mut self,
-        outcome: Result<wasmtime::Result<T>, Elapsed>,
-    ) -> Result<T, StepError> {
-        match outcome {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(error)) => Err(self.blame(&error)),
-            Err(_) => Err(self.timeout()),
-        }
-    }
-
-    fn timeout(&self) -> StepError {
-        let message = if self.by_wall {
-            format!(
-                "the guest took more than its {}; the setting is limits.wall",
-                show_duration(self.limits.wall)
-            )
-        } else {
-            "the run's time was up while the guest was being called; the settings are the step's and the trigger's timeout".to_owned()
-        };
-        StepError::new(ErrorKind::Timeout, message)
+    pub(crate) fn settle<T>(&mut self, outcome: wasmtime::Result<T>) -> Result<T, StepError> {
+        outcome.map_err(|error| self.blame(&error))
     }
 
     fn blame(&mut self, error: &wasmtime::Error) -> StepError {
@@ -179,6 +300,9 @@ impl<S: StoreState> Call<S> {
             return Exceeded::Handles(HANDLES).into();
         }
         let cause = error.root_cause().to_string();
+        if cause.contains("store handle limit exceeded") {
+            return Exceeded::Handles(HANDLES).into();
+        }
         if cause.contains("fuel allocated for hostcalls has been exhausted") {
             // With a backtrace the guest was calling the host; without one it had returned.
             return match backtrace {

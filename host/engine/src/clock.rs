@@ -37,10 +37,29 @@ impl CpuClock {
         }
     }
 
+    /// Counts from nothing again, for the next call of the same store; call it while nothing is polled.
+    pub(crate) fn restart(&self, budget: Duration) {
+        self.used.store(0, Ordering::Relaxed);
+        self.exact.store(budget < SMALL, Ordering::Relaxed);
+    }
+
     /// CPU time up to now; call it from inside a poll.
     pub(crate) fn used(&self) -> Duration {
         let used = self.used.load(Ordering::Relaxed);
         Duration::from_nanos(used.saturating_add(self.spent()))
+    }
+
+    /// CPU time of the polls that are over.
+    pub(crate) fn charged(&self) -> Duration {
+        Duration::from_nanos(self.used.load(Ordering::Relaxed))
+    }
+
+    /// Times one poll.
+    pub(crate) fn timed<T>(&self, poll: impl FnOnce() -> T) -> T {
+        self.begin();
+        let outcome = poll();
+        self.end();
+        outcome
     }
 
     fn begin(&self) {
@@ -79,13 +98,7 @@ impl CpuClock {
 /// Runs a future whose polls the clock times.
 pub(crate) async fn timed<F: Future>(clock: &CpuClock, future: F) -> F::Output {
     let mut future = pin!(future);
-    poll_fn(|cx| {
-        clock.begin();
-        let outcome = future.as_mut().poll(cx);
-        clock.end();
-        outcome
-    })
-    .await
+    poll_fn(|cx| clock.timed(|| future.as_mut().poll(cx))).await
 }
 
 #[cfg(test)]
@@ -93,7 +106,7 @@ mod tests {
     use super::*;
 
     fn used(clock: &CpuClock) -> Duration {
-        Duration::from_nanos(clock.used.load(Ordering::Relaxed))
+        clock.charged()
     }
 
     #[tokio::test]

@@ -68,8 +68,7 @@ impl EngineConfig {
 pub(crate) enum Flavor {
     /// For components that are not async: half the cost of a call.
     Lean,
-    /// For WASI 0.3 and async components. Uploads of these are still refused, so only tests make one.
-    #[cfg(test)]
+    /// For WASI 0.3 and async components; made when the first of them is deployed.
     Concurrent,
 }
 
@@ -77,7 +76,6 @@ impl Flavor {
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Lean => "lean",
-            #[cfg(test)]
             Self::Concurrent => "concurrent",
         }
     }
@@ -86,7 +84,6 @@ impl Flavor {
     pub(crate) fn parse(name: &str) -> Option<Self> {
         match name {
             "lean" => Some(Self::Lean),
-            #[cfg(test)]
             "concurrent" => Some(Self::Concurrent),
             _ => None,
         }
@@ -118,7 +115,6 @@ pub(crate) fn wasmtime_config(flavor: Flavor, allocation: Allocation) -> Config 
     config
         .concurrency_support(match flavor {
             Flavor::Lean => false,
-            #[cfg(test)]
             Flavor::Concurrent => true,
         })
         .epoch_interruption(true)
@@ -126,7 +122,14 @@ pub(crate) fn wasmtime_config(flavor: Flavor, allocation: Allocation) -> Config 
         .max_wasm_stack(512 << 10)
         .async_stack_size(2 << 20);
     config.allocation_strategy(match allocation {
-        Allocation::Pool(instances) => InstanceAllocationStrategy::Pooling(pool(instances)),
+        Allocation::Pool(instances) => {
+            let mut pool = pool(instances);
+            if flavor == Flavor::Concurrent {
+                // A call may have several stacks there: one for each of its component instances that waits.
+                pool.total_stacks(instances.saturating_mul(4));
+            }
+            InstanceAllocationStrategy::Pooling(pool)
+        }
         Allocation::OnDemand => InstanceAllocationStrategy::OnDemand,
     });
     config

@@ -8,23 +8,23 @@ use futures::FutureExt;
 use futures::future::{BoxFuture, Shared as SharedFuture};
 use metrics::counter;
 use stepwell_core::{ByteSize, Digest, show_duration};
+use wasmtime::component::Component;
 use wasmtime::component::types::{ComponentFunc, ComponentInstance, ComponentItem};
-use wasmtime::component::{Component, Linker};
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
+use wasmtime_wasi_http::p3::bindings::ServicePre;
 
-use crate::cache::{Cache, from_memory};
-use crate::call::Shared;
+use crate::cache::from_memory;
 use crate::chores::Chores;
 use crate::compile::{Compiled, Compiler};
 use crate::config::Flavor;
-use crate::function;
-use crate::inspect::{HANDLER, INCOMING, Refused, World};
-use crate::interfaces::split;
+use crate::inspect::{Refused, World, flavor, target};
+use crate::machine::{Machine, Machines};
 use crate::plugin::{Code, Plugin};
 use crate::queue::Lane;
 use crate::residents::Residents;
 use crate::step::{Input, Output, StepPre};
 use crate::store::StoreState;
+use crate::{function, service};
 
 /// Why a component cannot be loaded.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -91,12 +91,9 @@ impl LoadError {
     }
 }
 
-/// Loads the components of one flavour, each once however many ask for it, and has those compiled that are not in the cache.
+/// Loads components, each once however many ask for it, and has those compiled that are not in the cache.
 pub(crate) struct Loader<S: StoreState> {
-    pub(crate) shared: Arc<Shared>,
-    pub(crate) flavor: Flavor,
-    pub(crate) linker: Linker<S>,
-    pub(crate) cache: Arc<Cache>,
+    pub(crate) machines: Machines<S>,
     pub(crate) compiler: Arc<Compiler>,
     pub(crate) residents: Arc<Residents<S>>,
     pub(crate) chores: Arc<Chores>,
@@ -138,9 +135,21 @@ impl<S: StoreState> Loader<S> {
         F: Future<Output = Result<Bytes, E>> + Send + 'static,
         E: std::fmt::Display,
     {
-        let cache = self.cache.clone();
-        let ready = cache.is_verified(&digest)
-            || self.chores.run(move || cache.verify_now(&digest)).await == Some(true);
+        let loader = self.clone();
+        let check = move || {
+            let (lean, digest) = (loader.machines.lean(), &digest);
+            lean.cache.verify_now(digest)
+                || loader
+                    .machines
+                    .concurrent_with(digest)
+                    .is_some_and(|concurrent| concurrent.cache.verify_now(digest))
+        };
+        let known = || {
+            self.machines
+                .made()
+                .any(|made| made.cache.is_verified(&digest))
+        };
+        let ready = known() || self.chores.run(check).await == Some(true);
         if ready {
             return Ok(());
         }
@@ -149,7 +158,9 @@ impl<S: StoreState> Loader<S> {
 
     pub(crate) fn forget(&self, digest: &Digest) {
         self.lock().remove(digest);
-        self.cache.remove(digest);
+        for machine in self.machines.made() {
+            machine.cache.remove(digest);
+        }
     }
 
     fn find_or_start<F, E>(
@@ -221,9 +232,9 @@ impl<S: StoreState> Loader<S> {
     {
         let loader = self.clone();
         let mapped = blocking(digest, move || {
-            let component = loader.cache.load(&loader.shared.engine, &digest);
-            component
-                .map(|component| loader.link(&component, None))
+            let mapped = loader.mapped(&digest);
+            mapped
+                .map(|(machine, component)| link(machine, &component, None))
                 .transpose()
         })
         .await?;
@@ -236,72 +247,105 @@ impl<S: StoreState> Loader<S> {
             digest,
             reason: error.to_string(),
         })?;
+        let loader = self.clone();
+        let (flavor, engine, bytes) = blocking(digest, move || {
+            let flavor = flavor(&bytes);
+            let engine = loader.machine(digest, flavor)?.shared.engine.clone();
+            Ok((flavor, engine, bytes))
+        })
+        .await?;
         let Compiled { code, took } = self
             .compiler
-            .compile(&self.shared.engine, self.flavor, digest, bytes, lane)
+            .compile(&engine, flavor, digest, bytes, lane)
             .await?;
         let loader = self.clone();
         blocking(digest, move || {
-            let component = loader.keep(&digest, &code)?;
-            loader.link(&component, Some(took)).map(Arc::new)
+            let machine = loader.machine(digest, flavor)?;
+            let component = keep(machine, &digest, &code)?;
+            link(machine, &component, Some(took)).map(Arc::new)
         })
         .await
     }
 
-    fn keep(&self, digest: &Digest, code: &[u8]) -> Result<Component, LoadError> {
-        let engine = &self.shared.engine;
-        if let Err(error) = self.cache.store(digest, code) {
-            tracing::warn!(%digest, %error, "cannot keep a compiled component, it will be compiled again at the next start");
-        } else if let Some(component) = self.cache.load(engine, digest) {
-            return Ok(component);
+    /// Looks for compiled code; it lies in the cache of the component's flavour.
+    fn mapped(&self, digest: &Digest) -> Option<(&Machine<S>, Component)> {
+        let lean = self.machines.lean();
+        if let Some(component) = lean.cache.load(&lean.shared.engine, digest) {
+            return Some((lean, component));
         }
-        from_memory(engine, code).map_err(|error| refused(&error))
+        let concurrent = self.machines.concurrent_with(digest)?;
+        let component = concurrent.cache.load(&concurrent.shared.engine, digest)?;
+        Some((concurrent, component))
     }
 
-    fn link(
-        &self,
-        component: &Component,
-        compiled_in: Option<Duration>,
-    ) -> Result<Plugin<S>, LoadError> {
-        let pre = self
-            .linker
-            .instantiate_pre(component)
-            .map_err(|error| LoadError::Refused(unlinkable(&error)))?;
-        let engine = &self.shared.engine;
-        let exports = component.component_type();
-        let found = exports
-            .exports(engine)
-            .find_map(|(name, item)| match split(name) {
-                _ if name == HANDLER => Some((World::Step, item.ty)),
-                (INCOMING, Some(version)) => Some((World::Http(version.to_owned()), item.ty)),
-                _ => None,
-            });
-        let Some((world, ComponentItem::ComponentInstance(handler))) = found else {
-            return Err(LoadError::Refused(worldless(&"it has no handler")));
-        };
-        let code = match &world {
-            World::Step => typed(engine, &handler, "process", |f| {
-                f.typecheck::<Input<'_>, Output>(&pre.instance_type())
-            })
-            .and_then(|()| StepPre::new(pre).map(Code::Step)),
-            World::Http(_) => typed(engine, &handler, "handle", |f| {
-                f.typecheck::<function::Input, ()>(&pre.instance_type())
-            })
-            .and_then(|()| ProxyPre::new(pre).map(Code::Http)),
-        };
-        let code = code.map_err(|error| worldless(&text(&error)))?;
-        Ok(Plugin {
-            world,
-            code,
-            shared: self.shared.clone(),
-            compiled_in,
-            code_bytes: image_bytes(component),
+    fn machine(&self, digest: Digest, flavor: Flavor) -> Result<&Machine<S>, LoadError> {
+        self.machines.get(flavor).map_err(|error| LoadError::Host {
+            digest,
+            reason: error.to_string(),
         })
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Digest, Entry<S>>> {
         self.plugins.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn keep<S: StoreState>(
+    machine: &Machine<S>,
+    digest: &Digest,
+    code: &[u8],
+) -> Result<Component, LoadError> {
+    let engine = &machine.shared.engine;
+    if let Err(error) = machine.cache.store(digest, code) {
+        tracing::warn!(%digest, %error, "cannot keep a compiled component, it will be compiled again at the next start");
+    } else if let Some(component) = machine.cache.load(engine, digest) {
+        return Ok(component);
+    }
+    from_memory(engine, code).map_err(|error| refused(&error))
+}
+
+fn link<S: StoreState>(
+    machine: &Machine<S>,
+    component: &Component,
+    compiled_in: Option<Duration>,
+) -> Result<Plugin<S>, LoadError> {
+    let pre = machine
+        .linker
+        .instantiate_pre(component)
+        .map_err(|error| LoadError::Refused(unlinkable(&error)))?;
+    let engine = &machine.shared.engine;
+    let exports = component.component_type();
+    let found = exports
+        .exports(engine)
+        .find_map(|(name, item)| Some((target(name)?, item.ty)));
+    let Some((world, ComponentItem::ComponentInstance(handler))) = found else {
+        return Err(LoadError::Refused(worldless(&"it has no handler")));
+    };
+    let code = match &world {
+        World::Step => typed(engine, &handler, "process", |f| {
+            f.typecheck::<Input<'_>, Output>(&pre.instance_type())
+        })
+        .and_then(|()| StepPre::new(pre).map(Code::Step)),
+        World::Http(_) => typed(engine, &handler, "handle", |f| {
+            f.typecheck::<function::Input, ()>(&pre.instance_type())
+        })
+        .and_then(|()| ProxyPre::new(pre).map(Code::Http)),
+        World::Service(_) => typed(engine, &handler, "handle", |f| {
+            if !f.async_() {
+                return Err(wasmtime::Error::msg("it is not async"));
+            }
+            f.typecheck::<service::Input, service::Output>(&pre.instance_type())
+        })
+        .and_then(|()| ServicePre::new(pre).map(Code::Service)),
+    };
+    let code = code.map_err(|error| worldless(&text(&error)))?;
+    Ok(Plugin {
+        world,
+        code,
+        shared: machine.shared.clone(),
+        compiled_in,
+        code_bytes: image_bytes(component),
+    })
 }
 
 /// Bytes that the component's compiled code takes up when it is mapped.
@@ -354,19 +398,11 @@ pub(crate) fn refused(error: &wasmtime::Error) -> LoadError {
 }
 
 pub(crate) fn refused_text(text: &str) -> LoadError {
-    LoadError::Refused(if text.contains("async") {
-        Refused::new(
-            "unknown-world",
-            format!("the component is async (WASI 0.3), which this host does not run yet: {text}"),
-            "rebuild the component for WASI 0.2 (target wasm32-wasip2)",
-        )
-    } else {
-        Refused::new(
-            "invalid-component",
-            format!("the component cannot be compiled: {text}"),
-            "rebuild it, and check it with wasm-tools validate",
-        )
-    })
+    LoadError::Refused(Refused::new(
+        "invalid-component",
+        format!("the component cannot be compiled: {text}"),
+        "rebuild it, and check it with wasm-tools validate",
+    ))
 }
 
 fn unlinkable(error: &wasmtime::Error) -> Refused {

@@ -87,9 +87,7 @@ impl<S: StoreState> Residents<S> {
             let now = self.clock.fetch_add(2, Ordering::Relaxed) + 2;
             seat.used.store(now, Ordering::Relaxed);
             if seat.plugin.swap(Some(plugin.clone())).is_none() {
-                inner
-                    .taken
-                    .push((Arc::downgrade(seat), plugin.code_bytes()));
+                inner.taken.push((Arc::downgrade(seat), plugin.code_bytes));
             }
             inner.taken.retain(|(seat, _)| {
                 seat.upgrade()

@@ -4,10 +4,12 @@ use std::sync::Arc;
 use stepwell_core::Limits;
 use wasmtime::component::ResourceTable;
 use wasmtime_wasi::cli::WasiCliCtxView;
+use wasmtime_wasi::p2::{DynInputStream, DynOutputStream, DynPollable};
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView};
 use wasmtime_wasi_config::WasiConfigVariables;
 use wasmtime_wasi_http::{
-    Error as HttpError, RequestOptions, WasiBody, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks,
+    Error as HttpError, FieldMap, RequestOptions, WasiBody, WasiHttpCtx, WasiHttpCtxView,
+    WasiHttpHooks,
 };
 
 use crate::logs::{CallLog, LogSink, LogStream};
@@ -18,6 +20,16 @@ use crate::meter::Meter;
 pub trait StoreState: Send + 'static {
     /// The part that the engine looks after.
     fn base(&mut self) -> &mut StoreBase;
+}
+
+/// What one call binds a store to: who calls, for which run, until when.
+pub trait Bind<S: StoreState>: Sync {
+    /// The state of a store that nobody has used yet.
+    fn fresh(&self) -> S;
+
+    /// Turns the state of an earlier call of the same step over to this one: nothing of the earlier call may be left but what is
+    /// in the base's table. Use [`StoreBase::rebind`] for the base.
+    fn renew(&self, state: &mut S);
 }
 
 /// A step's `config`, as its guest sees it: through `wasi:config` and as its environment. It lives as long as the pipeline
@@ -37,7 +49,7 @@ impl Environment {
     }
 }
 
-/// The engine's part of a store: WASI, the guest's resources and what it has used so far. One call owns it.
+/// The engine's part of a store: WASI, the guest's resources and what it has used so far. One call at a time owns it.
 pub struct StoreBase {
     /// The guest's resources; interfaces keep theirs here too.
     pub table: ResourceTable,
@@ -51,6 +63,9 @@ pub struct StoreBase {
 
 /// Resource handles that one call may hold.
 pub(crate) const HANDLES: usize = 10_000;
+
+/// Resource handles that a guest may keep from one call to the next.
+const HANDLES_AT_REST: usize = 256;
 
 impl StoreBase {
     /// The base of one call's store. The guest gets no directory, no socket and no environment but the given one.
@@ -75,6 +90,26 @@ impl StoreBase {
             http: WasiHttpCtx::new(),
             egress: NoEgress,
         }
+    }
+
+    /// The guest's streams go there from now on.
+    pub fn rebind(&mut self, sink: Arc<dyn LogSink>) {
+        self.log.rebind(sink);
+    }
+
+    /// Whether the guest holds nothing of the host's that belongs to the call that has just ended. Language runtimes keep the
+    /// standard streams open and leave HTTP headers to their garbage collector. A body's stream is no standard stream, but a
+    /// child of its body, which may not be here.
+    pub(crate) fn is_at_rest(&mut self) -> bool {
+        let mut handles = 0;
+        self.table.iter_mut().all(|entry| {
+            handles += 1;
+            handles <= HANDLES_AT_REST
+                && (entry.is::<DynOutputStream>()
+                    || entry.is::<DynInputStream>()
+                    || entry.is::<DynPollable>()
+                    || entry.is::<FieldMap>())
+        })
     }
 
     pub(crate) fn wasi(&mut self) -> WasiCtxView<'_> {

@@ -264,7 +264,7 @@ async fn the_functions_of_a_large_component_are_kept() {
     };
     let engine = engine(config(dir.path()));
     compile(&engine, &guest("echo.wasm")).await.unwrap();
-    assert_eq!(sizes(), [], "small components are not worth it");
+    assert!(sizes().is_empty(), "small components are not worth it");
     compile(&engine, &large(b'a')).await.unwrap();
     assert_eq!(sizes().len(), 1);
     compile(&engine, &large(b'b')).await.unwrap();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use stepwell_catalog::Catalog;
 use stepwell_core::{Call, Event, Limits, StepError, StepScope};
-use stepwell_engine::{Engine, Environment, Plugin, World};
+use stepwell_engine::{Engine, Environment, Plugin};
 use stepwell_inference::JsonMapping;
 use stepwell_pipeline::{
     Body, Function, ModelSpec, Pin, PrepareError, Prepared, Step, StepFactory,
@@ -34,7 +34,7 @@ impl StepFactory for Factory {
             .engine
             .load(digest, async move { catalog.component(digest).await })
             .await?;
-        let is_function = matches!(plugin.world(), World::Http(_));
+        let is_function = plugin.world().is_function();
         let step = Arc::new(PluginStep {
             plugin,
             limits,

@@ -11,4 +11,6 @@ mod function;
 mod hand_made;
 mod hostile;
 mod load;
+mod neighbours;
+mod service;
 mod support;
