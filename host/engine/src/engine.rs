@@ -153,6 +153,11 @@ impl<S: StoreState> Engine<S> {
         }
     }
 
+    /// Whether a component's compiled code is there and was checked.
+    pub fn is_ready(&self, digest: &Digest) -> bool {
+        self.loader.is_ready(digest)
+    }
+
     /// Makes sure, ahead of its first call, that a component can be loaded: its compiled code is checked, or compiled from what
     /// `fetch` gives. It waits for nothing but what the host does ahead.
     ///

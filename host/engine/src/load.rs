@@ -144,16 +144,16 @@ impl<S: StoreState> Loader<S> {
                     .concurrent_with(digest)
                     .is_some_and(|concurrent| concurrent.cache.verify_now(digest))
         };
-        let known = || {
-            self.machines
-                .made()
-                .any(|made| made.cache.is_verified(&digest))
-        };
-        let ready = known() || self.chores.run(check).await == Some(true);
+        let ready = self.is_ready(&digest) || self.chores.run(check).await == Some(true);
         if ready {
             return Ok(());
         }
         self.load(digest, Lane::Ahead, fetch).await.map(drop)
+    }
+
+    pub(crate) fn is_ready(&self, digest: &Digest) -> bool {
+        let mut made = self.machines.made();
+        made.any(|machine| machine.cache.is_verified(digest))
     }
 
     pub(crate) fn forget(&self, digest: &Digest) {

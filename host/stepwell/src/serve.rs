@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use stepwell_api::ApiOptions;
 use stepwell_catalog::{Catalog, CatalogError};
-use stepwell_engine::{Engine, EngineConfig};
+use stepwell_engine::{CompileBy, Engine, EngineConfig};
 use stepwell_http_trigger::{HttpTrigger, RouteTable, ServeConfig};
 use stepwell_inference::Models;
 use stepwell_kafka_trigger::KafkaTriggers;
@@ -20,15 +20,19 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use crate::ahead::Ahead;
 use crate::cli::ServeArgs;
 use crate::config::{Config, Overrides};
 use crate::deployer::{Deployer, OnChange};
-use crate::factory::Factory;
+use crate::factory::{Factory, fetch};
 use crate::guest;
 use crate::management::Host;
 use crate::readiness::Health;
 use crate::services::{Services, start_models};
 use crate::telemetry::{Telemetry, join_trace};
+
+/// The command of a compiler's process: the host starts it for each component, and nobody else.
+pub(crate) const COMPILE_WORKER: &str = "compile-worker";
 
 /// Runs the host until it is told to stop. The error is what kept it from starting, or what it could not finish.
 pub(crate) fn run(args: ServeArgs) -> Result<()> {
@@ -93,6 +97,14 @@ async fn serve(config: &Config, telemetry: &Telemetry, models: Models) -> Result
         EngineConfig {
             max_component: config.limits.component,
             compile_timeout: config.limits.compile,
+            compile_memory: config.limits.compile_memory,
+            compile_by: CompileBy::Program {
+                // This program, even if another version lies in its place by now.
+                path: "/proc/self/exe".into(),
+                arguments: vec![COMPILE_WORKER.into()],
+            },
+            cache_bytes: config.limits.cache,
+            loaded_components: config.limits.loaded_components,
             interfaces: guest::INTERFACES.map(str::to_owned).to_vec(),
             ..EngineConfig::new(config.data_dir.join("cache"))
         },
@@ -117,14 +129,11 @@ async fn serve(config: &Config, telemetry: &Telemetry, models: Models) -> Result
             kafka.apply(deployments);
         })
     };
-    let factory = Factory {
-        engine: engine.clone(),
-        catalog: catalog.clone(),
-        services: services.clone(),
-    };
+    let factory = Factory::new(engine.clone(), catalog.clone(), services.clone());
     let deployer = Arc::new(Deployer::new(
         catalog.clone(),
         factory,
+        Ahead::new(engine.clone(), fetch(&catalog)),
         registry.clone(),
         &config.bindings,
         triggers,
@@ -132,6 +141,7 @@ async fn serve(config: &Config, telemetry: &Telemetry, models: Models) -> Result
     if let Err(error) = deployer.reconcile().await {
         warn!(%error, "no pipelines yet");
     }
+    let tidy = engine.clone();
     let metrics = telemetry.metrics.clone();
     let host = Arc::new(Host {
         catalog: catalog.clone(),
@@ -155,6 +165,7 @@ async fn serve(config: &Config, telemetry: &Telemetry, models: Models) -> Result
         ApiOptions {
             admin_token: config.admin_token.clone(),
             component_limit: config.limits.component,
+            upload_bytes: config.limits.uploads,
         },
     );
     let admin_stop = CancellationToken::new();
@@ -194,7 +205,11 @@ async fn serve(config: &Config, telemetry: &Telemetry, models: Models) -> Result
         kafka.is_embedded().then(|| kafka.bootstrap()),
     );
 
+    // From here on there is time for it.
+    let tidy = tokio::spawn(async move { tidy.tidy().await });
+
     signals.next().await;
+    tidy.abort();
     info!(grace_period = ?config.grace_period, "stopping: a second signal stops at once");
     let deadline = Instant::now() + config.grace_period;
     stopping.cancel();

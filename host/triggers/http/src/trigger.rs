@@ -84,7 +84,7 @@ impl HttpTrigger {
                 return response;
             }
         };
-        let measured = route.metrics.begin();
+        let measured = route.metrics().begin();
         let intake = Intake {
             run,
             deployment: route.deployment.clone(),
