@@ -2,9 +2,8 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Instant;
 
-use stepwell_core::{Blame, ErrorKind, Limits, StepError, show_duration};
+use stepwell_core::{Blame, ErrorKind, Limits, StepError, show_duration, within};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
-use tokio::time::error::Elapsed;
 use wasmtime::component::ResourceTableError;
 use wasmtime::{PoolConcurrencyLimitError, Store, Trap, UpdateDeadline, WasmBacktrace};
 use wasmtime_wasi::I32Exit;
@@ -118,6 +117,9 @@ fn busy() -> StepError {
     .blamed(Blame::Host)
 }
 
+/// The guest's time was up.
+pub(crate) struct Elapsed;
+
 /// Times a guest's future and ends it when its time is up.
 pub(crate) struct Guard {
     clock: Arc<CpuClock>,
@@ -126,7 +128,11 @@ pub(crate) struct Guard {
 
 impl Guard {
     pub(crate) async fn run<F: Future>(self, guest: F) -> Result<F::Output, Elapsed> {
-        tokio::time::timeout_at(self.until.into(), timed(&self.clock, guest)).await
+        // The guest's use of the task's budget must not keep the alarm from being heard.
+        let alarm = || tokio::task::unconstrained(tokio::time::sleep_until(self.until.into()));
+        within(alarm, timed(&self.clock, guest))
+            .await
+            .ok_or(Elapsed)
     }
 }
 

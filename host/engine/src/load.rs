@@ -254,7 +254,7 @@ impl<S: StoreState> Loader<S> {
             World::Http(_) => typed(engine, &handler, "handle", |f| {
                 f.typecheck::<function::Input, ()>(&pre.instance_type())
             })
-            .and_then(|()| ProxyPre::new(pre).map(Code::Http)),
+            .and_then(|()| ProxyPre::new(pre).map(|pre| Code::Http(Arc::new(pre)))),
         };
         let code = code.map_err(|error| worldless(&text(&error)))?;
         Ok(Plugin {

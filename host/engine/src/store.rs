@@ -44,7 +44,8 @@ pub struct StoreBase {
     pub(crate) meter: Meter,
     pub(crate) log: CallLog,
     pub(crate) environment: Arc<Environment>,
-    wasi: WasiCtx,
+    /// Made when the guest first asks for something of it: seeding its random numbers costs more than many calls take.
+    wasi: Option<Box<WasiCtx>>,
     http: WasiHttpCtx,
     egress: NoEgress,
 }
@@ -58,36 +59,32 @@ impl StoreBase {
         let log = CallLog::new(sink);
         let mut table = ResourceTable::new();
         table.set_max_capacity(HANDLES);
-        let wasi = WasiCtxBuilder::new()
-            .stdout(log.stream(LogStream::Stdout))
-            .stderr(log.stream(LogStream::Stderr))
-            .allow_tcp(false)
-            .allow_udp(false)
-            .allow_ip_name_lookup(false)
-            .max_random_size(1 << 20)
-            .build();
         Self {
             table,
             meter: Meter::new(Limits::default()),
             log,
             environment,
-            wasi,
+            wasi: None,
             http: WasiHttpCtx::new(),
             egress: NoEgress,
         }
     }
 
     pub(crate) fn wasi(&mut self) -> WasiCtxView<'_> {
+        let ctx = self
+            .wasi
+            .get_or_insert_with(|| Box::new(confined(&self.log)));
         WasiCtxView {
-            ctx: &mut self.wasi,
+            ctx,
             table: &mut self.table,
         }
     }
 
     pub(crate) fn cli(&mut self) -> WasiCliCtxView<'_> {
+        let WasiCtxView { ctx, table } = self.wasi();
         WasiCliCtxView {
-            ctx: self.wasi.cli(),
-            table: &mut self.table,
+            ctx: ctx.cli(),
+            table,
         }
     }
 
@@ -98,6 +95,18 @@ impl StoreBase {
             ctx: &mut self.http,
         }
     }
+}
+
+/// WASI without a directory and without a socket.
+fn confined(log: &CallLog) -> WasiCtx {
+    WasiCtxBuilder::new()
+        .stdout(log.stream(LogStream::Stdout))
+        .stderr(log.stream(LogStream::Stderr))
+        .allow_tcp(false)
+        .allow_udp(false)
+        .allow_ip_name_lookup(false)
+        .max_random_size(1 << 20)
+        .build()
 }
 
 /// Outbound HTTP: linked for every guest, since some languages always import it, and refused.

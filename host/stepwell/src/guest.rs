@@ -18,7 +18,7 @@ pub(crate) struct GuestState {
     base: StoreBase,
     call: Call,
     keyvalue: KeyValueCtx,
-    log: CallLog,
+    log: Arc<Streams>,
     services: Arc<Services>,
 }
 
@@ -29,8 +29,9 @@ impl GuestState {
         call: &Call,
     ) -> Self {
         let log = CallLog::new(services.logs.clone(), call.clone());
+        let log = Arc::new(Streams(log));
         Self {
-            base: StoreBase::new(environment.clone(), Arc::new(Streams(log.clone()))),
+            base: StoreBase::new(environment.clone(), log.clone()),
             call: call.clone(),
             keyvalue: KeyValueCtx::new(services.keyvalues.clone(), call.clone()),
             log,
@@ -70,7 +71,7 @@ pub(crate) fn link(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
         ctx: &mut state.keyvalue,
         table: &mut state.base.table,
     })?;
-    stepwell_logging::add_to_linker(linker, |state| LoggingView { log: &state.log })
+    stepwell_logging::add_to_linker(linker, |state| LoggingView { log: &state.log.0 })
 }
 
 impl StoreState for GuestState {

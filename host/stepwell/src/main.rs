@@ -17,6 +17,7 @@ mod output;
 mod readiness;
 mod serve;
 mod services;
+mod spans;
 mod telemetry;
 
 use std::process::ExitCode;

@@ -28,7 +28,7 @@ use crate::guest;
 use crate::management::Host;
 use crate::readiness::Health;
 use crate::services::{Services, start_models};
-use crate::telemetry::{Telemetry, join_trace};
+use crate::telemetry::Telemetry;
 
 /// Runs the host until it is told to stop. The error is what kept it from starting, or what it could not finish.
 pub(crate) fn run(args: ServeArgs) -> Result<()> {
@@ -101,7 +101,7 @@ async fn serve(config: &Config, telemetry: &Telemetry, models: Models) -> Result
     let observer = Arc::new(FailureLog(services.logs.clone()));
     let dispatcher = Dispatcher::with(
         config.limits.concurrent_runs,
-        Some(join_trace),
+        telemetry.span_hook(),
         Some(observer),
     );
     let registry = Arc::new(Registry::default());

@@ -6,12 +6,15 @@
 
 mod body;
 mod event;
+mod joined;
 mod percent;
 mod problem;
+mod quiet;
 mod reply;
 mod route;
 mod serve;
 mod telemetry;
+mod timer;
 mod trigger;
 
 pub use problem::RUN_ID;

@@ -12,6 +12,7 @@ mod functions;
 mod invoke;
 mod sockets;
 mod statuses;
+mod wire;
 
 use std::sync::Arc;
 use std::time::Duration;
