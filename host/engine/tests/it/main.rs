@@ -13,3 +13,4 @@ mod hostile;
 mod load;
 mod neighbours;
 mod support;
+mod uploads;

@@ -43,10 +43,15 @@ pub(crate) struct Host {
 }
 
 pub(crate) fn host() -> Host {
+    host_with(|_| {})
+}
+
+pub(crate) fn host_with(change: impl FnOnce(&mut EngineConfig)) -> Host {
     let cache = tempfile::tempdir().unwrap();
     let mut config = EngineConfig::new(cache.path());
     // Tests run side by side, each with its own pool.
     config.instances = 100;
+    change(&mut config);
     Host {
         engine: Engine::new(config, |_| Ok(())).unwrap(),
         lines: Arc::default(),
