@@ -94,6 +94,9 @@ fn exceeded(
         return Some(Exceeded::Handles(HANDLES));
     }
     let cause = error.root_cause().to_string();
+    if cause.contains("store handle limit exceeded") {
+        return Some(Exceeded::Handles(HANDLES));
+    }
     if cause.contains("fuel allocated for hostcalls has been exhausted") {
         // With a backtrace the guest was calling the host; without one it had returned.
         return Some(match error.downcast_ref::<WasmBacktrace>() {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use stepwell_core::{Blame, ErrorKind, Limits, StepError, show_duration};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
 use tracing::Instrument as _;
-use wasmtime::{Store, UpdateDeadline};
+use wasmtime::{PoolConcurrencyLimitError, Store, UpdateDeadline};
 
 use crate::blame::{blame, busy};
 use crate::clock::{CpuClock, timed};
@@ -16,7 +16,7 @@ use crate::idle::Idle;
 use crate::lane::{Moved, SlowLane};
 use crate::memory::GuestMemory;
 use crate::meter::{Exceeded, Meter};
-use crate::store::{Environment, StoreState};
+use crate::store::{Environment, HANDLES, StoreState};
 
 /// What all calls of an engine share.
 pub(crate) struct Shared {
@@ -75,12 +75,19 @@ impl Shared {
             )
             .blamed(Blame::Host)
         })?;
-        store.data_mut().base().meter = Meter::new(limits, Some(self.memory.clone()));
+        let base = store.data_mut().base();
+        base.meter = Meter::new(limits, Some(self.memory.clone()));
+        let account = base.cpu.clone();
         store.limiter(|state| &mut state.base().meter);
+        store.set_max_component_handles(HANDLES);
+        // Its tasks, streams and futures: an end of each is a handle, and what is between the ends counts here.
+        if let Some(table) = store.concurrent_resource_table() {
+            table.set_max_capacity(HANDLES.saturating_mul(4));
+        }
         let fuel = usize::try_from(self.host_call_bytes(limits));
         store.set_hostcall_fuel(fuel.unwrap_or(usize::MAX));
 
-        let clock = Arc::new(CpuClock::new(limits.cpu));
+        let clock = Arc::new(CpuClock::new(limits.cpu, account));
         let of_callback = clock.clone();
         store.epoch_deadline_callback(move |_| {
             if of_callback.used() > limits.cpu {
@@ -128,7 +135,13 @@ impl Shared {
         self.host_call_bytes.max(output)
     }
 
-    /// A place among the instances that live at once.
+    /// Whether it is worth to instantiate once more after an error: components of many memories can exhaust these before the slots,
+    /// and idle instances hold some.
+    pub(crate) fn made_room_after(&self, error: &wasmtime::Error) -> bool {
+        error.is::<PoolConcurrencyLimitError>() && self.idle.evict() > 0
+    }
+
+    /// A place among the instances that live at once. Idle ones make room for it.
     async fn slot(&self, deadline: Instant) -> Result<OwnedSemaphorePermit, StepError> {
         match self.slots.clone().try_acquire_owned() {
             Ok(slot) => Ok(slot),

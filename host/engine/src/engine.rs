@@ -3,23 +3,22 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use metrics::{counter, gauge};
+use metrics::gauge;
 use stepwell_core::Digest;
-use tokio::sync::Semaphore;
+use wasmtime::PoolingAllocatorMetrics;
 use wasmtime::component::Linker;
 
-use crate::cache::Cache;
-use crate::call::Shared;
-use crate::config::{Allocation, EngineConfig, Flavor, wasmtime_engine};
-use crate::epoch::Ticker;
-use crate::idle::Idle;
+use crate::chores::Chores;
+use crate::compile::{CompileLimits, Compiler};
+use crate::config::EngineConfig;
+use crate::handle::{Fetch, Handle};
 use crate::inspect::{Inspection, Refused, inspect};
 use crate::interfaces::Interfaces;
-use crate::lane::SlowLane;
-use crate::link::add_wasi;
 use crate::load::{LoadError, Loader};
-use crate::memory::GuestMemory;
+use crate::machine::Machines;
 use crate::plugin::Plugin;
+use crate::queue::{Lane, Queue};
+use crate::residents::Residents;
 use crate::store::StoreState;
 
 /// Runs components. `S` is what the store of each call holds. Cheap to clone.
@@ -32,7 +31,7 @@ pub struct Engine<S: StoreState> {
 /// What came of [`Engine::compile`].
 #[derive(Clone, Copy, Debug)]
 pub struct CompileReport {
-    /// How long the compiler took; zero when the component had been compiled before.
+    /// How long the compiler took, its process included; zero when the component had been compiled before.
     pub compile_time: Duration,
     /// Whether the component had been compiled before.
     pub cached: bool,
@@ -41,66 +40,50 @@ pub struct CompileReport {
 /// An engine that cannot be made.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot start the WebAssembly engine: {0}")]
-pub struct EngineError(String);
+pub struct EngineError(pub(crate) String);
 
 impl<S: StoreState> Engine<S> {
-    /// An engine whose guests may import WASI and what `link` adds. Made once, after the metrics recorder.
+    /// An engine whose guests may import WASI and what `link` adds, which is called for each of the two linkers. Made once, after
+    /// the metrics recorder.
     ///
     /// # Errors
     /// [`EngineError`]: the cache's directory cannot be used, or `link` defines something twice.
     pub fn new(
         config: EngineConfig,
-        link: impl FnOnce(&mut Linker<S>) -> wasmtime::Result<()>,
+        link: impl Fn(&mut Linker<S>) -> wasmtime::Result<()> + Send + Sync + 'static,
     ) -> Result<Self, EngineError> {
-        let fail = |error: wasmtime::Error| EngineError(format!("{error:#}"));
-        let (engine, allocation) = wasmtime_engine(Flavor::Lean, config.instances).map_err(fail)?;
-        let slots = match allocation {
-            Allocation::Pool(instances) => instances,
-            Allocation::OnDemand => config.instances,
-        };
-        let mut linker = Linker::new(&engine);
-        add_wasi(&mut linker).map_err(fail)?;
-        link(&mut linker).map_err(fail)?;
-        let cache = Cache::open(&config.cache_dir, Flavor::Lean, &engine)
-            .map_err(|error| EngineError(format!("the cache of compiled components: {error}")))?;
-        let ticker =
-            Ticker::start(&engine).map_err(|error| EngineError(format!("its clock: {error}")))?;
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let lane = SlowLane::start(threads).map_err(|error| {
-            EngineError(format!(
-                "the threads of guests that compute for long: {error}"
-            ))
-        })?;
-        let idle =
-            Idle::start().map_err(|error| EngineError(format!("its idle instances: {error}")))?;
-        let shared = Shared {
-            engine,
-            ticker,
-            lane: Arc::new(lane),
-            memory: Arc::new(GuestMemory::new(config.guest_memory)),
-            slots: Arc::new(Semaphore::new(slots as usize)),
-            idle,
-            host_call_bytes: config.host_call_bytes,
-            log_bytes: config.log_bytes,
-            calls: counter!("stepwell_guest_calls_total"),
-            started: counter!("stepwell_instances_started_total"),
-            reused: counter!("stepwell_instances_reused_total"),
-        };
+        let interfaces = Arc::new(Interfaces::new(&config.interfaces));
+        let max_component = config.max_component;
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let chores = Chores::start(cores / 2)
+            .map_err(|error| EngineError(format!("its threads: {error}")))?;
+        let compiler = Compiler::new(
+            config.compile_by.clone(),
+            CompileLimits {
+                time: config.compile_timeout,
+                memory: config.compile_memory,
+                threads: cores,
+            },
+            Queue::new(config.compile_concurrency, config.compile_queue),
+            Some(config.cache_dir.join("functions")),
+        );
+        let residents = Residents::new(config.loaded_components, config.loaded_bytes);
+        let machines = Machines::new(config, Box::new(link))?;
         Ok(Self {
             loader: Arc::new(Loader {
-                shared: Arc::new(shared),
-                linker,
-                cache,
-                compile_timeout: config.compile_timeout,
-                compiling: Arc::new(Semaphore::new(config.compile_concurrency.max(1))),
+                machines,
+                compiler: Arc::new(compiler),
+                residents: Arc::new(residents),
+                chores: Arc::new(chores),
                 plugins: Mutex::default(),
             }),
-            interfaces: Arc::new(Interfaces::new(&config.interfaces)),
-            max_component: config.max_component,
+            interfaces,
+            max_component,
         })
     }
 
-    /// Checks an upload without compiling it. It takes milliseconds for large components: call it off the async threads.
+    /// Checks an upload without compiling it. It takes milliseconds for large components: call it off the async threads, or
+    /// [`Engine::examine`].
     ///
     /// # Errors
     /// [`Refused`], with the code that the management API answers.
@@ -108,21 +91,46 @@ impl<S: StoreState> Engine<S> {
         inspect(bytes, &self.interfaces, self.max_component)
     }
 
-    /// Compiles a component into the cache and checks that it links. Doing it again costs little.
+    /// Hashes and checks an upload, on threads that give way to requests.
+    ///
+    /// # Errors
+    /// [`Refused`], as [`Engine::inspect`].
+    pub async fn examine(&self, bytes: Bytes) -> Result<(Digest, Inspection), Refused> {
+        let engine = self.clone();
+        let chore = move || {
+            let inspection = engine.inspect(&bytes)?;
+            Ok((Digest::of(&bytes), inspection))
+        };
+        self.loader.chores.run(chore).await.unwrap_or_else(|| {
+            Err(Refused::new(
+                "invalid-component",
+                "the component cannot be read: checking it failed".to_owned(),
+                "rebuild it, and check it with wasm-tools validate",
+            ))
+        })
+    }
+
+    /// Compiles a tenant's component into the cache and checks that it links. Doing it again costs little.
     ///
     /// # Errors
     /// [`LoadError`].
-    pub async fn compile(&self, digest: Digest, bytes: Bytes) -> Result<CompileReport, LoadError> {
-        let plugin = self.load(digest, ready(Ok::<_, LoadError>(bytes))).await?;
+    pub async fn compile(
+        &self,
+        tenant: &str,
+        digest: Digest,
+        bytes: Bytes,
+    ) -> Result<CompileReport, LoadError> {
+        let lane = Lane::Tenant(tenant.to_owned());
+        let bytes = ready(Ok::<_, LoadError>(bytes));
+        let plugin = self.loader.load(digest, lane, bytes).await?;
         Ok(CompileReport {
             compile_time: plugin.compiled_in.unwrap_or_default(),
             cached: plugin.compiled_in.is_none(),
         })
     }
 
-    /// The component, ready to be called: mapped from the cache, or compiled from what `fetch` gives if it is not there. Called
-    /// when something is deployed, not for each request; it is loaded once however many ask, and unloaded when the last one drops
-    /// it.
+    /// The component, ready to be called: mapped from the cache, or compiled from what `fetch` gives if it is not there. It is
+    /// loaded once however many ask, and unloaded when the last one drops it.
     ///
     /// # Errors
     /// [`LoadError`].
@@ -131,7 +139,39 @@ impl<S: StoreState> Engine<S> {
         F: Future<Output = Result<Bytes, E>> + Send + 'static,
         E: std::fmt::Display,
     {
-        self.loader.load(digest, fetch).await
+        self.loader.load(digest, Lane::Calls, fetch).await
+    }
+
+    /// The component as a deployment holds it: nothing is read until it is called, and it is unloaded when thousands of others
+    /// are called more often.
+    pub fn handle(&self, digest: Digest, fetch: Fetch) -> Handle<S> {
+        Handle {
+            digest,
+            fetch,
+            seat: self.loader.residents.seat(digest),
+            loader: self.loader.clone(),
+        }
+    }
+
+    /// Whether a component's compiled code is there and was checked.
+    pub fn is_ready(&self, digest: &Digest) -> bool {
+        self.loader.is_ready(digest)
+    }
+
+    /// Makes sure, ahead of its first call, that a component can be loaded: its compiled code is checked, or compiled from what
+    /// `fetch` gives. It waits for nothing but what the host does ahead.
+    ///
+    /// # Errors
+    /// [`LoadError`].
+    pub async fn prepare(&self, digest: Digest, fetch: &Fetch) -> Result<(), LoadError> {
+        self.loader.prepare(digest, fetch(digest)).await
+    }
+
+    /// Drops compiled code that is no longer of use. It takes a while where there is much: called once, after the start.
+    pub async fn tidy(&self) {
+        let loader = self.loader.clone();
+        let tidy = move || loader.machines.made().for_each(|made| made.cache.tidy());
+        self.loader.chores.run(tidy).await;
     }
 
     /// Drops a component from the cache. Calls of those that have it loaded go on.
@@ -141,20 +181,45 @@ impl<S: StoreState> Engine<S> {
 
     /// Sets the gauges of what is in use now; called before metrics are rendered.
     pub fn record_use(&self) {
-        let shared = &self.loader.shared;
-        gauge!("stepwell_guest_calls_active").set(shared.ticker.calls() as f64);
-        gauge!("stepwell_instances_idle").set(shared.idle.count() as f64);
-        gauge!("stepwell_guest_memory_bytes").set(shared.memory.held() as f64);
-        if let Some(pool) = shared.engine.pooling_allocator_metrics() {
-            gauge!("stepwell_pool_instances_active").set(pool.component_instances() as f64);
-            gauge!("stepwell_pool_memories_active").set(pool.memories() as f64);
-            gauge!("stepwell_pool_stacks_active").set(pool.stacks() as f64);
-            gauge!("stepwell_pool_tables_active").set(pool.tables() as f64);
-            gauge!("stepwell_pool_warm_memories").set(f64::from(pool.unused_warm_memories()));
-            gauge!("stepwell_pool_resident_bytes").set(pool.unused_memory_bytes_resident() as f64);
+        let (components, bytes) = self.loader.residents.loaded();
+        gauge!("stepwell_components_loaded").set(components as f64);
+        gauge!("stepwell_components_loaded_bytes").set(bytes as f64);
+        gauge!("stepwell_compile_waiting").set(self.loader.compiler.waiting() as f64);
+        let made = || self.loader.machines.made();
+        let calls: usize = made().map(|machine| machine.shared.ticker.calls()).sum();
+        gauge!("stepwell_guest_calls_active").set(calls as f64);
+        let idle: usize = made().map(|machine| machine.shared.idle.count()).sum();
+        gauge!("stepwell_instances_idle").set(idle as f64);
+        gauge!("stepwell_guest_memory_bytes").set(self.loader.machines.memory().held() as f64);
+        let pools: Vec<_> = made()
+            .filter_map(|machine| machine.shared.engine.pooling_allocator_metrics())
+            .collect();
+        let sum = |of: fn(&PoolingAllocatorMetrics) -> f64| pools.iter().map(of).sum::<f64>();
+        for (name, of) in POOL {
+            gauge!(*name).set(sum(*of));
         }
     }
 }
+
+type OfPool = fn(&PoolingAllocatorMetrics) -> f64;
+
+/// What is shown of the pools, of both engines together.
+const POOL: &[(&str, OfPool)] = &[
+    ("stepwell_pool_instances_active", |pool| {
+        pool.component_instances() as f64
+    }),
+    ("stepwell_pool_memories_active", |pool| {
+        pool.memories() as f64
+    }),
+    ("stepwell_pool_stacks_active", |pool| pool.stacks() as f64),
+    ("stepwell_pool_tables_active", |pool| pool.tables() as f64),
+    ("stepwell_pool_warm_memories", |pool| {
+        f64::from(pool.unused_warm_memories())
+    }),
+    ("stepwell_pool_resident_bytes", |pool| {
+        pool.unused_memory_bytes_resident() as f64
+    }),
+];
 
 impl<S: StoreState> Clone for Engine<S> {
     fn clone(&self) -> Self {
@@ -181,6 +246,29 @@ pub fn describe_metrics() {
     describe_counter!(
         "stepwell_compile_cache_misses_total",
         "Components that had to be compiled."
+    );
+    describe_counter!(
+        "stepwell_compile_cache_dropped_total",
+        "Compiled components that were dropped to make room on disk."
+    );
+    describe_counter!(
+        "stepwell_compile_failures_total",
+        "Components that were not compiled, by reason."
+    );
+    describe_gauge!("stepwell_compiling", "Components that are being compiled.");
+    describe_gauge!(
+        "stepwell_compile_waiting",
+        "Components that wait to be compiled."
+    );
+    describe_gauge!("stepwell_components_loaded", "Components in memory.");
+    describe_gauge!(
+        "stepwell_components_loaded_bytes",
+        Unit::Bytes,
+        "Compiled code of the components in memory; it is mapped, and resident as far as it is used."
+    );
+    describe_counter!(
+        "stepwell_components_evicted_total",
+        "Components that were unloaded to make room for others."
     );
     describe_histogram!(
         "stepwell_compile_seconds",

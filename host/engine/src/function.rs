@@ -1,5 +1,6 @@
 use std::collections::VecDeque;
 use std::error::Error;
+use std::fmt;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -11,15 +12,15 @@ use http::{HeaderValue, Request, Response, header};
 use http_body::{Body as _, Frame};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
-use stepwell_core::{Blame, ErrorKind, StepError};
+use stepwell_core::{Blame, ErrorKind, Limits, StepError};
 use tokio::sync::oneshot;
 use wasmtime::component::Resource;
-use wasmtime_wasi_http::Error as HttpError;
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
 use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
-use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
 use wasmtime_wasi_http::p2::types::{HostIncomingRequest, HostResponseOutparam};
+use wasmtime_wasi_http::{Error as HttpError, WasiBody};
 
+use crate::call::Shared;
 use crate::keep::{Exports, Lease};
 use crate::meter::Exceeded;
 use crate::store::StoreState;
@@ -36,11 +37,12 @@ pub(crate) type Input = (
     Resource<HostResponseOutparam>,
 );
 
-type Guest = Pin<Box<dyn Future<Output = Result<(), StepError>> + Send>>;
+pub(crate) type Guest = Pin<Box<dyn Future<Output = Result<(), StepError>> + Send>>;
 
 /// Calls an HTTP function. The guest runs inside the caller's task: first until the response's head is there, then whenever the
 /// body is polled. Its instance is free for the next call when it has returned: what it has written by then lives elsewhere.
 pub(crate) async fn handle<S: StoreState>(
+    shared: &Arc<Shared>,
     pre: ProxyPre<S>,
     mut lease: Lease<S>,
     request: Request<Body>,
@@ -53,13 +55,19 @@ pub(crate) async fn handle<S: StoreState>(
         .new_incoming_request(scheme, request)
         .map_err(unanswered)?;
     let outparam = view.new_response_outparam(sender).map_err(unanswered)?;
+    let shared = shared.clone();
     let (guard, failed) = (lease.call.guard(), Arc::new(AtomicBool::new(false)));
     let of_guest = failed.clone();
-    let mut guest: Guest = Box::pin(guard.run(async move {
+    let guest: Guest = Box::pin(guard.run(async move {
         let outcome = async {
             let Lease { call, exports, .. } = &mut lease;
             if exports.is_none() {
-                let proxy = pre.instantiate_async(&mut call.store).await?;
+                let proxy = loop {
+                    match pre.instantiate_async(&mut call.store).await {
+                        Err(error) if shared.made_room_after(&error) => {}
+                        started => break started?,
+                    }
+                };
                 *exports = Some(Exports::Http(proxy));
             }
             let Some(Exports::Http(proxy)) = exports else {
@@ -78,6 +86,17 @@ pub(crate) async fn handle<S: StoreState>(
         outcome
     }));
 
+    respond(guest, failed, head, limits).await
+}
+
+/// Runs a guest until it sends the head of its response or the error that it answers with; it goes on while the body is read.
+/// `failed` is set before what a failed guest held is dropped.
+pub(crate) async fn respond<E: fmt::Debug>(
+    mut guest: Guest,
+    failed: Arc<AtomicBool>,
+    head: oneshot::Receiver<Result<Response<WasiBody>, E>>,
+    limits: Limits,
+) -> Result<Response<Body>, StepError> {
     let mut head = Some(head);
     let (response, outcome) = poll_fn(|cx| {
         // The guest sets the head while it is being polled, so afterwards is the time to look.
@@ -145,7 +164,7 @@ fn unanswered(error: wasmtime::Error) -> StepError {
 }
 
 /// The request as the guest gets it: with a scheme and an authority, its body's errors without details.
-fn incoming(mut request: Request<Body>) -> (Scheme, Request<UnsyncBoxBody<Bytes, HttpError>>) {
+fn incoming(mut request: Request<Body>) -> (Scheme, Request<WasiBody>) {
     let scheme = match request.uri().scheme_str() {
         Some("https") => Scheme::Https,
         _ => Scheme::Http,
@@ -210,7 +229,7 @@ struct GuestBody {
     state: State,
     /// Whether the guest has come to a bad end, on whatever thread, which `state` may not know yet.
     failed: Arc<AtomicBool>,
-    body: HyperOutgoingBody,
+    body: WasiBody,
     /// Frames that were taken already and go out first.
     ready: VecDeque<Frame<Bytes>>,
     left: u64,

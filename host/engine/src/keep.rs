@@ -8,10 +8,11 @@ use stepwell_core::{ErrorKind, Event, Limits, Reuse, StepError};
 use tokio::sync::OwnedSemaphorePermit;
 use wasmtime::Store;
 use wasmtime_wasi_http::p2::bindings::Proxy;
+use wasmtime_wasi_http::p3::bindings::Service;
 
 use crate::call::{Call, Shared};
 use crate::clock::CpuClock;
-use crate::function::{self, Body};
+use crate::function::Body;
 use crate::idle::Resting;
 use crate::plugin::{Code, Plugin, process};
 use crate::step::Step;
@@ -57,6 +58,7 @@ struct Instance<S: 'static> {
 pub(crate) enum Exports {
     Step(Step),
     Http(Proxy),
+    Service(Service),
 }
 
 /// Why an instance ended.
@@ -121,7 +123,8 @@ impl<S: StoreState> Kept<S> {
         let Code::Step(pre) = &plugin.code else {
             return Err(plugin.wrong_world("an event"));
         };
-        process(pre, self.lease(bind, deadline).await?, event).await
+        let lease = self.lease(bind, deadline).await?;
+        process(&self.0.shared, pre, lease, event).await
     }
 
     /// [`Plugin::handle`] in an instance of these. `plugin` must be the same each time.
@@ -135,16 +138,25 @@ impl<S: StoreState> Kept<S> {
         deadline: Instant,
         request: Request<Body>,
     ) -> Result<Response<Body>, StepError> {
-        let Code::Http(pre) = &plugin.code else {
+        if matches!(plugin.code, Code::Step(_)) {
             return Err(plugin.wrong_world("an HTTP request"));
-        };
-        function::handle(pre.clone(), self.lease(bind, deadline).await?, request).await
+        }
+        plugin
+            .answer(self.lease(bind, deadline).await?, request)
+            .await
+    }
+
+    /// How many instances wait for their next call.
+    pub fn idle(&self) -> usize {
+        self.0.count()
     }
 
     async fn lease(&self, bind: &impl Bind<S>, deadline: Instant) -> Result<Lease<S>, StepError> {
         let pool = &self.0;
         let now = Instant::now();
-        let (call, exports, calls) = match pool.take(now).filter(|_| now < deadline) {
+        // Whoever is too late is told so by `begin`, and leaves an instance for the next.
+        let instance = if now < deadline { pool.take(now) } else { None };
+        let (call, exports, calls) = match instance {
             Some(instance) => {
                 let mut store = instance.store;
                 bind.renew(store.data_mut());

@@ -5,11 +5,13 @@ use std::time::{Duration, Instant};
 use http::{Request, Response};
 use stepwell_core::{ErrorKind, Event, Limits, Reuse, StepError};
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
+use wasmtime_wasi_http::p3::bindings::ServicePre;
 
 use crate::call::Shared;
 use crate::function::{self, Body};
 use crate::inspect::World;
 use crate::keep::{Exports, Kept, Lease};
+use crate::service;
 use crate::step::{StepPre, guest_error, lend, take};
 use crate::store::StoreState;
 
@@ -20,11 +22,14 @@ pub struct Plugin<S: StoreState> {
     pub(crate) shared: Arc<Shared>,
     /// How long compiling took, if this process had to.
     pub(crate) compiled_in: Option<Duration>,
+    /// Bytes of its compiled code.
+    pub(crate) code_bytes: u64,
 }
 
 pub(crate) enum Code<S: 'static> {
     Step(StepPre<S>),
     Http(ProxyPre<S>),
+    Service(ServicePre<S>),
 }
 
 impl<S: StoreState> Plugin<S> {
@@ -49,7 +54,7 @@ impl<S: StoreState> Plugin<S> {
             return Err(self.wrong_world("an event"));
         };
         let call = self.shared.begin(|| state, limits, deadline).await?;
-        process(pre, Lease::fresh(call), event).await
+        process(&self.shared, pre, Lease::fresh(call), event).await
     }
 
     /// Calls an HTTP function with one request, in a fresh instance. The response comes as soon as its head is there; the guest goes on while the
@@ -64,11 +69,24 @@ impl<S: StoreState> Plugin<S> {
         deadline: Instant,
         request: Request<Body>,
     ) -> Result<Response<Body>, StepError> {
-        let Code::Http(pre) = &self.code else {
+        if matches!(self.code, Code::Step(_)) {
             return Err(self.wrong_world("an HTTP request"));
-        };
+        }
         let call = self.shared.begin(|| state, limits, deadline).await?;
-        function::handle(pre.clone(), Lease::fresh(call), request).await
+        self.answer(Lease::fresh(call), request).await
+    }
+
+    /// Answers a request in this instance.
+    pub(crate) async fn answer(
+        &self,
+        lease: Lease<S>,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, StepError> {
+        match &self.code {
+            Code::Http(pre) => function::handle(&self.shared, pre.clone(), lease, request).await,
+            Code::Service(pre) => service::handle(&self.shared, pre.clone(), lease, request).await,
+            Code::Step(_) => Err(self.wrong_world("an HTTP request")),
+        }
     }
 
     /// A place for the instances that one deployed step keeps; it is the step's alone.
@@ -86,10 +104,12 @@ impl<S: StoreState> Plugin<S> {
 
 /// Calls a step, and instantiates it first where that has not been done.
 pub(crate) async fn process<S: StoreState>(
+    shared: &Arc<Shared>,
     pre: &StepPre<S>,
     mut lease: Lease<S>,
     event: Event,
 ) -> Result<Vec<Event>, StepError> {
+    let shared = shared.clone();
     let (guard, pre) = (lease.call.guard(), pre.clone());
     guard
         .run(async move {
@@ -101,7 +121,12 @@ pub(crate) async fn process<S: StoreState>(
                     .collect();
                 let Lease { call, exports, .. } = &mut lease;
                 if exports.is_none() {
-                    let step = pre.instantiate_async(&mut call.store).await?;
+                    let step = loop {
+                        match pre.instantiate_async(&mut call.store).await {
+                            Err(error) if shared.made_room_after(&error) => {}
+                            started => break started?,
+                        }
+                    };
                     *exports = Some(Exports::Step(step));
                 }
                 let Some(Exports::Step(step)) = exports else {

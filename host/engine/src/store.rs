@@ -1,7 +1,7 @@
 use std::future::Future;
 use std::sync::Arc;
 
-use stepwell_core::Limits;
+use stepwell_core::{CpuAccount, Limits};
 use wasmtime::component::ResourceTable;
 use wasmtime_wasi::cli::WasiCliCtxView;
 use wasmtime_wasi::p2::{DynInputStream, DynOutputStream, DynPollable};
@@ -61,6 +61,7 @@ pub struct StoreBase {
     pub table: ResourceTable,
     pub(crate) meter: Meter,
     pub(crate) log: CallLog,
+    pub(crate) cpu: Option<Arc<CpuAccount>>,
     pub(crate) environment: Arc<Environment>,
     wasi: WasiCtx,
     http: WasiHttpCtx,
@@ -95,6 +96,7 @@ impl StoreBase {
             table,
             meter: Meter::new(Limits::default(), None),
             log,
+            cpu: None,
             environment,
             wasi,
             http: WasiHttpCtx::new(),
@@ -120,6 +122,11 @@ impl StoreBase {
                     || entry.is::<DynPollable>()
                     || entry.is::<FieldMap>())
         })
+    }
+
+    /// Charges the guest's CPU time to this account.
+    pub fn charge_to(&mut self, account: Arc<CpuAccount>) {
+        self.cpu = Some(account);
     }
 
     pub(crate) fn wasi(&mut self) -> WasiCtxView<'_> {

@@ -2,6 +2,7 @@
 
 mod bindings;
 mod environment;
+mod listeners;
 mod secret;
 
 use std::collections::BTreeMap;
@@ -11,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use stepwell_catalog::Location;
-use stepwell_core::{BindingKind, Problem, Secret};
+use stepwell_core::{BindingKind, ByteSize, Problem, Secret};
 use stepwell_document::{At, MapReader, Node, Position, Problems, Value, parse_toml};
 use stepwell_inference::ModelBindingConfig;
 use stepwell_kafka_trigger::{Brokers, KafkaConfig, RESERVED_PROPERTIES};
@@ -19,7 +20,9 @@ use stepwell_keyvalue::KeyValueBindingConfig;
 use stepwell_sql::SqlBindingConfig;
 use stepwell_vector::VectorBindingConfig;
 
+pub(crate) use self::listeners::JwtConfig;
 use self::secret::SecretReader;
+use crate::tls::TlsFiles;
 
 /// The file that `stepwell serve` reads when it is there and no other is named.
 pub(crate) const DEFAULT_FILE: &str = "stepwell.toml";
@@ -33,6 +36,11 @@ pub(crate) struct Config {
     pub(crate) admin_listen: SocketAddr,
     pub(crate) data_dir: PathBuf,
     pub(crate) admin_token: Option<Secret>,
+    /// The data listener's certificate; none: it is plain.
+    pub(crate) tls: Option<TlsFiles>,
+    /// The admin listener's, which is the same unless the file says otherwise.
+    pub(crate) admin_tls: Option<TlsFiles>,
+    pub(crate) jwt: JwtConfig,
     /// How long runs may go on after the signal to stop; `terminationGracePeriodSeconds` of a deployment must be longer.
     pub(crate) grace_period: Duration,
     pub(crate) catalog: Location,
@@ -54,8 +62,16 @@ pub(crate) struct Config {
 pub(crate) struct HostLimits {
     /// Bytes of the largest component that may be uploaded.
     pub(crate) component: u64,
+    /// Bytes of all components that are being uploaded.
+    pub(crate) uploads: u64,
     /// Time that compiling one component may take.
     pub(crate) compile: Duration,
+    /// Bytes of memory that compiling one component may take.
+    pub(crate) compile_memory: u64,
+    /// Bytes of compiled components that are kept on disk.
+    pub(crate) cache: u64,
+    /// Components that stay loaded between calls.
+    pub(crate) loaded_components: usize,
     /// Runs that may be under way at once.
     pub(crate) concurrent_runs: usize,
     /// Bytes of linear memory that all guests together may hold; none: as the engine has it.
@@ -222,6 +238,9 @@ impl Reader<'_> {
             admin_listen: server.admin_listen,
             data_dir: server.data_dir,
             admin_token: server.admin_token,
+            tls: server.tls,
+            admin_tls: server.admin_tls,
+            jwt: server.jwt,
             grace_period: server.grace_period,
             catalog: catalog?,
             kafka: kafka?,
@@ -243,6 +262,14 @@ impl Reader<'_> {
             .optional("admin_token")
             .and_then(|at| self.secrets.read(&at));
         let grace_period = duration(section, "grace_period", Duration::from_secs(25));
+        let tls = section.optional("tls").and_then(|at| self.tls(&at, "tls"));
+        let admin_tls = section
+            .optional("admin_tls")
+            .map_or_else(|| tls.clone(), |at| self.admin_tls(&at, tls.as_ref()));
+        let jwt = section
+            .optional("jwt")
+            .map(|at| self.jwt(&at))
+            .unwrap_or_default();
         let at = section.optional("admin_listen");
         section.finish();
         let (listen, admin_listen) = (listen?, admin_listen?);
@@ -261,6 +288,9 @@ impl Reader<'_> {
             admin_listen,
             data_dir,
             admin_token,
+            tls,
+            admin_tls,
+            jwt,
             grace_period: grace_period?,
         })
     }
@@ -380,6 +410,9 @@ struct Server {
     admin_listen: SocketAddr,
     data_dir: PathBuf,
     admin_token: Option<Secret>,
+    tls: Option<TlsFiles>,
+    admin_tls: Option<TlsFiles>,
+    jwt: JwtConfig,
     grace_period: Duration,
 }
 
@@ -442,7 +475,26 @@ fn limits(section: &mut Section<'_>) -> Option<HostLimits> {
     let component = section
         .optional("component")
         .map_or(Some(64 << 20), |at| at.size());
+    let uploads = section.optional("uploads");
+    let uploads = match (&uploads, component) {
+        (None, component) => component.map(|component| component.saturating_mul(4)),
+        (Some(at), component) => at.size().filter(|uploads| {
+            let fits = component.is_none_or(|component| *uploads >= component);
+            if !fits {
+                at.problem("'uploads' is less than limits.component: the largest component could never be uploaded");
+            }
+            fits
+        }),
+    };
     let compile = duration(section, "compile", Duration::from_secs(120));
+    let compile_memory = at_least(section, "compile_memory", 4 << 30, 16 << 20);
+    let cache = at_least(section, "cache", 10 << 30, 1 << 20);
+    let loaded_components = section
+        .optional("loaded_components")
+        .map_or(Some(1000), |at| {
+            at.integer(1, 1_000_000)
+                .and_then(|number| usize::try_from(number).ok())
+        });
     let concurrent_runs = section
         .optional("concurrent_runs")
         .map_or(Some(1024), |at| {
@@ -455,10 +507,27 @@ fn limits(section: &mut Section<'_>) -> Option<HostLimits> {
     section.finish();
     Some(HostLimits {
         component: component?,
+        uploads: uploads?,
         compile: compile?,
+        compile_memory: compile_memory?,
+        cache: cache?,
+        loaded_components: loaded_components?,
         concurrent_runs: concurrent_runs?,
         guest_memory: guest_memory?,
     })
+}
+
+/// A size with a default and a least value that makes sense.
+fn at_least(section: &mut Section<'_>, key: &'static str, default: u64, least: u64) -> Option<u64> {
+    let Some(at) = section.optional(key) else {
+        return Some(default);
+    };
+    let size = at.size()?;
+    if size < least {
+        at.problem(format!("'{key}' is less than {}", ByteSize(least)));
+        return None;
+    }
+    Some(size)
 }
 
 fn telemetry(section: &mut Section<'_>) -> (Option<String>, String) {

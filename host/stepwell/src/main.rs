@@ -2,7 +2,9 @@
 //!
 //! This crate is the composition root: the only one that names every concrete type. `serve.rs` puts them together.
 
+mod ahead;
 mod build;
+mod callers;
 mod cli;
 mod client;
 mod commands;
@@ -11,6 +13,7 @@ mod deployer;
 mod doctor;
 mod factory;
 mod guest;
+mod jwks;
 mod management;
 mod new;
 mod output;
@@ -19,6 +22,8 @@ mod runtimes;
 mod serve;
 mod services;
 mod telemetry;
+mod tls;
+mod validity;
 
 use std::process::ExitCode;
 
@@ -28,6 +33,14 @@ use crate::cli::{Cli, Command};
 use crate::client::{Client, Failure};
 
 fn main() -> ExitCode {
+    // Before anything else: this one is started for each upload, and is to cost it next to nothing.
+    let mut arguments = std::env::args_os().skip(1).peekable();
+    if arguments
+        .next_if(|first| first == serve::COMPILE_WORKER)
+        .is_some()
+    {
+        return stepwell_engine::compile_worker(arguments);
+    }
     // TLS everywhere is rustls with ring; several libraries ask for the process's provider.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let cli = match Cli::try_parse() {

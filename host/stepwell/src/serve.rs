@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use stepwell_api::ApiOptions;
 use stepwell_catalog::{Catalog, CatalogError};
-use stepwell_engine::{Engine, EngineConfig};
-use stepwell_http_trigger::{HttpTrigger, RouteTable, ServeConfig};
+use stepwell_engine::{CompileBy, Engine, EngineConfig};
+use stepwell_http_trigger::{Auth, HttpTrigger, KeyTimes, RouteTable, ServeConfig};
 use stepwell_inference::Models;
 use stepwell_kafka_trigger::KafkaTriggers;
 use stepwell_logging::LogStore;
@@ -21,16 +21,23 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use crate::ahead::Ahead;
+use crate::callers::OperatorToken;
 use crate::cli::ServeArgs;
 use crate::config::{Config, Overrides};
 use crate::deployer::{Deployer, OnChange};
-use crate::factory::Factory;
+use crate::factory::{Factory, fetch};
 use crate::guest;
+use crate::jwks::Fetcher;
 use crate::management::Host;
 use crate::readiness::Health;
 use crate::runtimes::{Runtimes, opened_on};
 use crate::services::{Services, start_models};
 use crate::telemetry::{Telemetry, join_trace};
+use crate::tls::{LiveTls, TlsListener};
+
+/// The command of a compiler's process: the host starts it for each component, and nobody else.
+pub(crate) const COMPILE_WORKER: &str = "compile-worker";
 
 /// Runs the host until it is told to stop. The error is what kept it from starting, or what it could not finish.
 pub(crate) fn run(args: ServeArgs) -> Result<()> {
@@ -84,6 +91,14 @@ async fn serve(
     )
     .await?;
     let (data_address, admin_address) = (data.local_addr()?, admin.local_addr()?);
+    let live = |listener, files: &Option<_>| {
+        let start = |files| LiveTls::start(listener, files);
+        files.as_ref().map(start).transpose()
+    };
+    let (data_tls, admin_tls) = (
+        live("data", &config.tls)?,
+        live("admin", &config.admin_tls)?,
+    );
     let _lock = lock(&config.data_dir)?;
 
     let stopping = CancellationToken::new();
@@ -105,6 +120,14 @@ async fn serve(
                 .limits
                 .guest_memory
                 .unwrap_or(engine_defaults.guest_memory),
+            compile_memory: config.limits.compile_memory,
+            compile_by: CompileBy::Program {
+                // This program, even if another version lies in its place by now.
+                path: "/proc/self/exe".into(),
+                arguments: vec![COMPILE_WORKER.into()],
+            },
+            cache_bytes: config.limits.cache,
+            loaded_components: config.limits.loaded_components,
             interfaces: guest::INTERFACES.map(str::to_owned).to_vec(),
             ..engine_defaults
         },
@@ -117,7 +140,13 @@ async fn serve(
         Some(observer),
     );
     let registry = Arc::new(Registry::default());
-    let http = Arc::new(HttpTrigger::new(dispatcher.clone()));
+    let auth = Auth::new(
+        Arc::new(OperatorToken::new(config.admin_token.as_ref())),
+        config.jwt.issuer.as_ref(),
+        Arc::new(Fetcher::new(config.jwt.host())?),
+        KeyTimes::default(),
+    );
+    let http = Arc::new(HttpTrigger::with_auth(dispatcher.clone(), auth));
     let kafka = async { KafkaTriggers::start(config.kafka.clone(), Arc::new(dispatcher.clone())) };
     let kafka = Arc::new(opened_on(&guests, kafka).await?);
     let triggers: OnChange = {
@@ -127,21 +156,25 @@ async fn serve(
             kafka.apply(deployments);
         })
     };
-    let factory = Factory {
-        engine: engine.clone(),
-        catalog: catalog.clone(),
-        services: services.clone(),
-    };
+    let factory = Factory::new(
+        engine.clone(),
+        catalog.clone(),
+        services.clone(),
+        dispatcher.clone(),
+    );
     let deployer = Arc::new(Deployer::new(
         catalog.clone(),
         factory,
+        Ahead::new(engine.clone(), fetch(&catalog)),
         registry.clone(),
         &config.bindings,
+        config.jwt.host(),
         triggers,
     ));
     if let Err(error) = deployer.reconcile().await {
         warn!(%error, "no pipelines yet");
     }
+    let tidy = engine.clone();
     let metrics = telemetry.metrics.clone();
     let host = Arc::new(Host {
         catalog: catalog.clone(),
@@ -155,9 +188,16 @@ async fn serve(
             services: services.clone(),
             kafka: kafka.clone(),
             deployer: deployer.clone(),
+            tls: data_tls.iter().chain(&admin_tls).cloned().collect(),
             stopping: stopping.clone(),
         },
-        render_metrics: Box::new(move || metrics.render()),
+        render_metrics: {
+            let dispatcher = dispatcher.clone();
+            Box::new(move || {
+                dispatcher.record_use();
+                metrics.render()
+            })
+        },
         stopping: stopping.clone(),
         guests: guests.clone(),
     });
@@ -166,19 +206,32 @@ async fn serve(
         ApiOptions {
             admin_token: config.admin_token.clone(),
             component_limit: config.limits.component,
+            upload_bytes: config.limits.uploads,
         },
     );
     let admin_stop = CancellationToken::new();
-    let admin_server = tokio::spawn(
-        axum::serve(admin, api)
-            .with_graceful_shutdown(admin_stop.clone().cancelled_owned())
-            .into_future(),
-    );
+    let told_to_stop = admin_stop.clone().cancelled_owned();
+    let admin_server = match &admin_tls {
+        None => tokio::spawn(
+            axum::serve(admin, api)
+                .with_graceful_shutdown(told_to_stop)
+                .into_future(),
+        ),
+        Some(live) => tokio::spawn(
+            axum::serve(TlsListener::new(admin, live.tls.clone()), api)
+                .with_graceful_shutdown(told_to_stop)
+                .into_future(),
+        ),
+    };
+    for live in data_tls.iter().chain(&admin_tls) {
+        tokio::spawn(live.clone().follow(stopping.clone()));
+    }
     let data_server = guests.spawn(stepwell_http_trigger::serve(
         data,
         http,
         ServeConfig {
             grace: config.grace_period,
+            tls: data_tls.as_ref().map(|live| live.tls.clone()),
             ..ServeConfig::default()
         },
         stopping.clone(),
@@ -199,13 +252,18 @@ async fn serve(
             "embedded Kafka broker: for laptops, it keeps nothing on disk"
         );
     }
+    let url = |tls: bool, address| format!("{}://{address}", if tls { "https" } else { "http" });
     announce(
-        &data_address.to_string(),
-        &admin_address.to_string(),
+        &url(data_tls.is_some(), data_address),
+        &url(admin_tls.is_some(), admin_address),
         kafka.is_embedded().then(|| kafka.bootstrap()),
     );
 
+    // From here on there is time for it.
+    let tidy = tokio::spawn(async move { tidy.tidy().await });
+
     signals.next().await;
+    tidy.abort();
     info!(grace_period = ?config.grace_period, "stopping: a second signal stops at once");
     let deadline = Instant::now() + config.grace_period;
     stopping.cancel();
@@ -271,14 +329,14 @@ fn announce(data: &str, admin: &str, kafka: Option<&str>) {
         let broker = kafka.map_or_else(String::new, |kafka| format!("  kafka {kafka} (embedded)"));
         writeln!(
             stdout,
-            "stepwell is ready: data http://{data}  admin http://{admin}{broker}"
+            "stepwell is ready: data {data}  admin {admin}{broker}"
         )
     } else {
         let mut line = serde_json::Map::new();
         let mut put = |key: &str, value: String| line.insert(key.to_owned(), value.into());
         put("event", "ready".to_owned());
-        put("data", format!("http://{data}"));
-        put("admin", format!("http://{admin}"));
+        put("data", data.to_owned());
+        put("admin", admin.to_owned());
         put("version", stepwell_core::VERSION.to_owned());
         if let Some(kafka) = kafka {
             put("kafka", kafka.to_owned());

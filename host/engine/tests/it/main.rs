@@ -12,5 +12,8 @@ mod hand_made;
 mod hostile;
 mod load;
 mod neighbours;
+mod reuse;
+mod reuse_http;
+mod service;
 mod support;
 mod uploads;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use stepwell_core::{Digest, Event, Limits, StepError};
 use stepwell_engine::{
-    Engine, EngineConfig, Environment, LogSink, LogStream, Plugin, StoreBase, StoreState,
+    Bind, Engine, EngineConfig, Environment, LogSink, LogStream, Plugin, StoreBase, StoreState,
 };
 use tempfile::TempDir;
 
@@ -43,13 +43,19 @@ pub(crate) struct Host {
 }
 
 pub(crate) fn host() -> Host {
-    host_with(|_| {})
+    // Tests run side by side, each with its own pool.
+    host_of(100)
 }
 
+/// A host that holds so many instances.
+pub(crate) fn host_of(instances: u32) -> Host {
+    host_with(|config| config.instances = instances)
+}
+
+/// A host with another configuration, of a hundred instances unless that says otherwise.
 pub(crate) fn host_with(change: impl FnOnce(&mut EngineConfig)) -> Host {
     let cache = tempfile::tempdir().unwrap();
     let mut config = EngineConfig::new(cache.path());
-    // Tests run side by side, each with its own pool.
     config.instances = 100;
     change(&mut config);
     Host {
@@ -66,6 +72,17 @@ pub(crate) fn host_with(change: impl FnOnce(&mut EngineConfig)) -> Host {
 impl Host {
     pub(crate) fn state(&self) -> State {
         State(StoreBase::new(self.environment.clone(), self.lines.clone()))
+    }
+
+    pub(crate) fn calling(&self) -> Calling {
+        self.calling_with(&self.lines)
+    }
+
+    pub(crate) fn calling_with(&self, lines: &Arc<Lines>) -> Calling {
+        Calling {
+            environment: self.environment.clone(),
+            lines: lines.clone(),
+        }
     }
 
     pub(crate) async fn plugin(&self, bytes: Vec<u8>) -> Arc<Plugin<State>> {
@@ -92,6 +109,22 @@ impl Host {
         plugin
             .process(self.state(), limits, soon(), event(what))
             .await
+    }
+}
+
+/// A call in a kept instance, with a log of its own.
+pub(crate) struct Calling {
+    environment: Arc<Environment>,
+    lines: Arc<Lines>,
+}
+
+impl Bind<State> for Calling {
+    fn fresh(&self) -> State {
+        State(StoreBase::new(self.environment.clone(), self.lines.clone()))
+    }
+
+    fn renew(&self, state: &mut State) {
+        state.0.rebind(self.lines.clone());
     }
 }
 

@@ -185,7 +185,7 @@ async fn recursion_in_core_types_is_refused() {
     let bytes = Bytes::from(bytes);
     let error = match host.engine.inspect(&bytes) {
         Err(refused) => refused,
-        Ok(_) => match host.engine.compile(Digest::of(&bytes), bytes).await {
+        Ok(_) => match host.engine.compile("test", Digest::of(&bytes), bytes).await {
             Err(LoadError::Refused(refused)) => refused,
             outcome => panic!("{outcome:?}"),
         },
@@ -224,7 +224,7 @@ async fn data_at_the_end_of_the_world_costs_no_more_than_it_has() {
     // Whether or not it is accepted, no image of four gigabytes is made of it.
     let began = Instant::now();
     let bytes = Bytes::from(bytes);
-    let _ = host.engine.compile(Digest::of(&bytes), bytes).await;
+    let _ = host.engine.compile("test", Digest::of(&bytes), bytes).await;
     assert!(began.elapsed() < BOUND, "{:?}", began.elapsed());
 }
 
@@ -242,7 +242,7 @@ async fn code_that_is_nested_deeply_or_branches_widely_is_compiled_or_refused() 
             r#"(memory (export "memory") 1) (func $bomb {body}) {REST}"#
         )));
         let began = Instant::now();
-        match host.engine.compile(Digest::of(&bytes), bytes).await {
+        match host.engine.compile("test", Digest::of(&bytes), bytes).await {
             Ok(_) => {}
             Err(LoadError::Refused(refused)) => {
                 assert_eq!(refused.code, "invalid-component", "{name}")

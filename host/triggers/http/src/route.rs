@@ -1,9 +1,9 @@
-use std::collections::{BTreeSet, HashMap};
-use std::sync::Arc;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::{Arc, OnceLock};
 
 use http::Method;
 use stepwell_core::Name;
-use stepwell_pipeline::{Deployment, HttpTriggerSpec, TriggerSpec};
+use stepwell_pipeline::{Deployment, HttpAuth, HttpTriggerSpec, JwtIssuer, TriggerSpec};
 
 use crate::percent;
 use crate::telemetry::RouteMetrics;
@@ -27,6 +27,8 @@ const RESERVED: [&[&str]; 8] = [
 #[derive(Default)]
 pub struct RouteTable {
     root: Node,
+    /// Whose JSON Web Tokens the routes take.
+    issuers: HashSet<JwtIssuer>,
 }
 
 /// One trigger of one revision.
@@ -36,7 +38,19 @@ pub(crate) struct Route {
     pub(crate) params: Vec<String>,
     pub(crate) max_body: u64,
     pub(crate) timeout: std::time::Duration,
-    pub(crate) metrics: RouteMetrics,
+    pub(crate) auth: HttpAuth,
+    metrics: OnceLock<RouteMetrics>,
+    pattern: String,
+}
+
+impl Route {
+    /// Its metrics, which exist from its first request on: thousands of routes may never have one.
+    pub(crate) fn metrics(&self) -> &RouteMetrics {
+        let deployment = &self.deployment;
+        let (namespace, pipeline) = (deployment.namespace.as_str(), deployment.name.as_str());
+        self.metrics
+            .get_or_init(|| RouteMetrics::new(namespace, pipeline, &self.pattern))
+    }
 }
 
 #[derive(Default)]
@@ -87,6 +101,9 @@ impl RouteTable {
             tracing::error!(%namespace, %pipeline, method = spec.method, "a route has no usable method");
             return;
         };
+        if let HttpAuth::OwnJwt(issuer) = &spec.auth {
+            self.issuers.insert(issuer.clone());
+        }
         let pattern = format!("{prefix}{}", spec.path);
         let mut params = Vec::new();
         let mut node = &mut self.root;
@@ -119,7 +136,9 @@ impl RouteTable {
             params,
             max_body: spec.max_body,
             timeout: spec.timeout,
-            metrics: RouteMetrics::new(namespace.as_str(), pipeline.as_str(), &pattern),
+            auth: spec.auth.clone(),
+            metrics: OnceLock::new(),
+            pattern,
         });
         if root_of_tenant {
             // `/@tenant/` is the root of the tenant's paths, `/@tenant` what people type.
@@ -134,6 +153,10 @@ impl RouteTable {
         } else {
             node.here.push(route);
         }
+    }
+
+    pub(crate) fn issuers(&self) -> &HashSet<JwtIssuer> {
+        &self.issuers
     }
 
     pub(crate) fn find(&self, method: &Method, path: &str) -> Found {
@@ -259,7 +282,7 @@ fn split(path: &str) -> (&str, Option<&str>) {
 mod tests {
     use std::time::Duration;
 
-    use stepwell_pipeline::{Deployed, PathPattern};
+    use stepwell_pipeline::{Deployed, HttpAuth, PathPattern};
 
     use super::*;
 
@@ -276,6 +299,7 @@ mod tests {
                         path: (*path).to_owned(),
                         max_body: 1,
                         timeout: Duration::from_secs(1),
+                        auth: HttpAuth::None,
                     })],
                     body: Deployed::Steps(Vec::new()),
                 })
