@@ -69,8 +69,12 @@ pub struct StoreBase {
     egress: NoEgress,
 }
 
-/// Resource handles that one call may hold.
-pub(crate) const HANDLES: usize = 10_000;
+/// Resource handles that one call may hold. Each may stand for memory of the host: HTTP headers for up to 128 KiB, a body for twice
+/// [`BODY_CHUNK`].
+pub(crate) const HANDLES: usize = 1_000;
+
+/// Bytes that a guest may write to a body at once; two such pieces may wait to be read.
+const BODY_CHUNK: usize = 64 << 10;
 
 /// Resource handles that a guest may keep from one call to the next.
 const HANDLES_AT_REST: usize = 256;
@@ -166,6 +170,10 @@ type Response = (
 );
 
 impl WasiHttpHooks for NoEgress {
+    fn p2_outgoing_body_chunk_size(&mut self) -> usize {
+        BODY_CHUNK
+    }
+
     fn send_request(
         &mut self,
         _request: http::Request<WasiBody>,
