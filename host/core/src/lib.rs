@@ -3,6 +3,7 @@
 //! Nothing here does I/O, and nothing here knows a runtime, WebAssembly or a transport; every other
 //! crate of the host may depend on this one.
 
+mod access;
 mod call;
 pub mod cloudevents;
 mod digest;
@@ -20,6 +21,7 @@ mod trace;
 mod units;
 mod version;
 
+pub use access::{InvalidRole, Principal, Right, Role};
 pub use call::{Call, RunId, StepScope};
 pub use digest::Digest;
 pub use error::{Blame, ErrorKind, StepError};
@@ -33,7 +35,7 @@ pub use problem::Problem;
 pub use quotas::Quotas;
 pub use secret::Secret;
 pub use trace::TraceContext;
-pub use units::{ByteSize, InvalidUnit, parse_duration, parse_size, show_duration};
+pub use units::{ByteSize, InvalidUnit, parse_duration, parse_lifetime, parse_size, show_duration};
 pub use version::{PluginRef, VersionSelector};
 
 /// The version of Stepwell that this host is.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use stepwell_api::ApiOptions;
-use stepwell_catalog::{Catalog, CatalogError};
+use stepwell_catalog::{Catalog, CatalogError, Directory};
 use stepwell_engine::{Engine, EngineConfig};
 use stepwell_http_trigger::{HttpTrigger, RouteTable, ServeConfig};
 use stepwell_inference::Models;
@@ -20,6 +20,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use crate::access::Tokens;
 use crate::cli::ServeArgs;
 use crate::config::{Config, Overrides};
 use crate::deployer::{Deployer, OnChange};
@@ -89,6 +90,13 @@ async fn serve(config: &Config, telemetry: &Telemetry, models: Models) -> Result
         }
         Err(error) => return Err(error.into()),
     }
+    let directory = Arc::new(Directory::new(&catalog, config.keep_audit));
+    let tokens = Arc::new(Tokens::new(
+        catalog.clone(),
+        directory.clone(),
+        config.admin_token.as_ref(),
+        config.admin_listen.ip().is_loopback(),
+    ));
     let engine = Engine::new(
         EngineConfig {
             max_component: config.limits.component,
@@ -135,6 +143,7 @@ async fn serve(config: &Config, telemetry: &Telemetry, models: Models) -> Result
     let metrics = telemetry.metrics.clone();
     let host = Arc::new(Host {
         catalog: catalog.clone(),
+        directory: directory.clone(),
         engine,
         deployer: deployer.clone(),
         services: services.clone(),
@@ -153,7 +162,7 @@ async fn serve(config: &Config, telemetry: &Telemetry, models: Models) -> Result
     let api = stepwell_api::router(
         host,
         ApiOptions {
-            admin_token: config.admin_token.clone(),
+            gate: tokens.clone(),
             component_limit: config.limits.component,
         },
     );
@@ -176,10 +185,20 @@ async fn serve(config: &Config, telemetry: &Telemetry, models: Models) -> Result
         let (deployer, stopping) = (deployer.clone(), stopping.clone());
         async move { deployer.follow(stopping).await }
     });
+    let known = tokio::spawn({
+        let (directory, stopping) = (directory.clone(), stopping.clone());
+        async move {
+            tokio::select! {
+                () = stopping.cancelled() => {}
+                () = directory.follow() => {}
+            }
+        }
+    });
     let upkeep = tokio::spawn(upkeep(telemetry.metrics.clone(), stopping.clone()));
-    if config.admin_token.is_none() {
+    let is_development = tokens.is_development().await.unwrap_or(false);
+    if is_development {
         warn!(
-            "development mode: the admin listener asks for no token ([server] admin_token sets one)"
+            "development mode: whoever reaches the admin listener may do everything, without a token; set [server] admin_token, or make a token with 'stepwell token create --role operator'"
         );
     }
     if kafka.is_embedded() {
@@ -192,6 +211,7 @@ async fn serve(config: &Config, telemetry: &Telemetry, models: Models) -> Result
         &data_address.to_string(),
         &admin_address.to_string(),
         kafka.is_embedded().then(|| kafka.bootstrap()),
+        is_development,
     );
 
     signals.next().await;
@@ -212,9 +232,10 @@ async fn serve(config: &Config, telemetry: &Telemetry, models: Models) -> Result
             bail!("stopped at once by a second signal");
         }
     };
-    let _ = tokio::join!(follower, upkeep);
+    let _ = tokio::join!(follower, known, upkeep);
     admin_stop.cancel();
     let _ = tokio::time::timeout(Duration::from_secs(2), admin_server).await;
+    directory.store_uses().await;
     services.vectors.close().await;
     services.databases.close().await;
     catalog.close().await;
@@ -254,13 +275,18 @@ fn lock(data_dir: &Path) -> Result<File> {
 }
 
 /// The one line of stdout: where the host is.
-fn announce(data: &str, admin: &str, kafka: Option<&str>) {
+fn announce(data: &str, admin: &str, kafka: Option<&str>, is_development: bool) {
     let mut stdout = std::io::stdout().lock();
     let written = if stdout.is_terminal() {
         let broker = kafka.map_or_else(String::new, |kafka| format!("  kafka {kafka} (embedded)"));
         writeln!(
             stdout,
-            "stepwell is ready: data http://{data}  admin http://{admin}{broker}"
+            "stepwell is ready: data http://{data}  admin http://{admin}{broker}{}",
+            if is_development {
+                "  (development mode: no token is needed)"
+            } else {
+                ""
+            }
         )
     } else {
         let mut line = serde_json::Map::new();
@@ -271,6 +297,9 @@ fn announce(data: &str, admin: &str, kafka: Option<&str>) {
         put("version", stepwell_core::VERSION.to_owned());
         if let Some(kafka) = kafka {
             put("kafka", kafka.to_owned());
+        }
+        if is_development {
+            put("warning", "development mode: no token is needed".to_owned());
         }
         let line = serde_json::Value::Object(line);
         writeln!(stdout, "{line}")

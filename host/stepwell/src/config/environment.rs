@@ -4,7 +4,7 @@ use stepwell_document::{Key, Node, Value};
 use super::{NOWHERE, Overrides};
 
 /// Keys that `STEPWELL_SECTION_KEY` may set.
-const KEYS: [(&str, &[&str]); 6] = [
+const KEYS: [(&str, &[&str]); 7] = [
     (
         "server",
         &[
@@ -19,6 +19,7 @@ const KEYS: [(&str, &[&str]); 6] = [
     ("kafka", &["brokers", "drain_timeout"]),
     ("models", &["directory", "library"]),
     ("limits", &["component", "compile", "concurrent_runs"]),
+    ("audit", &["keep"]),
     ("telemetry", &["otlp_endpoint", "service_name"]),
 ];
 

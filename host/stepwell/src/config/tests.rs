@@ -26,6 +26,20 @@ fn everything_has_a_default() {
     assert_eq!(config.data_dir, Path::new("/etc/stepwell-data"));
     assert_eq!(config.kafka.brokers, Brokers::Embedded);
     assert_eq!(config.limits.concurrent_runs, 1024);
+    assert_eq!(config.keep_audit, Duration::from_secs(90 * 86_400));
+}
+
+#[test]
+fn the_audit_log_is_kept_as_long_as_is_said() {
+    let config = parse("[audit]\nkeep = \"36h\"\n").unwrap();
+    assert_eq!(config.keep_audit, Duration::from_secs(36 * 3600));
+    let shown = parse("[audit]\nkeep = \"90\"\n").unwrap_err();
+    assert!(
+        shown[0].contains("2:8: /audit/keep: '90' has no unit") && shown[0].contains("90d"),
+        "{shown:?}"
+    );
+    assert!(parse("[audit]\nkeep = \"0d\"\n").is_err());
+    assert!(parse("[audit]\nkept = \"1d\"\n").is_err());
 }
 
 #[test]
