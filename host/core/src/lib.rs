@@ -3,6 +3,7 @@
 //! Nothing here does I/O, and nothing here knows a runtime, WebAssembly or a transport; every other
 //! crate of the host may depend on this one.
 
+mod access;
 mod call;
 pub mod cloudevents;
 mod cpu;
@@ -22,6 +23,7 @@ mod units;
 mod version;
 mod within;
 
+pub use access::{InvalidRole, Principal, Right, Role};
 pub use call::{Call, RunId, StepScope};
 pub use cpu::CpuAccount;
 pub use digest::Digest;
@@ -36,7 +38,7 @@ pub use problem::Problem;
 pub use quotas::Quotas;
 pub use secret::Secret;
 pub use trace::TraceContext;
-pub use units::{ByteSize, InvalidUnit, parse_duration, parse_size, show_duration};
+pub use units::{ByteSize, InvalidUnit, parse_duration, parse_lifetime, parse_size, show_duration};
 pub use version::{PluginRef, VersionSelector};
 pub use within::within;
 

@@ -270,8 +270,14 @@ impl Draft {
                         (TriggerSpec::Kafka(own), TriggerSpec::Kafka(taken))
                             if own.shares_with(taken) =>
                         {
+                            // A tenant does not learn the names of another.
+                            let reader = if other.namespace == *namespace {
+                                format!("pipeline '{owner}'")
+                            } else {
+                                "a pipeline of another namespace".to_owned()
+                            };
                             let message = format!(
-                                "pipeline '{owner}' reads a topic of this trigger in the group '{}' too: each would get a part of the records",
+                                "{reader} reads a topic of this trigger in the group '{}' too: each would get a part of the records",
                                 own.group
                             );
                             found.push(

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use stepwell_catalog::Location;
-use stepwell_core::{BindingKind, ByteSize, Problem, Secret};
+use stepwell_core::{BindingKind, ByteSize, Problem, Secret, parse_lifetime};
 use stepwell_document::{At, MapReader, Node, Position, Problems, Value, parse_toml};
 use stepwell_inference::ModelBindingConfig;
 use stepwell_kafka_trigger::{Brokers, KafkaConfig, RESERVED_PROPERTIES};
@@ -49,6 +49,8 @@ pub(crate) struct Config {
     /// Where libtensorflow is; none: looked for in the usual places.
     pub(crate) models_library: Option<PathBuf>,
     pub(crate) limits: HostLimits,
+    /// How long records of the audit log are kept.
+    pub(crate) keep_audit: Duration,
     /// Where traces go; none: nowhere.
     pub(crate) otlp_endpoint: Option<String>,
     pub(crate) service_name: String,
@@ -224,6 +226,7 @@ impl Reader<'_> {
         let kafka = self.kafka(&mut section(&mut sections, "kafka"));
         let (models_directory, models_library) = self.models(&mut section(&mut sections, "models"));
         let limits = limits(&mut section(&mut sections, "limits"));
+        let keep_audit = audit(&mut section(&mut sections, "audit"));
         let (otlp_endpoint, service_name) = telemetry(&mut section(&mut sections, "telemetry"));
         let bindings = sections
             .optional("bindings")
@@ -247,6 +250,7 @@ impl Reader<'_> {
             models_directory,
             models_library,
             limits: limits?,
+            keep_audit: keep_audit?,
             otlp_endpoint,
             service_name,
             bindings,
@@ -528,6 +532,29 @@ fn at_least(section: &mut Section<'_>, key: &'static str, default: u64, least: u
         return None;
     }
     Some(size)
+}
+
+fn audit(section: &mut Section<'_>) -> Option<Duration> {
+    let keep = match section.optional("keep") {
+        None => Some(Duration::from_secs(90 * 86_400)),
+        Some(at) => match parse_lifetime(at.string()?) {
+            Ok(time) if !time.is_zero() => Some(time),
+            Ok(_) => {
+                at.problem_with_hint("the audit log must be kept for a while", "such as 90d");
+                None
+            }
+            Err(error) => {
+                let hint = error
+                    .hint
+                    .clone()
+                    .unwrap_or_else(|| "such as 90d".to_owned());
+                at.problem_with_hint(error.to_string(), hint);
+                None
+            }
+        },
+    };
+    section.finish();
+    keep
 }
 
 fn telemetry(section: &mut Section<'_>) -> (Option<String>, String) {
