@@ -243,7 +243,7 @@ async fn a_token_works_until_it_expires_or_is_revoked() {
         .admin_request(Method::GET, path)
         .basic_auth("x", Some(&value));
     assert_eq!(send(basic).await.unwrap().status, StatusCode::UNAUTHORIZED);
-    let huge = get(&host, &"a".repeat(1 << 20), path).await.status;
+    let huge = get(&host, &"a".repeat(100_000), path).await.status;
     assert!(huge.is_client_error(), "{huge}");
     assert_eq!(get(&host, &value, path).await.status, StatusCode::OK);
 
@@ -555,7 +555,10 @@ async fn logs_are_shown_to_their_own_namespace() {
         let applied = put(&host, ADMIN, &format!("{at}/pipelines/fails"), document).await;
         assert_eq!(applied.status, StatusCode::CREATED, "{}", applied.json());
     }
-    let failed = host.event("/@team-a/fails", "1", "panic", "").await.unwrap();
+    let failed = host
+        .event("/@team-a/fails", "1", "panic", "")
+        .await
+        .unwrap();
     let elsewhere = host.event("/fails", "2", "panic", "").await.unwrap();
     let runs = |reply: &Value| -> Vec<String> {
         let items = reply["items"].as_array().cloned().unwrap_or_default();
