@@ -243,7 +243,7 @@ async fn a_token_works_until_it_expires_or_is_revoked() {
         .admin_request(Method::GET, path)
         .basic_auth("x", Some(&value));
     assert_eq!(send(basic).await.unwrap().status, StatusCode::UNAUTHORIZED);
-    let huge = get(&host, &"a".repeat(1 << 20), path).await.status;
+    let huge = get(&host, &"a".repeat(100_000), path).await.status;
     assert!(huge.is_client_error(), "{huge}");
     assert_eq!(get(&host, &value, path).await.status, StatusCode::OK);
 

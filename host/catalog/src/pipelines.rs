@@ -46,7 +46,7 @@ impl Catalog {
                 });
             }
         }
-        namespaces::find(&mut tx, namespace).await?;
+        namespaces::quotas(&mut tx, namespace).await?;
         let action = ("pipeline.apply", &self.by);
         append(tx, namespace, name, &head, new, action).await
     }

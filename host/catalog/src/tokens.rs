@@ -101,7 +101,7 @@ impl Catalog {
         let id = format!("t{}", hex::encode(random::<8>()?));
         let mut tx = self.db.write().await?;
         if let Some(namespace) = &new.namespace {
-            namespaces::find(&mut tx, namespace).await?;
+            namespaces::quotas(&mut tx, namespace).await?;
         }
         let count = tx.row("SELECT COUNT(*) FROM tokens", &[]).await?;
         if count.map_or(Ok(0), |row| row.unsigned(0))? >= MOST {
