@@ -63,7 +63,8 @@ pub struct StoreBase {
     pub(crate) log: CallLog,
     pub(crate) cpu: Option<Arc<CpuAccount>>,
     pub(crate) environment: Arc<Environment>,
-    wasi: WasiCtx,
+    /// Made when the guest first asks for something of it: seeding its random numbers costs more than many calls take.
+    wasi: Option<Box<WasiCtx>>,
     http: WasiHttpCtx,
     egress: NoEgress,
 }
@@ -84,21 +85,13 @@ impl StoreBase {
         let log = CallLog::new(sink);
         let mut table = ResourceTable::new();
         table.set_max_capacity(HANDLES);
-        let wasi = WasiCtxBuilder::new()
-            .stdout(log.stream(LogStream::Stdout))
-            .stderr(log.stream(LogStream::Stderr))
-            .allow_tcp(false)
-            .allow_udp(false)
-            .allow_ip_name_lookup(false)
-            .max_random_size(1 << 20)
-            .build();
         Self {
             table,
             meter: Meter::new(Limits::default(), None),
             log,
             cpu: None,
             environment,
-            wasi,
+            wasi: None,
             http: WasiHttpCtx::new(),
             egress: NoEgress,
         }
@@ -130,16 +123,20 @@ impl StoreBase {
     }
 
     pub(crate) fn wasi(&mut self) -> WasiCtxView<'_> {
+        let ctx = self
+            .wasi
+            .get_or_insert_with(|| Box::new(confined(&self.log)));
         WasiCtxView {
-            ctx: &mut self.wasi,
+            ctx,
             table: &mut self.table,
         }
     }
 
     pub(crate) fn cli(&mut self) -> WasiCliCtxView<'_> {
+        let WasiCtxView { ctx, table } = self.wasi();
         WasiCliCtxView {
-            ctx: self.wasi.cli(),
-            table: &mut self.table,
+            ctx: ctx.cli(),
+            table,
         }
     }
 
@@ -150,6 +147,18 @@ impl StoreBase {
             ctx: &mut self.http,
         }
     }
+}
+
+/// WASI without a directory and without a socket.
+fn confined(log: &CallLog) -> WasiCtx {
+    WasiCtxBuilder::new()
+        .stdout(log.stream(LogStream::Stdout))
+        .stderr(log.stream(LogStream::Stderr))
+        .allow_tcp(false)
+        .allow_udp(false)
+        .allow_ip_name_lookup(false)
+        .max_random_size(1 << 20)
+        .build()
 }
 
 /// Outbound HTTP: linked for every guest, since some languages always import it, and refused.
