@@ -18,7 +18,18 @@ const KEYS: [(&str, &[&str]); 6] = [
     ("catalog", &["url"]),
     ("kafka", &["brokers", "drain_timeout"]),
     ("models", &["directory", "library"]),
-    ("limits", &["component", "compile", "concurrent_runs"]),
+    (
+        "limits",
+        &[
+            "cache",
+            "compile",
+            "compile_memory",
+            "component",
+            "concurrent_runs",
+            "loaded_components",
+            "uploads",
+        ],
+    ),
     ("telemetry", &["otlp_endpoint", "service_name"]),
 ];
 
