@@ -10,7 +10,8 @@ GUEST_TARGET := $(CACHE)/guest-target
 export STEPWELL_GUESTS := $(GUEST_TARGET)/stepwell
 # `embedded`, or `real`: PostgreSQL, Redis and Apache Kafka, started by the demo itself.
 SERVICES ?= embedded
-# What `make bench` measures: `release`, or `dist`, the slowly built profile of images. BENCH: options for it.
+# What `make bench` measures: `release`, or `dist`, the slowly built profile of images. BENCH: options for it, or one row of it
+# (`cold-start`, `upload`, `idle`, `storm`, `density`).
 PROFILE ?= release
 BENCH ?=
 # Options of `make soak`.
@@ -37,7 +38,7 @@ test: setup host guests ## all tests, on real PostgreSQL, Redis, Apache Kafka an
 lint: ## formatting, clippy, dependencies
 	deploy/lint.sh
 
-bench: setup host guests ## requests/s and latencies beside a native handler and wasmtime serve (PROFILE=dist for images' build, BENCH=--help)
+bench: setup host guests ## requests/s, latencies, cold starts, uploads and density beside a native handler and wasmtime serve (PROFILE=dist for images' build, BENCH=--help)
 	@deploy/setup.sh wasmtime
 	@if [ "$(PROFILE)" != release ]; then cargo build --profile $(PROFILE) -p stepwell -p stepwell-bench; fi
 	@$(CARGO_TARGET_DIR)/$(PROFILE)/stepwell-bench $(BENCH)

@@ -23,7 +23,16 @@ const KEYS: [(&str, &[&str]); 10] = [
     ("models", &["directory", "library"]),
     (
         "limits",
-        &["component", "compile", "concurrent_runs", "guest_memory"],
+        &[
+            "cache",
+            "compile",
+            "compile_memory",
+            "component",
+            "concurrent_runs",
+            "guest_memory",
+            "loaded_components",
+            "uploads",
+        ],
     ),
     ("audit", &["keep"]),
     ("telemetry", &["otlp_endpoint", "service_name"]),

@@ -273,3 +273,29 @@ fn an_issuer_is_whole_and_its_keys_are_a_url_or_a_file() {
         assert!(shown.contains(part), "{part} in {shown}");
     }
 }
+
+#[test]
+fn limits_that_cannot_work_are_refused() {
+    for (text, word) in [
+        ("uploads = \"1MiB\"", "limits.component"),
+        ("compile_memory = \"1MiB\"", "16MiB"),
+        ("cache = \"1KiB\"", "1MiB"),
+        ("loaded_components = 0", "loaded_components"),
+    ] {
+        let shown = parse(&format!("[limits]\n{text}\n")).unwrap_err();
+        assert!(shown[0].contains(word), "{text}: {shown:?}");
+    }
+    let limits = parse("[limits]\ncomponent = \"1MiB\"\n").unwrap().limits;
+    assert_eq!(limits.uploads, 4 << 20);
+    let text = "[limits]\ncomponent = \"1MiB\"\nuploads = \"2MiB\"\ncompile_memory = \"1GiB\"\ncache = \"2GiB\"\nloaded_components = 7\n";
+    let limits = parse(text).unwrap().limits;
+    assert_eq!(
+        (
+            limits.uploads,
+            limits.compile_memory,
+            limits.cache,
+            limits.loaded_components
+        ),
+        (2 << 20, 1 << 30, 2 << 30, 7)
+    );
+}
