@@ -46,7 +46,8 @@ pub struct StoreBase {
     pub(crate) environment: Arc<Environment>,
     wasi: WasiCtx,
     http: WasiHttpCtx,
-    egress: NoEgress,
+    egress: Option<Box<dyn WasiHttpHooks>>,
+    no_egress: NoEgress,
 }
 
 /// Resource handles that one call may hold.
@@ -69,12 +70,18 @@ impl StoreBase {
         Self {
             table,
             meter: Meter::new(Limits::default()),
+            no_egress: NoEgress(log.clone()),
             log,
             environment,
             wasi,
             http: WasiHttpCtx::new(),
-            egress: NoEgress,
+            egress: None,
         }
+    }
+
+    /// Sends the outbound HTTP requests of this call through these hooks; without any they are denied.
+    pub fn set_egress(&mut self, hooks: Box<dyn WasiHttpHooks>) {
+        self.egress = Some(hooks);
     }
 
     pub(crate) fn wasi(&mut self) -> WasiCtxView<'_> {
@@ -93,15 +100,18 @@ impl StoreBase {
 
     pub(crate) fn http(&mut self) -> WasiHttpCtxView<'_> {
         WasiHttpCtxView {
-            hooks: &mut self.egress,
+            hooks: match &mut self.egress {
+                Some(egress) => egress.as_mut(),
+                None => &mut self.no_egress,
+            },
             table: &mut self.table,
             ctx: &mut self.http,
         }
     }
 }
 
-/// Outbound HTTP: linked for every guest, since some languages always import it, and refused.
-struct NoEgress;
+/// Outbound HTTP of a call without a grant: linked for every guest, since some languages always import it, and denied.
+struct NoEgress(CallLog);
 
 type Response = (
     http::Response<WasiBody>,
@@ -111,10 +121,20 @@ type Response = (
 impl WasiHttpHooks for NoEgress {
     fn send_request(
         &mut self,
-        _request: http::Request<WasiBody>,
+        request: http::Request<WasiBody>,
         _options: Option<RequestOptions>,
         _sent: Box<dyn Future<Output = Result<(), HttpError>> + Send>,
     ) -> Box<dyn Future<Output = Result<Response, HttpError>> + Send> {
+        let (method, uri) = (request.method(), request.uri());
+        let origin = uri.authority().map_or("", |authority| authority.as_str());
+        let scheme = uri.scheme_str().unwrap_or_default();
+        let wanted: String = format!("{method} {scheme}://{origin}")
+            .chars()
+            .take(300)
+            .collect();
+        self.0.note(&format!(
+            "the request {wanted} was refused: the step has no http grant"
+        ));
         Box::new(std::future::ready(Err(HttpError::HttpRequestDenied)))
     }
 }

@@ -14,6 +14,7 @@ use stepwell_core::{Grants, Limits, Name, PluginRef};
 
 pub use draft::Draft;
 pub(crate) use draft::StepDraft;
+pub(crate) use grants::MAX_ORIGINS;
 pub(crate) use limits::{MAX_ATTEMPTS, MAX_CPU, MAX_MEMORY, MAX_OUTPUT, MAX_TIME};
 pub use path::{InvalidPath, PathPattern};
 pub(crate) use trigger::METHODS;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use stepwell_catalog::Catalog;
 use stepwell_core::{Call, Event, Limits, StepError, StepScope};
+use stepwell_egress::EgressScope;
 use stepwell_engine::{Engine, Environment, Plugin, World};
 use stepwell_inference::JsonMapping;
 use stepwell_pipeline::{
@@ -39,6 +40,7 @@ impl StepFactory for Factory {
             plugin,
             limits,
             environment: Arc::new(Environment::new(scope.config.iter().cloned())),
+            egress: self.services.egress.scope(scope),
             services: self.services.clone(),
         });
         Ok(if is_function {
@@ -70,13 +72,25 @@ struct PluginStep {
     plugin: Arc<Plugin<GuestState>>,
     limits: Limits,
     environment: Arc<Environment>,
+    egress: Option<Arc<EgressScope>>,
     services: Arc<Services>,
+}
+
+impl PluginStep {
+    fn state(&self, call: &Call) -> GuestState {
+        GuestState::new(
+            &self.services,
+            &self.environment,
+            self.egress.as_ref(),
+            call,
+        )
+    }
 }
 
 #[async_trait]
 impl Step for PluginStep {
     async fn call(&self, call: &Call, event: Event) -> Result<Vec<Event>, StepError> {
-        let state = GuestState::new(&self.services, &self.environment, call);
+        let state = self.state(call);
         self.plugin
             .process(state, self.limits, call.deadline, event)
             .await
@@ -90,7 +104,7 @@ impl Function for PluginStep {
         call: &Call,
         request: http::Request<Body>,
     ) -> Result<http::Response<Body>, StepError> {
-        let state = GuestState::new(&self.services, &self.environment, call);
+        let state = self.state(call);
         self.plugin
             .handle(state, self.limits, call.deadline, request)
             .await

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use stepwell_core::Call;
+use stepwell_egress::EgressScope;
 use stepwell_engine::{Environment, LogSink, LogStream, StoreBase, StoreState};
 use stepwell_inference::{HasInference, InferenceView};
 use stepwell_keyvalue::{KeyValueCtx, KeyValueView};
@@ -26,11 +27,18 @@ impl GuestState {
     pub(crate) fn new(
         services: &Arc<Services>,
         environment: &Arc<Environment>,
+        egress: Option<&Arc<EgressScope>>,
         call: &Call,
     ) -> Self {
         let log = CallLog::new(services.logs.clone(), call.clone());
+        let mut base = StoreBase::new(environment.clone(), Arc::new(Streams(log.clone())));
+        if let Some(egress) = egress {
+            let log = log.clone();
+            let note = Arc::new(move |text: &str| log.line(Level::Warn, Source::Run, text));
+            base.set_egress(Box::new(egress.call(call.deadline, note)));
+        }
         Self {
-            base: StoreBase::new(environment.clone(), Arc::new(Streams(log.clone()))),
+            base,
             call: call.clone(),
             keyvalue: KeyValueCtx::new(services.keyvalues.clone(), call.clone()),
             log,

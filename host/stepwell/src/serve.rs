@@ -55,6 +55,7 @@ pub(crate) fn run(args: ServeArgs) -> Result<()> {
 
 fn describe_metrics() {
     stepwell_api::describe_metrics();
+    stepwell_egress::describe_metrics();
     stepwell_engine::describe_metrics();
     stepwell_http_trigger::describe_metrics();
     stepwell_inference::describe_metrics();
@@ -80,7 +81,7 @@ async fn serve(config: &Config, telemetry: &Telemetry, models: Models) -> Result
     let _lock = lock(&config.data_dir)?;
 
     let stopping = CancellationToken::new();
-    let services = Arc::new(Services::open(config, models).await?);
+    let services = Arc::new(Services::open(config, models, &[admin_address]).await?);
     let catalog = Arc::new(Catalog::new(&config.catalog)?);
     match catalog.migrate().await {
         Ok(()) => {}

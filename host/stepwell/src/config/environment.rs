@@ -4,7 +4,7 @@ use stepwell_document::{Key, Node, Value};
 use super::{NOWHERE, Overrides};
 
 /// Keys that `STEPWELL_SECTION_KEY` may set.
-const KEYS: [(&str, &[&str]); 6] = [
+const KEYS: [(&str, &[&str]); 7] = [
     (
         "server",
         &[
@@ -19,6 +19,7 @@ const KEYS: [(&str, &[&str]); 6] = [
     ("kafka", &["brokers", "drain_timeout"]),
     ("models", &["directory", "library"]),
     ("limits", &["component", "compile", "concurrent_runs"]),
+    ("egress", &super::egress::KEYS),
     ("telemetry", &["otlp_endpoint", "service_name"]),
 ];
 
@@ -62,7 +63,9 @@ pub(crate) fn overlay(
             .retain(|(path, _)| *path != format!("/{section}/{key}"));
         overlaid.0.push((format!("/{section}/{key}"), source));
         let value = match text.parse::<i64>() {
-            Ok(number) if key == "concurrent_runs" => Value::Integer(number),
+            Ok(number) if key == "concurrent_runs" || super::egress::COUNTS.contains(&key) => {
+                Value::Integer(number)
+            }
             _ => Value::String(text),
         };
         // A token from the environment is where it should be: no warning is due.
