@@ -7,6 +7,8 @@ use stepwell_core::Origin;
 use tokio::task::JoinHandle;
 use wasmtime_wasi_http::WasiBody;
 
+use crate::error::EgressError;
+
 /// A connection that somebody uses. Dropping an HTTP/1.1 one closes it, whatever it was doing; dropping the last handle of an
 /// HTTP/2 one too, and a request of it that nobody waits for is reset.
 pub(crate) enum Connection {
@@ -50,10 +52,18 @@ pub(crate) enum Sent {
 }
 
 impl Connection {
-    pub(crate) async fn send(&mut self, origin: &Origin, mut request: Request<WasiBody>) -> Sent {
-        if let Err(error) = address(&mut request, origin, matches!(self, Self::Http2(_))) {
-            tracing::debug!(%error, "a request cannot be addressed");
-        }
+    /// Writes where the request goes: in its `Host` header for HTTP/1.1, in its URL for HTTP/2. Whatever stood there before is
+    /// gone.
+    pub(crate) fn address(
+        &self,
+        request: &mut Request<WasiBody>,
+        origin: &Origin,
+    ) -> Result<(), EgressError> {
+        let http2 = matches!(self, Self::Http2(_));
+        address(request, origin, http2).map_err(|error| EgressError::Uri(error.to_string()))
+    }
+
+    pub(crate) async fn send(&mut self, request: Request<WasiBody>) -> Sent {
         let sent = match self {
             Self::Http1(connection) => connection.sender.try_send_request(request).await,
             Self::Http2(connection) => connection.sender.try_send_request(request).await,
@@ -69,7 +79,6 @@ fn unsent(mut error: TrySendError<Request<WasiBody>>) -> Sent {
     }
 }
 
-/// Writes where the request goes: in its `Host` header for HTTP/1.1, in its URL for HTTP/2. Whatever stood there before is gone.
 fn address(
     request: &mut Request<WasiBody>,
     origin: &Origin,

@@ -71,7 +71,8 @@ impl Pool {
                 Some(connection) => (connection, false),
                 None => (self.connect(target, connect_by).await?, true),
             };
-            let sent = timeout(first_byte, connection.send(&target.origin, request)).await;
+            connection.address(&mut request, &target.origin)?;
+            let sent = timeout(first_byte, connection.send(request)).await;
             match sent.map_err(|_| EgressError::ResponseTimeout)? {
                 Sent::Answered(response) => return Ok((response, connection)),
                 Sent::Failed(error) => return Err(EgressError::of_hyper(&error)),

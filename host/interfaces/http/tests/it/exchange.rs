@@ -154,7 +154,11 @@ async fn https_trusts_the_operators_authority_and_speaks_http2() {
 #[tokio::test]
 async fn what_does_not_answer_as_it_should_has_its_own_error() {
     let egress = egress(open(), &Names::loopback(&[]));
-    let cases: [(&str, fn(&HttpError) -> bool); 4] = [
+    let long = format!("HTTP/1.1 200 OK\r\nx: {}\r\n\r\n", "a".repeat(100_000));
+    let cases: [(&str, fn(&HttpError) -> bool); 5] = [
+        (long.leak(), |e| {
+            matches!(e, HttpError::HttpResponseHeaderSectionSize(None))
+        }),
         ("", |e| matches!(e, HttpError::HttpResponseTimeout)),
         ("220 smtp ready\r\n", |e| {
             matches!(e, HttpError::HttpProtocolError)
@@ -199,4 +203,27 @@ async fn what_does_not_answer_as_it_should_has_its_own_error() {
     assert!(matches!(error, HttpError::ConnectionRefused), "{error:?}");
     let error = call.error("http://nobody.example/").await;
     assert!(matches!(error, HttpError::DnsError { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn requests_are_part_of_their_runs_trace() {
+    const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let server = Server::start().await;
+    let config = EgressConfig {
+        trace: Some(|_| Some(PARENT.to_owned())),
+        ..open()
+    };
+    let egress = egress(config, &Names::loopback(&[]));
+    let mut call = call(&egress, "a", &[&server.origin("127.0.0.1")]);
+    call.text(&server.url("127.0.0.1", "/")).await;
+    let traced = format!("traceparent: {PARENT}");
+    assert!(server.last().contains(&traced), "{}", server.last());
+    // A guest that traces by itself goes on as it has begun.
+    let mut request = request("GET", &server.url("127.0.0.1", "/"));
+    let own = PARENT.replace('b', "c");
+    request
+        .headers_mut()
+        .insert("traceparent", own.parse().unwrap());
+    text(call.send(request).await.unwrap()).await;
+    assert!(server.last().contains(&own) && !server.last().contains(PARENT));
 }
