@@ -320,7 +320,10 @@ async fn limits_hold_and_what_a_call_leaves_is_closed() {
     );
     let host = start(&limits, &[server.url("")]).await;
     let reply = fetch(&host, format!("GET {}", server.url("/bytes/200000"))).await;
-    assert_eq!(reply, "ErrorCode::HttpResponseBodySize(Some(102400))");
+    assert_eq!(reply, "broken off");
+    let logs = host.get("/api/v1/namespaces/default/logs").await.unwrap();
+    let logs = logs.json().to_string();
+    assert!(logs.contains("[egress] response_bytes"), "{logs}");
     let reply = fetch(&host, format!("GET {}", server.url("/bytes/100000"))).await;
     assert_eq!(reply.len(), "200 ".len() + 100_000);
     let many = format!("GET {}", server.url("/"));

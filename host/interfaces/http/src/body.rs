@@ -57,6 +57,8 @@ pub(crate) struct Held {
     pub(crate) target: Target,
     pub(crate) connection: Connection,
     pub(crate) flight: Flight,
+    /// Tells the deployer that the response broke off: many guests only learn that it ended.
+    pub(crate) note: Box<dyn Fn(&EgressError) + Send>,
 }
 
 impl ResponseBody {
@@ -88,6 +90,7 @@ impl ResponseBody {
 
     fn fail(&mut self, error: EgressError) -> Poll<Option<Result<Frame<Bytes>, HttpError>>> {
         if let Some(held) = self.held.take() {
+            (held.note)(&error);
             held.flight.cut_off(&error);
         }
         Poll::Ready(Some(Err(error.into())))

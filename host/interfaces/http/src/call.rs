@@ -154,6 +154,8 @@ impl WasiHttpHooks for CallEgress {
             allowance: self.allowance.clone(),
             target,
             flight,
+            note: self.note.clone(),
+            what: what.clone(),
         };
         let note = self.note.clone();
         let answer = async move {
@@ -206,6 +208,8 @@ struct Exchange {
     times: Times,
     allowance: Arc<Allowance>,
     flight: Flight,
+    note: Note,
+    what: String,
 }
 
 impl Exchange {
@@ -216,6 +220,8 @@ impl Exchange {
             times,
             allowance,
             mut flight,
+            note,
+            what,
         } = self;
         let pool = scope.tenant.pool.clone();
         let sent = pool
@@ -229,6 +235,9 @@ impl Exchange {
                     target,
                     connection,
                     flight,
+                    note: Box::new(move |error| {
+                        note(&format!("the response to {what} broke off: {error}"));
+                    }),
                 };
                 Ok(response.map(|incoming| {
                     ResponseBody::new(incoming, allowance, times.between_bytes, held).boxed_unsync()

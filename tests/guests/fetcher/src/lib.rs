@@ -47,7 +47,9 @@ impl Guest for Fetcher {
                 format!("{status}")
             }),
             // The request's body has no end.
-            "unfinished" => begin(&text, false).and_then(answer).map(|_| "answered".into()),
+            "unfinished" => begin(&text, false)
+                .and_then(answer)
+                .map(|_| "answered".into()),
             other => Err(format!("no such behaviour: {other}")),
         };
         let data = reply.unwrap_or_else(|error| error).into_bytes();
@@ -67,7 +69,7 @@ fn fetch(text: &str) -> Result<String, String> {
             Err(StreamError::Closed) => break,
             Err(StreamError::LastOperationFailed(error)) => {
                 let code = wasip2::http::types::http_error_code(&error);
-                return Err(code.map_or("unknown".into(), |code| format!("{code:?}")));
+                return Err(code.map_or("broken off".into(), |code| format!("{code:?}")));
             }
         }
     }

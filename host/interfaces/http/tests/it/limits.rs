@@ -126,6 +126,11 @@ async fn a_call_receives_so_many_bytes_and_no_more() {
         matches!(error, HttpError::HttpResponseBodySize(Some(100_000))),
         "{error:?}"
     );
+    let note = guest.noted();
+    assert!(
+        note.contains("broke off") && note.contains("[egress] response_bytes"),
+        "{note}"
+    );
     // It is the call's, not the step's.
     let mut next = call(&egress, "a", &[&server.origin("127.0.0.1")]);
     assert_eq!(
