@@ -13,8 +13,10 @@ SERVICES ?= embedded
 # What `make bench` measures: `release`, or `dist`, the slowly built profile of images. BENCH: options for it.
 PROFILE ?= release
 BENCH ?=
+# Options of `make soak`.
+SOAK ?=
 
-.PHONY: help demo demo-stop test lint fuzz bench setup host guests schema
+.PHONY: help demo demo-stop test lint fuzz bench soak setup host guests schema
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -43,6 +45,9 @@ bench: setup host guests ## requests/s and latencies beside a native handler and
 	@deploy/setup.sh wasmtime
 	@if [ "$(PROFILE)" != release ]; then cargo build --profile $(PROFILE) -p stepwell -p stepwell-bench; fi
 	@$(CARGO_TARGET_DIR)/$(PROFILE)/stepwell-bench $(BENCH)
+
+soak: setup host guests ## random uploads, deploys, kills and load; fails on a wrong answer or a leak (SOAK="--seconds 3600 --seed 1")
+	@$(BIN)/stepwell-soak $(SOAK)
 
 setup:
 	@deploy/setup.sh packages guest tensorflow

@@ -116,7 +116,7 @@ impl FromStr for Limit {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let digits = text.bytes().all(|byte| byte.is_ascii_digit());
-        match text.parse() {
+        match text.parse::<u32>() {
             Err(error) if digits && *error.kind() == IntErrorKind::PosOverflow => {
                 Ok(Self(u32::MAX))
             }

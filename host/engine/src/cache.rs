@@ -41,6 +41,17 @@ impl Cache {
         })
     }
 
+    /// Whether there is compiled code of this component for an engine of this flavour, be it of another release.
+    pub(crate) fn holds(base: &Path, flavor: Flavor, digest: &Digest) -> bool {
+        let (prefix, file) = (format!("{}-", flavor.as_str()), file_name(digest));
+        fs::read_dir(base).is_ok_and(|directories| {
+            directories.flatten().any(|directory| {
+                directory.file_name().to_string_lossy().starts_with(&prefix)
+                    && directory.path().join(&file).exists()
+            })
+        })
+    }
+
     /// The compiled component, mapped into memory. Reads and hashes the whole file the first time: call it off the request's path.
     pub(crate) fn load(&self, engine: &wasmtime::Engine, digest: &Digest) -> Option<Component> {
         let path = self.path(digest);
@@ -98,7 +109,7 @@ impl Cache {
     }
 
     fn path(&self, digest: &Digest) -> PathBuf {
-        self.dir.join(format!("{}.cwasm", digest.hex()))
+        self.dir.join(file_name(digest))
     }
 
     fn sum_path(&self, digest: &Digest) -> PathBuf {
@@ -108,6 +119,10 @@ impl Cache {
     fn lock(&self) -> std::sync::MutexGuard<'_, HashSet<Digest>> {
         self.verified.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn file_name(digest: &Digest) -> String {
+    format!("{}.cwasm", digest.hex())
 }
 
 fn sum(path: &Path) -> io::Result<Vec<u8>> {

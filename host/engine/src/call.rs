@@ -1,46 +1,62 @@
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 
 use stepwell_core::{Blame, ErrorKind, Limits, StepError, show_duration};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
-use tokio::time::error::Elapsed;
-use wasmtime::component::ResourceTableError;
-use wasmtime::{PoolConcurrencyLimitError, Store, Trap, UpdateDeadline, WasmBacktrace};
-use wasmtime_wasi::I32Exit;
+use tracing::Instrument as _;
+use wasmtime::{PoolConcurrencyLimitError, Store, UpdateDeadline};
 
+use crate::blame::{blame, busy};
 use crate::clock::{CpuClock, timed};
 use crate::epoch::{Ticker, Ticking};
+use crate::idle::Idle;
+use crate::lane::{Moved, SlowLane};
+use crate::memory::GuestMemory;
 use crate::meter::{Exceeded, Meter};
-use crate::store::{HANDLES, StoreState};
+use crate::store::{Environment, HANDLES, StoreState};
 
 /// What all calls of an engine share.
 pub(crate) struct Shared {
     pub(crate) engine: wasmtime::Engine,
     pub(crate) ticker: Ticker,
+    pub(crate) lane: Arc<SlowLane>,
+    pub(crate) memory: Arc<GuestMemory>,
     pub(crate) slots: Arc<Semaphore>,
+    pub(crate) idle: Idle,
     pub(crate) host_call_bytes: u64,
     pub(crate) log_bytes: usize,
     pub(crate) calls: metrics::Counter,
+    /// Instances that were started to be kept.
+    pub(crate) started: metrics::Counter,
+    /// Calls that found an instance that had been kept.
+    pub(crate) reused: metrics::Counter,
 }
 
-/// One call: a fresh store within its limits. The fields are dropped in this order, so a slot is free when its instance is gone.
+/// One call: a store within its limits. The fields are dropped in this order, so a slot is free when its instance is gone.
 pub(crate) struct Call<S: 'static> {
     pub(crate) store: Store<S>,
     pub(crate) limits: Limits,
     clock: Arc<CpuClock>,
     host_call_bytes: u64,
+    lane: Arc<SlowLane>,
     until: Instant,
     /// Whether `until` is the limit's doing, not the caller's.
     by_wall: bool,
     _ticking: Ticking,
-    _slot: OwnedSemaphorePermit,
+    slot: OwnedSemaphorePermit,
 }
 
+/// What of a call may be kept for the next one.
+pub(crate) type Parts<S> = (Store<S>, Arc<CpuClock>, OwnedSemaphorePermit);
+
 impl Shared {
+    /// A call with a store of its own.
     pub(crate) async fn begin<S: StoreState>(
         &self,
-        state: S,
+        state: impl FnOnce() -> S,
         limits: Limits,
         deadline: Instant,
     ) -> Result<Call<S>, StepError> {
@@ -52,8 +68,7 @@ impl Shared {
                 "the run's time was up before the guest was called",
             ));
         }
-        let wall = now.checked_add(limits.wall).unwrap_or(deadline);
-        let mut store = Store::try_new(&self.engine, state).map_err(|error| {
+        let mut store = Store::try_new(&self.engine, state()).map_err(|error| {
             StepError::new(
                 ErrorKind::Unavailable,
                 format!("no memory for another call: {error:#}"),
@@ -61,18 +76,18 @@ impl Shared {
             .blamed(Blame::Host)
         })?;
         let base = store.data_mut().base();
-        base.meter = Meter::new(limits);
-        base.log.allow(self.log_bytes);
+        base.meter = Meter::new(limits, Some(self.memory.clone()));
+        let account = base.cpu.clone();
         store.limiter(|state| &mut state.base().meter);
-        // A result is lifted on the same allowance, so an output within its limit must fit with what its records add to it.
-        let host_call_bytes = self
-            .host_call_bytes
-            .max(limits.output.saturating_mul(2).saturating_add(64 << 10));
-        store.set_hostcall_fuel(usize::try_from(host_call_bytes).unwrap_or(usize::MAX));
+        store.set_max_component_handles(HANDLES);
+        // Its tasks, streams and futures: an end of each is a handle, and what is between the ends counts here.
+        if let Some(table) = store.concurrent_resource_table() {
+            table.set_max_capacity(HANDLES.saturating_mul(4));
+        }
+        let fuel = usize::try_from(self.host_call_bytes(limits));
+        store.set_hostcall_fuel(fuel.unwrap_or(usize::MAX));
 
-        let clock = Arc::new(CpuClock::new(limits.cpu));
-        // A first deadline of 0 would be over at once.
-        store.set_epoch_deadline(1);
+        let clock = Arc::new(CpuClock::new(limits.cpu, account));
         let of_callback = clock.clone();
         store.epoch_deadline_callback(move |_| {
             if of_callback.used() > limits.cpu {
@@ -81,24 +96,58 @@ impl Shared {
             // Neighbours and timers get their turn at every tick.
             Ok(UpdateDeadline::Yield(1))
         });
+        Ok(self.arm((store, clock, slot), limits, now, deadline))
+    }
+
+    /// The next call of a store: everything but its memory and tables counts from nothing. `limits` are always those it was made
+    /// with.
+    pub(crate) fn arm<S: StoreState>(
+        &self,
+        (mut store, clock, slot): Parts<S>,
+        limits: Limits,
+        now: Instant,
+        deadline: Instant,
+    ) -> Call<S> {
+        let base = store.data_mut().base();
+        base.meter.refused = None;
+        base.log.allow(self.log_bytes);
+        clock.restart(limits.cpu);
+        // A first deadline of 0 would be over at once.
+        store.set_epoch_deadline(1);
         self.calls.increment(1);
-        Ok(Call {
+        let wall = now.checked_add(limits.wall).unwrap_or(deadline);
+        Call {
             store,
             clock,
             limits,
-            host_call_bytes,
+            lane: self.lane.clone(),
+            host_call_bytes: self.host_call_bytes(limits),
             until: wall.min(deadline),
             by_wall: wall <= deadline,
             _ticking: self.ticker.ticking(),
-            _slot: slot,
-        })
+            slot,
+        }
     }
 
-    /// A place among the instances that live at once.
+    /// A result is lifted on the same allowance, so an output within its limit must fit with what its records add to it.
+    fn host_call_bytes(&self, limits: Limits) -> u64 {
+        let output = limits.output.saturating_mul(2).saturating_add(64 << 10);
+        self.host_call_bytes.max(output)
+    }
+
+    /// Whether it is worth to instantiate once more after an error: components of many memories can exhaust these before the slots,
+    /// and idle instances hold some.
+    pub(crate) fn made_room_after(&self, error: &wasmtime::Error) -> bool {
+        error.is::<PoolConcurrencyLimitError>() && self.idle.evict() > 0
+    }
+
+    /// A place among the instances that live at once. Idle ones make room for it.
     async fn slot(&self, deadline: Instant) -> Result<OwnedSemaphorePermit, StepError> {
         match self.slots.clone().try_acquire_owned() {
             Ok(slot) => Ok(slot),
             Err(TryAcquireError::NoPermits) => {
+                let _waiting = self.idle.wait();
+                self.idle.evict();
                 tokio::time::timeout_at(deadline.into(), self.slots.clone().acquire_owned())
                     .await
                     .ok()
@@ -110,115 +159,143 @@ impl Shared {
     }
 }
 
-fn busy() -> StepError {
+/// CPU time after which a call goes on in the slow lane. Most calls are over by then.
+const SLICE: Duration = Duration::from_millis(1);
+
+/// Times a guest's future, lets it go on in the slow lane when it takes long, and ends it when its time is up.
+pub(crate) struct Guard {
+    clock: Arc<CpuClock>,
+    environment: Arc<Environment>,
+    lane: Arc<SlowLane>,
+    until: Instant,
+    limits: Limits,
+    by_wall: bool,
+}
+
+impl Guard {
+    /// Whatever polls the guest, or drops it, does so through what this returns. The future owns all that the guest needs, since
+    /// it may go to another thread between two polls.
+    pub(crate) async fn run<T: Send + 'static>(
+        self,
+        guest: impl Future<Output = Result<T, StepError>> + Send + 'static,
+    ) -> Result<T, StepError> {
+        let guest = Guest {
+            at: At::Here(Box::pin(guest)),
+            clock: self.clock,
+            environment: self.environment,
+            lane: self.lane,
+        };
+        match tokio::time::timeout_at(self.until.into(), guest).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(timeout(&self.limits, self.by_wall)),
+        }
+    }
+}
+
+/// A guest under way.
+struct Guest<T> {
+    at: At<T>,
+    clock: Arc<CpuClock>,
+    environment: Arc<Environment>,
+    lane: Arc<SlowLane>,
+}
+
+type Boxed<T> = Pin<Box<dyn Future<Output = Result<T, StepError>> + Send>>;
+
+enum At<T> {
+    /// On the thread that its caller polls it on.
+    Here(Boxed<T>),
+    /// In the slow lane.
+    Lane(Moved<Result<T, StepError>>),
+    Ended,
+}
+
+impl<T: Send + 'static> Future for Guest<T> {
+    type Output = Result<T, StepError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        if let At::Here(guest) = &mut this.at {
+            let fresh = this.clock.charged().is_zero();
+            if !(fresh && this.environment.temper.is_heavy()) {
+                if let Poll::Ready(outcome) = this.clock.timed(|| guest.as_mut().poll(cx)) {
+                    this.at = At::Ended;
+                    return Poll::Ready(outcome);
+                }
+                if this.clock.charged() < SLICE {
+                    return Poll::Pending;
+                }
+            }
+            if let At::Here(guest) = std::mem::replace(&mut this.at, At::Ended) {
+                let clock = this.clock.clone();
+                clock.be_exact();
+                let timed = async move { timed(&clock, guest).await };
+                this.at = At::Lane(this.lane.take(timed.in_current_span()));
+            }
+        }
+        match &mut this.at {
+            At::Lane(moved) => {
+                let outcome = ready!(Pin::new(moved).poll(cx));
+                this.at = At::Ended;
+                Poll::Ready(outcome.unwrap_or_else(|_| Err(closed())))
+            }
+            At::Here(_) | At::Ended => Poll::Pending,
+        }
+    }
+}
+
+impl<T> Drop for Guest<T> {
+    fn drop(&mut self) {
+        self.environment.temper.note(self.clock.charged());
+    }
+}
+
+fn closed() -> StepError {
     StepError::new(
         ErrorKind::Unavailable,
-        "the host runs as many instances as it can hold",
+        "the host stopped while the guest was being called",
     )
     .blamed(Blame::Host)
 }
 
-/// Times a guest's future and ends it when its time is up.
-pub(crate) struct Guard {
-    clock: Arc<CpuClock>,
-    until: Instant,
-}
-
-impl Guard {
-    pub(crate) async fn run<F: Future>(self, guest: F) -> Result<F::Output, Elapsed> {
-        tokio::time::timeout_at(self.until.into(), timed(&self.clock, guest)).await
-    }
+fn timeout(limits: &Limits, by_wall: bool) -> StepError {
+    let message = if by_wall {
+        metrics::counter!("stepwell_limit_hits_total", "limit" => "wall").increment(1);
+        format!(
+            "the guest took more than its {}; the setting is limits.wall",
+            show_duration(limits.wall)
+        )
+    } else {
+        "the run's time was up while the guest was being called; the settings are the step's and the trigger's timeout".to_owned()
+    };
+    StepError::new(ErrorKind::Timeout, message)
 }
 
 impl<S: StoreState> Call<S> {
     /// Keeps what the guest does within the call's CPU budget and time.
-    pub(crate) fn guard(&self) -> Guard {
+    pub(crate) fn guard(&mut self) -> Guard {
         Guard {
             clock: self.clock.clone(),
+            environment: self.store.data_mut().base().environment.clone(),
+            lane: self.lane.clone(),
             until: self.until,
+            limits: self.limits,
+            by_wall: self.by_wall,
         }
+    }
+
+    /// When the call's time is up.
+    pub(crate) fn until(&self) -> Instant {
+        self.until
+    }
+
+    pub(crate) fn into_parts(self) -> Parts<S> {
+        (self.store, self.clock, self.slot)
     }
 
     /// Says whose fault it was if the guest did not come to its end.
-    pub(crate) fn settle<T>(
-        &mut self,
-        outcome: Result<wasmtime::Result<T>, Elapsed>,
-    ) -> Result<T, StepError> {
-        match outcome {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(error)) => Err(self.blame(&error)),
-            Err(_) => Err(self.timeout()),
-        }
+    pub(crate) fn settle<T>(&mut self, outcome: wasmtime::Result<T>) -> Result<T, StepError> {
+        let meter = &self.store.data_mut().base().meter;
+        outcome.map_err(|error| blame(&error, meter, &self.limits, self.host_call_bytes))
     }
-
-    fn timeout(&self) -> StepError {
-        let message = if self.by_wall {
-            format!(
-                "the guest took more than its {}; the setting is limits.wall",
-                show_duration(self.limits.wall)
-            )
-        } else {
-            "the run's time was up while the guest was being called; the settings are the step's and the trigger's timeout".to_owned()
-        };
-        StepError::new(ErrorKind::Timeout, message)
-    }
-
-    fn blame(&mut self, error: &wasmtime::Error) -> StepError {
-        if let Some(exceeded) = error.downcast_ref::<Exceeded>() {
-            return (*exceeded).into();
-        }
-        if error.is::<PoolConcurrencyLimitError>() {
-            return busy();
-        }
-        // Guests are told of a refused growth and mostly abort: what comes after is the limit's doing.
-        if let Some(refused) = self.store.data_mut().base().meter.refused {
-            return refused.into();
-        }
-        let backtrace = error.downcast_ref::<WasmBacktrace>();
-        if matches!(error.downcast_ref(), Some(ResourceTableError::Full)) {
-            return Exceeded::Handles(HANDLES).into();
-        }
-        let cause = error.root_cause().to_string();
-        if cause.contains("fuel allocated for hostcalls has been exhausted") {
-            // With a backtrace the guest was calling the host; without one it had returned.
-            return match backtrace {
-                Some(_) => Exceeded::HostCall(self.host_call_bytes),
-                None => Exceeded::Output(self.limits.output),
-            }
-            .into();
-        }
-        let what = match (
-            error.downcast_ref::<I32Exit>(),
-            error.downcast_ref::<Trap>(),
-        ) {
-            (Some(exit), _) => format!("called exit with status {}", exit.0),
-            (None, Some(trap)) => {
-                let text = trap.to_string();
-                format!("trapped: {}", text.trim_start_matches("wasm trap: "))
-            }
-            (None, None) => format!("trapped: {}", cause.chars().take(500).collect::<String>()),
-        };
-        StepError::new(
-            ErrorKind::Trap,
-            format!("the guest {what}{}", frames(backtrace)),
-        )
-    }
-}
-
-/// The innermost functions, by name.
-fn frames(backtrace: Option<&WasmBacktrace>) -> String {
-    let names: Vec<String> = backtrace
-        .map(WasmBacktrace::frames)
-        .unwrap_or_default()
-        .iter()
-        .take(8)
-        .map(|frame| match frame.func_name() {
-            Some(name) => name.chars().take(120).collect(),
-            None => format!("function {}", frame.func_index()),
-        })
-        .collect();
-    if names.is_empty() {
-        return String::new();
-    }
-    format!(" (in {})", names.join(", called by "))
 }

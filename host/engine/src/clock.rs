@@ -1,9 +1,11 @@
 use std::future::{Future, poll_fn};
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::time::ClockId;
+use stepwell_core::CpuAccount;
 
 /// CPU time that a call has used: what its thread has executed while the call was being polled. Waiting for a host function, or
 /// for a turn among other tasks, costs nothing.
@@ -17,6 +19,8 @@ pub(crate) struct CpuClock {
     /// What the clock of the current poll showed when it began. Only the polling thread reads it, since guests run inside polls.
     began: AtomicU64,
     exact: AtomicBool,
+    /// Who is charged for each poll.
+    account: Option<Arc<CpuAccount>>,
 }
 
 /// Time from which on a call is timed exactly.
@@ -29,18 +33,43 @@ const SMALL: Duration = Duration::from_millis(20);
 const TWO_TICKS: u64 = 2_000_000;
 
 impl CpuClock {
-    pub(crate) fn new(budget: Duration) -> Self {
+    pub(crate) fn new(budget: Duration, account: Option<Arc<CpuAccount>>) -> Self {
         Self {
             used: AtomicU64::new(0),
             began: AtomicU64::new(0),
             exact: AtomicBool::new(budget < SMALL),
+            account,
         }
+    }
+
+    /// Counts from nothing again, for the next call of the same store; call it while nothing is polled.
+    pub(crate) fn restart(&self, budget: Duration) {
+        self.used.store(0, Ordering::Relaxed);
+        self.exact.store(budget < SMALL, Ordering::Relaxed);
     }
 
     /// CPU time up to now; call it from inside a poll.
     pub(crate) fn used(&self) -> Duration {
         let used = self.used.load(Ordering::Relaxed);
         Duration::from_nanos(used.saturating_add(self.spent()))
+    }
+
+    /// CPU time of the polls that are over.
+    pub(crate) fn charged(&self) -> Duration {
+        Duration::from_nanos(self.used.load(Ordering::Relaxed))
+    }
+
+    /// Times the polls that follow exactly: whoever polls on a thread that others come before is kept waiting in most of them.
+    pub(crate) fn be_exact(&self) {
+        self.exact.store(true, Ordering::Relaxed);
+    }
+
+    /// Times one poll.
+    pub(crate) fn timed<T>(&self, poll: impl FnOnce() -> T) -> T {
+        self.begin();
+        let outcome = poll();
+        self.end();
+        outcome
     }
 
     fn begin(&self) {
@@ -51,7 +80,11 @@ impl CpuClock {
     }
 
     fn end(&self) {
-        self.used.fetch_add(self.spent(), Ordering::Relaxed);
+        let spent = self.spent();
+        self.used.fetch_add(spent, Ordering::Relaxed);
+        if let Some(account) = &self.account {
+            account.charge(Duration::from_nanos(spent));
+        }
     }
 
     /// Time of the current poll.
@@ -79,13 +112,7 @@ impl CpuClock {
 /// Runs a future whose polls the clock times.
 pub(crate) async fn timed<F: Future>(clock: &CpuClock, future: F) -> F::Output {
     let mut future = pin!(future);
-    poll_fn(|cx| {
-        clock.begin();
-        let outcome = future.as_mut().poll(cx);
-        clock.end();
-        outcome
-    })
-    .await
+    poll_fn(|cx| clock.timed(|| future.as_mut().poll(cx))).await
 }
 
 #[cfg(test)]
@@ -93,13 +120,14 @@ mod tests {
     use super::*;
 
     fn used(clock: &CpuClock) -> Duration {
-        Duration::from_nanos(clock.used.load(Ordering::Relaxed))
+        clock.charged()
     }
 
     #[tokio::test]
     async fn waiting_is_free_and_working_is_not() {
         for budget in [Duration::from_millis(1), Duration::from_secs(1)] {
-            let clock = CpuClock::new(budget);
+            let account = Arc::new(CpuAccount::default());
+            let clock = CpuClock::new(budget, Some(account.clone()));
             timed(&clock, tokio::time::sleep(Duration::from_millis(300))).await;
             assert!(
                 used(&clock) < Duration::from_millis(100),
@@ -120,6 +148,7 @@ mod tests {
                 "{:?}",
                 used(&clock)
             );
+            assert_eq!(account.used(), used(&clock));
         }
     }
 
@@ -130,7 +159,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_thread_that_is_kept_from_running_is_not_charged() {
-        let clock = CpuClock::new(Duration::from_secs(1));
+        let clock = CpuClock::new(Duration::from_secs(1), None);
         for _ in 0..2 {
             timed(&clock, async {
                 std::thread::sleep(Duration::from_millis(300))

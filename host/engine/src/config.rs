@@ -3,6 +3,8 @@ use std::time::Duration;
 
 use wasmtime::{Config, Enabled, InstanceAllocationStrategy, PoolingAllocationConfig};
 
+use crate::memory::half_of_the_machine;
+
 /// What an [`Engine`](crate::Engine) is made with.
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
@@ -16,6 +18,8 @@ pub struct EngineConfig {
     pub compile_concurrency: usize,
     /// Instances that live at once; further calls wait.
     pub instances: u32,
+    /// Bytes of the linear memories of all instances together (`limits.guest_memory`).
+    pub guest_memory: u64,
     /// Bytes that one call between guest and host may carry (a call's output may always be as large as its limit).
     pub host_call_bytes: u64,
     /// Bytes of stdout and stderr that one call may log; the rest is dropped with one notice.
@@ -36,6 +40,7 @@ impl EngineConfig {
             // One compilation already uses every core while it generates code.
             compile_concurrency: (cores / 2).max(1),
             instances: 1000,
+            guest_memory: half_of_the_machine(),
             host_call_bytes: 16 << 20,
             log_bytes: 64 << 10,
             interfaces: Vec::new(),
@@ -48,8 +53,7 @@ impl EngineConfig {
 pub(crate) enum Flavor {
     /// For components that are not async: half the cost of a call.
     Lean,
-    /// For WASI 0.3 and async components. Uploads of these are still refused, so only tests make one.
-    #[cfg(test)]
+    /// For WASI 0.3 and async components; made when the first of them is deployed.
     Concurrent,
 }
 
@@ -57,7 +61,6 @@ impl Flavor {
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Lean => "lean",
-            #[cfg(test)]
             Self::Concurrent => "concurrent",
         }
     }
@@ -88,7 +91,6 @@ pub(crate) fn wasmtime_config(flavor: Flavor, allocation: Allocation) -> Config 
     config
         .concurrency_support(match flavor {
             Flavor::Lean => false,
-            #[cfg(test)]
             Flavor::Concurrent => true,
         })
         .epoch_interruption(true)
@@ -96,7 +98,14 @@ pub(crate) fn wasmtime_config(flavor: Flavor, allocation: Allocation) -> Config 
         .max_wasm_stack(512 << 10)
         .async_stack_size(2 << 20);
     config.allocation_strategy(match allocation {
-        Allocation::Pool(instances) => InstanceAllocationStrategy::Pooling(pool(instances)),
+        Allocation::Pool(instances) => {
+            let mut pool = pool(instances);
+            if flavor == Flavor::Concurrent {
+                // A call may have several stacks there: one for each of its component instances that waits.
+                pool.total_stacks(instances.saturating_mul(4));
+            }
+            InstanceAllocationStrategy::Pooling(pool)
+        }
         Allocation::OnDemand => InstanceAllocationStrategy::OnDemand,
     });
     config

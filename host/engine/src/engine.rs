@@ -3,19 +3,17 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use metrics::{counter, gauge};
+use metrics::gauge;
 use stepwell_core::Digest;
 use tokio::sync::Semaphore;
+use wasmtime::PoolingAllocatorMetrics;
 use wasmtime::component::Linker;
 
-use crate::cache::Cache;
-use crate::call::Shared;
-use crate::config::{Allocation, EngineConfig, Flavor, wasmtime_engine};
-use crate::epoch::Ticker;
+use crate::config::EngineConfig;
 use crate::inspect::{Inspection, Refused, inspect};
 use crate::interfaces::Interfaces;
-use crate::link::add_wasi;
 use crate::load::{LoadError, Loader};
+use crate::machine::Machines;
 use crate::plugin::Plugin;
 use crate::store::StoreState;
 
@@ -38,49 +36,31 @@ pub struct CompileReport {
 /// An engine that cannot be made.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot start the WebAssembly engine: {0}")]
-pub struct EngineError(String);
+pub struct EngineError(pub(crate) String);
 
 impl<S: StoreState> Engine<S> {
-    /// An engine whose guests may import WASI and what `link` adds. Made once, after the metrics recorder.
+    /// An engine whose guests may import WASI and what `link` adds, which is called for each of the two linkers. Made once, after
+    /// the metrics recorder.
     ///
     /// # Errors
     /// [`EngineError`]: the cache's directory cannot be used, or `link` defines something twice.
     pub fn new(
         config: EngineConfig,
-        link: impl FnOnce(&mut Linker<S>) -> wasmtime::Result<()>,
+        link: impl Fn(&mut Linker<S>) -> wasmtime::Result<()> + Send + Sync + 'static,
     ) -> Result<Self, EngineError> {
-        let fail = |error: wasmtime::Error| EngineError(format!("{error:#}"));
-        let (engine, allocation) = wasmtime_engine(Flavor::Lean, config.instances).map_err(fail)?;
-        let slots = match allocation {
-            Allocation::Pool(instances) => instances,
-            Allocation::OnDemand => config.instances,
-        };
-        let mut linker = Linker::new(&engine);
-        add_wasi(&mut linker).map_err(fail)?;
-        link(&mut linker).map_err(fail)?;
-        let cache = Cache::open(&config.cache_dir, Flavor::Lean, &engine)
-            .map_err(|error| EngineError(format!("the cache of compiled components: {error}")))?;
-        let ticker =
-            Ticker::start(&engine).map_err(|error| EngineError(format!("its clock: {error}")))?;
-        let shared = Shared {
-            engine,
-            ticker,
-            slots: Arc::new(Semaphore::new(slots as usize)),
-            host_call_bytes: config.host_call_bytes,
-            log_bytes: config.log_bytes,
-            calls: counter!("stepwell_guest_calls_total"),
-        };
+        let interfaces = Arc::new(Interfaces::new(&config.interfaces));
+        let (max_component, compile_timeout) = (config.max_component, config.compile_timeout);
+        let compiling = Arc::new(Semaphore::new(config.compile_concurrency.max(1)));
+        let machines = Machines::new(config, Box::new(link))?;
         Ok(Self {
             loader: Arc::new(Loader {
-                shared: Arc::new(shared),
-                linker,
-                cache,
-                compile_timeout: config.compile_timeout,
-                compiling: Arc::new(Semaphore::new(config.compile_concurrency.max(1))),
+                machines,
+                compile_timeout,
+                compiling,
                 plugins: Mutex::default(),
             }),
-            interfaces: Arc::new(Interfaces::new(&config.interfaces)),
-            max_component: config.max_component,
+            interfaces,
+            max_component,
         })
     }
 
@@ -125,18 +105,41 @@ impl<S: StoreState> Engine<S> {
 
     /// Sets the gauges of what is in use now; called before metrics are rendered.
     pub fn record_use(&self) {
-        let shared = &self.loader.shared;
-        gauge!("stepwell_guest_calls_active").set(shared.ticker.calls() as f64);
-        if let Some(pool) = shared.engine.pooling_allocator_metrics() {
-            gauge!("stepwell_pool_instances_active").set(pool.component_instances() as f64);
-            gauge!("stepwell_pool_memories_active").set(pool.memories() as f64);
-            gauge!("stepwell_pool_stacks_active").set(pool.stacks() as f64);
-            gauge!("stepwell_pool_tables_active").set(pool.tables() as f64);
-            gauge!("stepwell_pool_warm_memories").set(f64::from(pool.unused_warm_memories()));
-            gauge!("stepwell_pool_resident_bytes").set(pool.unused_memory_bytes_resident() as f64);
+        let made = || self.loader.machines.made();
+        let calls: usize = made().map(|machine| machine.shared.ticker.calls()).sum();
+        gauge!("stepwell_guest_calls_active").set(calls as f64);
+        let idle: usize = made().map(|machine| machine.shared.idle.count()).sum();
+        gauge!("stepwell_instances_idle").set(idle as f64);
+        gauge!("stepwell_guest_memory_bytes").set(self.loader.machines.memory().held() as f64);
+        let pools: Vec<_> = made()
+            .filter_map(|machine| machine.shared.engine.pooling_allocator_metrics())
+            .collect();
+        let sum = |of: fn(&PoolingAllocatorMetrics) -> f64| pools.iter().map(of).sum::<f64>();
+        for (name, of) in POOL {
+            gauge!(*name).set(sum(*of));
         }
     }
 }
+
+type OfPool = fn(&PoolingAllocatorMetrics) -> f64;
+
+/// What is shown of the pools, of both engines together.
+const POOL: &[(&str, OfPool)] = &[
+    ("stepwell_pool_instances_active", |pool| {
+        pool.component_instances() as f64
+    }),
+    ("stepwell_pool_memories_active", |pool| {
+        pool.memories() as f64
+    }),
+    ("stepwell_pool_stacks_active", |pool| pool.stacks() as f64),
+    ("stepwell_pool_tables_active", |pool| pool.tables() as f64),
+    ("stepwell_pool_warm_memories", |pool| {
+        f64::from(pool.unused_warm_memories())
+    }),
+    ("stepwell_pool_resident_bytes", |pool| {
+        pool.unused_memory_bytes_resident() as f64
+    }),
+];
 
 impl<S: StoreState> Clone for Engine<S> {
     fn clone(&self) -> Self {
@@ -169,7 +172,36 @@ pub fn describe_metrics() {
         Unit::Seconds,
         "Time that compiling a component took."
     );
+    describe_counter!(
+        "stepwell_slow_lane_calls_total",
+        "Calls that computed for so long that they went on at a low priority."
+    );
+    describe_gauge!(
+        "stepwell_slow_lane_calls_active",
+        "Calls at a low priority under way."
+    );
+    describe_counter!(
+        "stepwell_instances_started_total",
+        "Instances that were started for steps with `isolation: reuse`."
+    );
+    describe_counter!(
+        "stepwell_instances_reused_total",
+        "Calls of guests that an instance kept from an earlier call answered."
+    );
+    describe_counter!(
+        "stepwell_instances_discarded_total",
+        "Instances of steps with `isolation: reuse` that ended, by reason."
+    );
     describe_gauge!("stepwell_guest_calls_active", "Calls of guests under way.");
+    describe_gauge!(
+        "stepwell_instances_idle",
+        "Instances that wait for their step's next call."
+    );
+    describe_gauge!(
+        "stepwell_guest_memory_bytes",
+        Unit::Bytes,
+        "Linear memory that all guests hold together."
+    );
     describe_gauge!(
         "stepwell_pool_instances_active",
         "Component instances that live."

@@ -1,9 +1,11 @@
 use std::collections::VecDeque;
 use std::error::Error;
+use std::fmt;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
-use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, Request, Response, header};
@@ -13,13 +15,13 @@ use http_body_util::{BodyExt, Full};
 use stepwell_core::{Blame, ErrorKind, Limits, StepError};
 use tokio::sync::oneshot;
 use wasmtime::component::Resource;
-use wasmtime_wasi_http::Error as HttpError;
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
 use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
-use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
 use wasmtime_wasi_http::p2::types::{HostIncomingRequest, HostResponseOutparam};
+use wasmtime_wasi_http::{Error as HttpError, WasiBody};
 
 use crate::call::Shared;
+use crate::keep::{Exports, Lease};
 use crate::meter::Exceeded;
 use crate::store::StoreState;
 
@@ -35,51 +37,78 @@ pub(crate) type Input = (
     Resource<HostResponseOutparam>,
 );
 
-type Guest = Pin<Box<dyn Future<Output = Result<(), StepError>> + Send>>;
+pub(crate) type Guest = Pin<Box<dyn Future<Output = Result<(), StepError>> + Send>>;
 
 /// Calls an HTTP function. The guest runs inside the caller's task: first until the response's head is there, then whenever the
-/// body is polled.
+/// body is polled. Its instance is free for the next call when it has returned: what it has written by then lives elsewhere.
 pub(crate) async fn handle<S: StoreState>(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     pre: ProxyPre<S>,
-    state: S,
-    limits: Limits,
-    deadline: Instant,
+    mut lease: Lease<S>,
     request: Request<Body>,
 ) -> Result<Response<Body>, StepError> {
-    let mut call = shared.begin(state, limits, deadline).await?;
+    let limits = lease.call.limits;
     let (scheme, request) = incoming(request);
-    let (sender, mut head) = oneshot::channel();
-    let mut view = call.store.data_mut().base().http();
+    let (sender, head) = oneshot::channel();
+    let mut view = lease.call.store.data_mut().base().http();
     let request = view
         .new_incoming_request(scheme, request)
         .map_err(unanswered)?;
     let outparam = view.new_response_outparam(sender).map_err(unanswered)?;
-    let mut guest: Guest = Box::pin(async move {
-        let guard = call.guard();
-        let outcome = guard
-            .run(async {
-                let proxy = pre.instantiate_async(&mut call.store).await?;
-                let handler = proxy.wasi_http_incoming_handler();
-                handler
-                    .call_handle(&mut call.store, request, outparam)
-                    .await
-            })
-            .await;
-        call.settle(outcome)
-    });
+    let shared = shared.clone();
+    let (guard, failed) = (lease.call.guard(), Arc::new(AtomicBool::new(false)));
+    let of_guest = failed.clone();
+    let guest: Guest = Box::pin(guard.run(async move {
+        let outcome = async {
+            let Lease { call, exports, .. } = &mut lease;
+            if exports.is_none() {
+                let proxy = loop {
+                    match pre.instantiate_async(&mut call.store).await {
+                        Err(error) if shared.made_room_after(&error) => {}
+                        started => break started?,
+                    }
+                };
+                *exports = Some(Exports::Http(proxy));
+            }
+            let Some(Exports::Http(proxy)) = exports else {
+                return Err(wasmtime::Error::msg("the instance is of another world"));
+            };
+            proxy
+                .wasi_http_incoming_handler()
+                .call_handle(&mut call.store, request, outparam)
+                .await
+        }
+        .await;
+        let outcome = lease.settle(outcome);
+        // Said before the store goes, and with it the guest's end of the body: it may be read on another thread.
+        of_guest.store(outcome.is_err(), Ordering::Release);
+        lease.end(&outcome);
+        outcome
+    }));
 
-    // The guest sets the head while it is being polled, so afterwards is the time to look.
+    respond(guest, failed, head, limits).await
+}
+
+/// Runs a guest until it sends the head of its response or the error that it answers with; it goes on while the body is read.
+/// `failed` is set before what a failed guest held is dropped.
+pub(crate) async fn respond<E: fmt::Debug>(
+    mut guest: Guest,
+    failed: Arc<AtomicBool>,
+    head: oneshot::Receiver<Result<Response<WasiBody>, E>>,
+    limits: Limits,
+) -> Result<Response<Body>, StepError> {
+    let mut head = Some(head);
     let (response, outcome) = poll_fn(|cx| {
+        // The guest sets the head while it is being polled, so afterwards is the time to look.
         let outcome = match guest.as_mut().poll(cx) {
             Poll::Ready(outcome) => Some(outcome),
             Poll::Pending => None,
         };
-        match (head.try_recv(), outcome) {
-            (Ok(response), outcome) => Poll::Ready(Ok((response, outcome))),
-            (Err(_), None) => Poll::Pending,
-            (Err(_), Some(Err(error))) => Poll::Ready(Err(error)),
-            (Err(_), Some(Ok(()))) => Poll::Ready(Err(StepError::new(
+        match (set(&mut head, outcome.is_some(), cx), outcome) {
+            (Some(response), outcome) => Poll::Ready(Ok((response, outcome))),
+            (None, None) => Poll::Pending,
+            (None, Some(Err(error))) => Poll::Ready(Err(error)),
+            (None, Some(Ok(()))) => Poll::Ready(Err(StepError::new(
                 ErrorKind::Failed,
                 "the guest returned without setting a response",
             ))),
@@ -99,6 +128,7 @@ pub(crate) async fn handle<S: StoreState>(
             None => State::Running(guest),
             Some(outcome) => State::Ended(outcome.err()),
         },
+        failed,
         body,
         ready: VecDeque::new(),
         left: limits.output,
@@ -106,6 +136,23 @@ pub(crate) async fn handle<S: StoreState>(
         finished: false,
     };
     Ok(Response::from_parts(parts, collapse(body).await?))
+}
+
+/// The head, if it is set; if it is not, `cx` is told when it is, unless the guest has ended.
+fn set<T>(head: &mut Option<oneshot::Receiver<T>>, ended: bool, cx: &mut Context<'_>) -> Option<T> {
+    let receiver = head.as_mut()?;
+    if ended {
+        return receiver.try_recv().ok();
+    }
+    match Pin::new(receiver).poll(cx) {
+        Poll::Ready(Ok(response)) => Some(response),
+        Poll::Ready(Err(_)) => {
+            // The guest has dropped it, and will end by and by.
+            *head = None;
+            None
+        }
+        Poll::Pending => None,
+    }
 }
 
 fn unanswered(error: wasmtime::Error) -> StepError {
@@ -117,7 +164,7 @@ fn unanswered(error: wasmtime::Error) -> StepError {
 }
 
 /// The request as the guest gets it: with a scheme and an authority, its body's errors without details.
-fn incoming(mut request: Request<Body>) -> (Scheme, Request<UnsyncBoxBody<Bytes, HttpError>>) {
+fn incoming(mut request: Request<Body>) -> (Scheme, Request<WasiBody>) {
     let scheme = match request.uri().scheme_str() {
         Some("https") => Scheme::Https,
         _ => Scheme::Http,
@@ -180,7 +227,9 @@ async fn collapse(mut body: GuestBody) -> Result<Body, StepError> {
 /// A response's body together with the guest that is still writing it.
 struct GuestBody {
     state: State,
-    body: HyperOutgoingBody,
+    /// Whether the guest has come to a bad end, on whatever thread, which `state` may not know yet.
+    failed: Arc<AtomicBool>,
+    body: WasiBody,
     /// Frames that were taken already and go out first.
     ready: VecDeque<Frame<Bytes>>,
     left: u64,
@@ -210,6 +259,13 @@ impl GuestBody {
         }
         match Pin::new(&mut self.body).poll_frame(cx) {
             Poll::Pending => Poll::Pending,
+            // What became of the guest is on its way.
+            Poll::Ready(None | Some(Err(_)))
+                if matches!(self.state, State::Running(_))
+                    && self.failed.load(Ordering::Acquire) =>
+            {
+                Poll::Pending
+            }
             Poll::Ready(None) => {
                 self.finished = true;
                 // A guest that dies takes its end of the body with it, which looks like the body's end.

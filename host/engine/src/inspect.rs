@@ -8,12 +8,15 @@ use wasmparser::{
     Chunk, Encoding, KnownCustom, Parser, Payload, ValidPayload, Validator, WasmFeatures,
 };
 
+use crate::config::Flavor;
 use crate::interfaces::{Interfaces, split};
 
 /// The export that makes a component a step.
 pub(crate) const HANDLER: &str = "stepwell:pipeline/handler@0.1.0";
-/// The export that makes a component an HTTP function, without its version.
-pub(crate) const INCOMING: &str = "wasi:http/incoming-handler";
+/// The export that makes a component an HTTP function of WASI 0.2, without its version.
+const INCOMING: &str = "wasi:http/incoming-handler";
+/// The export that makes a component an HTTP function of WASI 0.3, without its version.
+const SERVICE: &str = "wasi:http/handler";
 
 /// What a component is made for: found out from its exports.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +25,15 @@ pub enum World {
     Step,
     /// `wasi:http/proxy`, in the release that the component was built against, such as `0.2.3`.
     Http(String),
+    /// `wasi:http/service`, likewise, such as `0.3.0`.
+    Service(String),
+}
+
+impl World {
+    /// Whether it answers HTTP requests itself.
+    pub fn is_function(&self) -> bool {
+        matches!(self, Self::Http(_) | Self::Service(_))
+    }
 }
 
 impl fmt::Display for World {
@@ -29,6 +41,7 @@ impl fmt::Display for World {
         match self {
             Self::Step => f.write_str("stepwell:pipeline/step@0.1.0"),
             Self::Http(version) => write!(f, "wasi:http/proxy@{version}"),
+            Self::Service(version) => write!(f, "wasi:http/service@{version}"),
         }
     }
 }
@@ -104,7 +117,7 @@ pub(crate) fn inspect(
         ));
     }
     header(bytes)?;
-    let found = parse(bytes)?;
+    let found = parse(bytes, features())?;
     check_imports(&found, interfaces)?;
     let world = world(&found.exports)?;
     check_http_imports(&world, &found)?;
@@ -119,6 +132,34 @@ pub(crate) fn inspect(
         name: found.name,
         version: found.version,
     })
+}
+
+/// Which engine runs the component: the concurrent one if it has anything async in it or imports WASI 0.3.
+pub(crate) fn flavor(bytes: &[u8]) -> Flavor {
+    let concurrent = match parse(bytes, features().difference(ASYNC)) {
+        Ok(found) => found.imports.iter().any(|import| is_wasi_03(&import.name)),
+        Err(_) => parse(bytes, features()).is_ok(),
+    };
+    if concurrent {
+        Flavor::Concurrent
+    } else {
+        // The compiler says what is wrong with one that is not valid at all.
+        Flavor::Lean
+    }
+}
+
+/// What the export makes of its component, if anything.
+pub(crate) fn target(export: &str) -> Option<World> {
+    if export == HANDLER {
+        return Some(World::Step);
+    }
+    let (path, version) = split(export);
+    let version = version.filter(|version| !version.contains('-'))?;
+    match path {
+        INCOMING if version.starts_with("0.2.") => Some(World::Http(version.to_owned())),
+        SERVICE if version.starts_with("0.3.") => Some(World::Service(version.to_owned())),
+        _ => None,
+    }
 }
 
 /// Tells apart what is not even the beginning of a component.
@@ -194,14 +235,16 @@ struct Import {
     types_only: bool,
 }
 
+/// What async components are made of: what the concurrent engine has and the lean one has not.
+const ASYNC: WasmFeatures = WasmFeatures::CM_ASYNC;
+
+/// What uploads may use; both engines have wasmtime's own default.
+fn features() -> WasmFeatures {
+    WasmFeatures::default() | ASYNC
+}
+
 /// Reads and validates everything but the bodies of functions: those are the compiler's business, and a fraction of the time.
-fn parse(bytes: &[u8]) -> Result<Found, Refused> {
-    // Async components are read too, so that what they need can be named.
-    let features = WasmFeatures::default()
-        | WasmFeatures::CM_ASYNC
-        | WasmFeatures::CM_MORE_ASYNC_BUILTINS
-        | WasmFeatures::CM_ASYNC_STACKFUL
-        | WasmFeatures::CM_ERROR_CONTEXT;
+fn parse(bytes: &[u8], features: WasmFeatures) -> Result<Found, Refused> {
     let mut validator = Validator::new_with_features(features);
     let mut parser = Parser::new(0);
     let mut outer = Vec::new();
@@ -341,7 +384,7 @@ fn check_imports(found: &Found, interfaces: &Interfaces) -> Result<(), Refused> 
     if unknown.is_empty() {
         return Ok(());
     }
-    let newer = unknown.iter().any(|name| is_wasi_03(name));
+    let candidate = unknown.iter().any(|name| is_candidate(name));
     let list: Vec<String> = unknown
         .iter()
         .take(50)
@@ -354,8 +397,8 @@ fn check_imports(found: &Found, interfaces: &Interfaces) -> Result<(), Refused> 
         0 => String::new(),
         n => format!(" and {n} more"),
     };
-    let hint = if newer {
-        "WASI 0.3 is not supported yet: rebuild the component for WASI 0.2 (target wasm32-wasip2)"
+    let hint = if candidate {
+        REBUILD_03
     } else {
         "build the component against the host's WIT packages (`stepwell new` has them), or compose it with a component that provides these"
     };
@@ -374,24 +417,24 @@ fn is_wasi_03(name: &str) -> bool {
     path.starts_with("wasi:") && version.is_some_and(|version| version.starts_with("0.3."))
 }
 
+/// Whether it is of one of the pre-releases of WASI 0.3, which differ from each other and from the release.
+fn is_candidate(name: &str) -> bool {
+    is_wasi_03(name) && name.contains("-rc-")
+}
+
+const REBUILD_03: &str = "release candidates of WASI 0.3 differ from the release: rebuild the component for 0.3.0 itself (in Rust, crate wasip3 0.7 or newer)";
+
 fn shown(name: &str) -> String {
     name.chars().take(200).collect()
 }
 
-const ACCEPTED: &str = "accepted are stepwell:pipeline/step@0.1.0 (exports stepwell:pipeline/handler@0.1.0) and wasi:http/proxy@0.2 (exports wasi:http/incoming-handler@0.2.x)";
+const ACCEPTED: &str = "accepted are stepwell:pipeline/step@0.1.0 (exports stepwell:pipeline/handler@0.1.0), wasi:http/proxy@0.2 (exports wasi:http/incoming-handler@0.2.x) and wasi:http/service@0.3.0 (exports wasi:http/handler@0.3.0)";
 
 fn world(exports: &[String]) -> Result<World, Refused> {
-    for export in exports {
-        if export == HANDLER {
-            return Ok(World::Step);
-        }
-        if let (INCOMING, Some(version)) = split(export)
-            && version.starts_with("0.2.")
-            && !version.contains('-')
-        {
-            return Ok(World::Http(version.to_owned()));
-        }
+    if let Some(world) = exports.iter().find_map(|export| target(export)) {
+        return Ok(world);
     }
+    let mut hint = ACCEPTED;
     let message = exports
         .iter()
         .find_map(|export| match split(export) {
@@ -402,10 +445,15 @@ fn world(exports: &[String]) -> Result<World, Refused> {
                 "the component was built for version {} of stepwell:pipeline, and the host runs 0.1.0",
                 shown(version.unwrap_or("(none)"))
             )),
-            ("wasi:http/handler", version) | (INCOMING, version) => Some(format!(
-                "the component targets wasi:http {}, which this host does not run yet: it runs 0.2",
-                shown(version.unwrap_or("without a version"))
-            )),
+            (SERVICE | INCOMING, version) => {
+                if is_candidate(export) {
+                    hint = REBUILD_03;
+                }
+                Some(format!(
+                    "the component targets wasi:http {}, and the host runs 0.2 and 0.3.0",
+                    shown(version.unwrap_or("without a version"))
+                ))
+            }
             ("wasi:cli/run", _) => {
                 Some("the component is a command (it exports wasi:cli/run), not a step or an HTTP function".to_owned())
             }
@@ -418,7 +466,7 @@ fn world(exports: &[String]) -> Result<World, Refused> {
                 format!("the component targets no known world: it exports {}", list.join(", "))
             }
         });
-    Err(Refused::new("unknown-world", message, ACCEPTED))
+    Err(Refused::new("unknown-world", message, hint))
 }
 
 /// An HTTP function knows nothing of pipelines, so it may import WASI alone.

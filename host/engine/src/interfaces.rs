@@ -1,4 +1,5 @@
 use crate::link::{WASI, WASI_CONFIG, WASI_INTERFACES};
+use crate::link_03::{WASI_03, WASI_03_INTERFACES};
 
 /// The interfaces that a guest may import, by their full names.
 pub(crate) struct Interfaces(Vec<String>);
@@ -9,6 +10,11 @@ impl Interfaces {
         let mut names: Vec<String> = WASI_INTERFACES
             .iter()
             .map(|name| format!("{name}@{WASI}"))
+            .chain(
+                WASI_03_INTERFACES
+                    .iter()
+                    .map(|name| format!("{name}@{WASI_03}")),
+            )
             .chain([WASI_CONFIG.to_owned()])
             .chain(others.iter().cloned())
             .collect();
@@ -28,7 +34,7 @@ impl Interfaces {
     /// The interface that was most probably meant: another version of the same, else one of the same package, else one that is
     /// written almost the same.
     pub(crate) fn nearest(&self, import: &str) -> Option<&str> {
-        let (path, _) = split(import);
+        let (path, version) = split(import);
         let package = path.split('/').next().unwrap_or(path);
         self.0
             .iter()
@@ -45,11 +51,13 @@ impl Interfaces {
                         _ => usize::MAX,
                     }
                 };
-                (rank, name.as_str())
+                // Of two versions, the one that the import was written for.
+                let other = release(name) != version.and_then(release_of);
+                (rank, other, name.as_str())
             })
-            .filter(|(rank, _)| *rank != usize::MAX)
+            .filter(|(rank, ..)| *rank != usize::MAX)
             .min()
-            .map(|(_, name)| name)
+            .map(|(.., name)| name)
     }
 }
 
@@ -59,6 +67,16 @@ pub(crate) fn split(name: &str) -> (&str, Option<&str>) {
         Some((path, version)) => (path, Some(version)),
         None => (name, None),
     }
+}
+
+/// The first two numbers of a name's version.
+fn release(name: &str) -> Option<(&str, &str)> {
+    split(name).1.and_then(release_of)
+}
+
+fn release_of(version: &str) -> Option<(&str, &str)> {
+    let mut numbers = version.split('.');
+    Some((numbers.next()?, numbers.next()?))
 }
 
 /// The name with what may differ between compatible releases cut off, as wasmtime's linker has it; none for pre-releases and for
@@ -120,6 +138,8 @@ mod tests {
             "wasi:io/poll@0.2.12",
             "wasi:io/poll@0.2.0",
             "wasi:io/poll@0.2.99",
+            "wasi:http/types@0.3.0",
+            "wasi:http/client@0.3.1",
             "wasi:config/store@0.2.0-rc.1",
             "stepwell:vector/index@0.1.7",
             "wasi:keyvalue/store@0.2.0-draft2",
@@ -129,6 +149,8 @@ mod tests {
         for name in [
             "wasi:io/poll",
             "wasi:io/poll@0.3.0",
+            "wasi:http/types@0.3.0-rc-2026-03-15",
+            "wasi:http/types@0.4.0",
             "wasi:io/poll@0.2.0-rc-2023-11-10",
             "wasi:io/poll@0.2.0.1",
             "wasi:config/store@0.2.0",
@@ -150,6 +172,11 @@ mod tests {
                 "wasi:io/poll@0.3.0-rc-2025-09-16",
                 Some("wasi:io/poll@0.2.12"),
             ),
+            (
+                "wasi:http/types@0.3.0-rc-2026-03-15",
+                Some("wasi:http/types@0.3.0"),
+            ),
+            ("wasi:http/types@0.2.0-rc-1", Some("wasi:http/types@0.2.12")),
             (
                 "stepwell:vector/indexes@0.1.0",
                 Some("stepwell:vector/index@0.1.0"),

@@ -1,10 +1,11 @@
 //! The only crate that knows how WebAssembly is run: uploads are inspected, compiled ahead of time into a cache on disk, loaded
-//! by mapping, and called in a fresh instance each time, within limits that stop hostile guests without touching their
-//! neighbours.
+//! by mapping, and called in a fresh instance each time or in instances that one step keeps, within limits that stop hostile
+//! guests without touching their neighbours.
 //!
 //! It knows nothing of pipelines, triggers or vendors. What a guest may import beside WASI is added by whoever makes the
 //! [`Engine`]; what those interfaces keep for a call lives in that caller's own [`StoreState`].
 
+mod blame;
 mod cache;
 mod call;
 mod clock;
@@ -12,21 +13,30 @@ mod config;
 mod engine;
 mod epoch;
 mod function;
+mod idle;
 mod inspect;
 mod interfaces;
+mod keep;
+mod lane;
 mod link;
+mod link_03;
 mod load;
 mod logs;
+mod machine;
+mod memory;
 mod meter;
 mod plugin;
+mod service;
 mod step;
 mod store;
+mod temper;
 
 pub use config::EngineConfig;
 pub use engine::{CompileReport, Engine, EngineError, describe_metrics};
 pub use function::Body;
 pub use inspect::{Inspection, Refused, World};
+pub use keep::Kept;
 pub use load::LoadError;
 pub use logs::{LogSink, LogStream};
 pub use plugin::Plugin;
-pub use store::{Environment, StoreBase, StoreState};
+pub use store::{Bind, Environment, StoreBase, StoreState};

@@ -1,4 +1,4 @@
-//! What every world's linker has: all of `wasi:cli/imports`, `wasi:http` and `wasi:config`.
+//! What every world's linker has: all of WASI 0.2's `wasi:cli/imports`, `wasi:http` and `wasi:config`.
 
 use wasmtime::Result;
 use wasmtime::component::{HasData, Linker, ResourceTable};
@@ -103,7 +103,7 @@ fn table<S: StoreState>(s: &mut S) -> &mut ResourceTable {
     &mut s.base().table
 }
 
-fn clocks_of<S: StoreState>(s: &mut S) -> WasiClocksCtxView<'_> {
+pub(crate) fn clocks_of<S: StoreState>(s: &mut S) -> WasiClocksCtxView<'_> {
     let view = s.base().wasi();
     WasiClocksCtxView {
         ctx: view.ctx.clocks(),
@@ -111,7 +111,7 @@ fn clocks_of<S: StoreState>(s: &mut S) -> WasiClocksCtxView<'_> {
     }
 }
 
-fn files_of<S: StoreState>(s: &mut S) -> WasiFilesystemCtxView<'_> {
+pub(crate) fn files_of<S: StoreState>(s: &mut S) -> WasiFilesystemCtxView<'_> {
     let view = s.base().wasi();
     WasiFilesystemCtxView {
         ctx: view.ctx.filesystem(),
@@ -119,7 +119,7 @@ fn files_of<S: StoreState>(s: &mut S) -> WasiFilesystemCtxView<'_> {
     }
 }
 
-fn sockets_of<S: StoreState>(s: &mut S) -> WasiSocketsCtxView<'_> {
+pub(crate) fn sockets_of<S: StoreState>(s: &mut S) -> WasiSocketsCtxView<'_> {
     let view = s.base().wasi();
     WasiSocketsCtxView {
         ctx: view.ctx.sockets(),
@@ -133,14 +133,14 @@ impl HasData for HasTable {
     type Data<'a> = &'a mut ResourceTable;
 }
 
-struct HasEnvironment;
+pub(crate) struct HasEnvironment;
 
 impl HasData for HasEnvironment {
     type Data<'a> = EnvironmentView<'a>;
 }
 
 /// `wasi:cli/environment` over entries that all calls of a step share: nothing is copied for guests that do not ask.
-struct EnvironmentView<'a>(&'a [(String, String)]);
+pub(crate) struct EnvironmentView<'a>(pub(crate) &'a [(String, String)]);
 
 impl cli::environment::Host for EnvironmentView<'_> {
     fn get_environment(&mut self) -> Result<Vec<(String, String)>> {

@@ -9,18 +9,19 @@ use futures::future::{BoxFuture, Shared as SharedFuture};
 use metrics::{counter, histogram};
 use stepwell_core::{Digest, show_duration};
 use tokio::sync::Semaphore;
+use wasmtime::component::Component;
 use wasmtime::component::types::{ComponentFunc, ComponentInstance, ComponentItem};
-use wasmtime::component::{Component, Linker};
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
+use wasmtime_wasi_http::p3::bindings::ServicePre;
 
-use crate::cache::{Cache, from_memory};
-use crate::call::Shared;
-use crate::function;
-use crate::inspect::{HANDLER, INCOMING, Refused, World};
-use crate::interfaces::split;
+use crate::cache::from_memory;
+use crate::config::Flavor;
+use crate::inspect::{Refused, World, flavor, target};
+use crate::machine::{Machine, Machines};
 use crate::plugin::{Code, Plugin};
 use crate::step::{Input, Output, StepPre};
 use crate::store::StoreState;
+use crate::{function, service};
 
 /// Why a component cannot be loaded.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -60,9 +61,7 @@ pub enum LoadError {
 
 /// Loads components, each once however many ask for it, and compiles those that are not in the cache.
 pub(crate) struct Loader<S: StoreState> {
-    pub(crate) shared: Arc<Shared>,
-    pub(crate) linker: Linker<S>,
-    pub(crate) cache: Cache,
+    pub(crate) machines: Machines<S>,
     pub(crate) compile_timeout: Duration,
     pub(crate) compiling: Arc<Semaphore>,
     pub(crate) plugins: Mutex<HashMap<Digest, Entry<S>>>,
@@ -115,7 +114,9 @@ impl<S: StoreState> Loader<S> {
 
     pub(crate) fn forget(&self, digest: &Digest) {
         self.lock().remove(digest);
-        self.cache.remove(digest);
+        for machine in self.machines.made() {
+            machine.cache.remove(digest);
+        }
     }
 
     /// Loads as a task of its own: who asked may go away, and others may be waiting for it.
@@ -156,14 +157,11 @@ impl<S: StoreState> Loader<S> {
         E: std::fmt::Display,
     {
         let loader = self.clone();
-        let cached = blocking(digest, move || {
-            Ok(loader.cache.load(&loader.shared.engine, &digest))
-        })
-        .await?;
-        let (component, compiled_in) = match cached {
-            Some(component) => {
+        let cached = blocking(digest, move || Ok(loader.cached(&digest))).await?;
+        let (flavor, component, compiled_in) = match cached {
+            Some((flavor, component)) => {
                 counter!("stepwell_compile_cache_hits_total").increment(1);
-                (component, None)
+                (flavor, component, None)
             }
             None => {
                 counter!("stepwell_compile_cache_misses_total").increment(1);
@@ -171,16 +169,37 @@ impl<S: StoreState> Loader<S> {
                     digest,
                     reason: error.to_string(),
                 })?;
-                let (component, took) = self.compile(digest, bytes).await?;
-                (component, Some(took))
+                let (flavor, bytes) = blocking(digest, move || Ok((flavor(&bytes), bytes))).await?;
+                let (component, took) = self.compile(digest, flavor, bytes).await?;
+                (flavor, component, Some(took))
             }
         };
-        Ok(Arc::new(self.link(&component, compiled_in)?))
+        let machine = self.machine(digest, flavor)?;
+        Ok(Arc::new(link(machine, &component, compiled_in)?))
+    }
+
+    /// Looks for compiled code; it lies in the cache of the component's flavour.
+    fn cached(&self, digest: &Digest) -> Option<(Flavor, Component)> {
+        let lean = self.machines.lean();
+        if let Some(component) = lean.cache.load(&lean.shared.engine, digest) {
+            return Some((Flavor::Lean, component));
+        }
+        let concurrent = self.machines.concurrent_with(digest)?;
+        let component = concurrent.cache.load(&concurrent.shared.engine, digest)?;
+        Some((Flavor::Concurrent, component))
+    }
+
+    fn machine(&self, digest: Digest, flavor: Flavor) -> Result<&Machine<S>, LoadError> {
+        self.machines.get(flavor).map_err(|error| LoadError::Host {
+            digest,
+            reason: error.to_string(),
+        })
     }
 
     async fn compile(
         self: &Arc<Self>,
         digest: Digest,
+        flavor: Flavor,
         bytes: Bytes,
     ) -> Result<(Component, Duration), LoadError> {
         let limit = self.compile_timeout;
@@ -202,7 +221,8 @@ impl<S: StoreState> Loader<S> {
             if Digest::of(&bytes) != digest {
                 return Err(LoadError::Damaged { digest });
             }
-            let engine = &loader.shared.engine;
+            let machine = loader.machine(digest, flavor)?;
+            let engine = &machine.shared.engine;
             let began = Instant::now();
             let code = engine
                 .precompile_component(&bytes)
@@ -212,9 +232,9 @@ impl<S: StoreState> Loader<S> {
             if took > limit {
                 return Err(LoadError::TooSlow { limit });
             }
-            if let Err(error) = loader.cache.store(&digest, &code) {
+            if let Err(error) = machine.cache.store(&digest, &code) {
                 tracing::warn!(%digest, %error, "cannot keep a compiled component, it will be compiled again at the next start");
-            } else if let Some(component) = loader.cache.load(engine, &digest) {
+            } else if let Some(component) = machine.cache.load(engine, &digest) {
                 return Ok((component, took));
             }
             let component = from_memory(engine, &code).map_err(|error| refused(&error))?;
@@ -225,49 +245,52 @@ impl<S: StoreState> Loader<S> {
             .unwrap_or(Err(LoadError::TooSlow { limit }))
     }
 
-    fn link(
-        &self,
-        component: &Component,
-        compiled_in: Option<Duration>,
-    ) -> Result<Plugin<S>, LoadError> {
-        let pre = self
-            .linker
-            .instantiate_pre(component)
-            .map_err(|error| LoadError::Refused(unlinkable(&error)))?;
-        let engine = &self.shared.engine;
-        let exports = component.component_type();
-        let found = exports
-            .exports(engine)
-            .find_map(|(name, item)| match split(name) {
-                _ if name == HANDLER => Some((World::Step, item.ty)),
-                (INCOMING, Some(version)) => Some((World::Http(version.to_owned()), item.ty)),
-                _ => None,
-            });
-        let Some((world, ComponentItem::ComponentInstance(handler))) = found else {
-            return Err(LoadError::Refused(worldless(&"it has no handler")));
-        };
-        let code = match &world {
-            World::Step => typed(engine, &handler, "process", |f| {
-                f.typecheck::<Input<'_>, Output>(&pre.instance_type())
-            })
-            .and_then(|()| StepPre::new(pre).map(Code::Step)),
-            World::Http(_) => typed(engine, &handler, "handle", |f| {
-                f.typecheck::<function::Input, ()>(&pre.instance_type())
-            })
-            .and_then(|()| ProxyPre::new(pre).map(Code::Http)),
-        };
-        let code = code.map_err(|error| worldless(&text(&error)))?;
-        Ok(Plugin {
-            world,
-            code,
-            shared: self.shared.clone(),
-            compiled_in,
-        })
-    }
-
     fn lock(&self) -> MutexGuard<'_, HashMap<Digest, Entry<S>>> {
         self.plugins.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn link<S: StoreState>(
+    machine: &Machine<S>,
+    component: &Component,
+    compiled_in: Option<Duration>,
+) -> Result<Plugin<S>, LoadError> {
+    let pre = machine
+        .linker
+        .instantiate_pre(component)
+        .map_err(|error| LoadError::Refused(unlinkable(&error)))?;
+    let engine = &machine.shared.engine;
+    let exports = component.component_type();
+    let found = exports
+        .exports(engine)
+        .find_map(|(name, item)| Some((target(name)?, item.ty)));
+    let Some((world, ComponentItem::ComponentInstance(handler))) = found else {
+        return Err(LoadError::Refused(worldless(&"it has no handler")));
+    };
+    let code = match &world {
+        World::Step => typed(engine, &handler, "process", |f| {
+            f.typecheck::<Input<'_>, Output>(&pre.instance_type())
+        })
+        .and_then(|()| StepPre::new(pre).map(Code::Step)),
+        World::Http(_) => typed(engine, &handler, "handle", |f| {
+            f.typecheck::<function::Input, ()>(&pre.instance_type())
+        })
+        .and_then(|()| ProxyPre::new(pre).map(Code::Http)),
+        World::Service(_) => typed(engine, &handler, "handle", |f| {
+            if !f.async_() {
+                return Err(wasmtime::Error::msg("it is not async"));
+            }
+            f.typecheck::<service::Input, service::Output>(&pre.instance_type())
+        })
+        .and_then(|()| ServicePre::new(pre).map(Code::Service)),
+    };
+    let code = code.map_err(|error| worldless(&text(&error)))?;
+    Ok(Plugin {
+        world,
+        code,
+        shared: machine.shared.clone(),
+        compiled_in,
+    })
 }
 
 /// Checks the type of a function now, so that calls need not fail on it later.
@@ -310,20 +333,11 @@ async fn blocking<T: Send + 'static>(
 
 /// What the compiler does not accept.
 fn refused(error: &wasmtime::Error) -> LoadError {
-    let text = text(error);
-    LoadError::Refused(if text.contains("async") {
-        Refused::new(
-            "unknown-world",
-            format!("the component is async (WASI 0.3), which this host does not run yet: {text}"),
-            "rebuild the component for WASI 0.2 (target wasm32-wasip2)",
-        )
-    } else {
-        Refused::new(
-            "invalid-component",
-            format!("the component cannot be compiled: {text}"),
-            "rebuild it, and check it with wasm-tools validate",
-        )
-    })
+    LoadError::Refused(Refused::new(
+        "invalid-component",
+        format!("the component cannot be compiled: {}", text(error)),
+        "rebuild it, and check it with wasm-tools validate",
+    ))
 }
 
 fn unlinkable(error: &wasmtime::Error) -> Refused {

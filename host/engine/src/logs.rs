@@ -1,4 +1,7 @@
+use std::io;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use stepwell_core::ByteSize;
@@ -28,7 +31,7 @@ const LINE: usize = 8 << 10;
 /// Bytes that a guest may write at once.
 const CHUNK: usize = 64 << 10;
 
-/// Both streams of one call. They share one allowance of bytes.
+/// Both streams of one call at a time. They share one allowance of bytes.
 #[derive(Clone)]
 pub(crate) struct CallLog(Arc<Mutex<State>>);
 
@@ -58,6 +61,19 @@ impl CallLog {
         let mut state = self.lock();
         state.limit = bytes;
         state.left = bytes;
+        state.truncated = false;
+    }
+
+    /// Passes on what was written without a newline at its end: the call is over.
+    pub(crate) fn finish(&self) {
+        let mut state = self.lock();
+        state.flush(LogStream::Stdout);
+        state.flush(LogStream::Stderr);
+    }
+
+    /// Later lines go there, those of streams that the guest has opened before too.
+    pub(crate) fn rebind(&self, sink: Arc<dyn LogSink>) {
+        self.lock().sink = sink;
     }
 
     /// A line of the host's among those of the guest, which pays for it: it is what provokes them.
@@ -100,6 +116,7 @@ impl State {
         }
         if !dropped.is_empty() && !self.truncated {
             self.truncated = true;
+            metrics::counter!("stepwell_limit_hits_total", "limit" => "log").increment(1);
             self.flush(stream);
             let limit = ByteSize(self.limit as u64);
             self.sink.line(
@@ -157,8 +174,7 @@ pub(crate) struct GuestStream {
 
 impl StdoutStream for GuestStream {
     fn async_stream(&self) -> Box<dyn AsyncWrite + Send + Sync> {
-        // Only WASI 0.3 asks for this one.
-        Box::new(tokio::io::sink())
+        Box::new(self.log.stream(self.stream))
     }
 
     fn p2_stream(&self) -> Box<dyn OutputStream> {
@@ -184,6 +200,27 @@ impl OutputStream for GuestStream {
 
     fn check_write(&mut self) -> StreamResult<usize> {
         Ok(CHUNK)
+    }
+}
+
+/// WASI 0.3's way to write.
+impl AsyncWrite for GuestStream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let bytes = bytes.get(..CHUNK).unwrap_or(bytes);
+        self.log.lock().write(self.stream, bytes);
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
     }
 }
 

@@ -13,9 +13,9 @@ mod bindings {
     });
 }
 
-pub(crate) use bindings::StepPre;
 pub(crate) use bindings::exports::stepwell::pipeline::handler::Error as GuestError;
 use bindings::exports::stepwell::pipeline::handler::{EventParam, EventResult};
+pub(crate) use bindings::{Step, StepPre};
 
 /// What `process` takes.
 pub(crate) type Input<'a> = (EventParam<'a>,);

@@ -1,17 +1,20 @@
 use std::future::Future;
 use std::sync::Arc;
 
-use stepwell_core::Limits;
+use stepwell_core::{CpuAccount, Limits};
 use wasmtime::component::ResourceTable;
 use wasmtime_wasi::cli::WasiCliCtxView;
+use wasmtime_wasi::p2::{DynInputStream, DynOutputStream, DynPollable};
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView};
 use wasmtime_wasi_config::WasiConfigVariables;
 use wasmtime_wasi_http::{
-    Error as HttpError, RequestOptions, WasiBody, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks,
+    Error as HttpError, FieldMap, RequestOptions, WasiBody, WasiHttpCtx, WasiHttpCtxView,
+    WasiHttpHooks,
 };
 
 use crate::logs::{CallLog, LogSink, LogStream};
 use crate::meter::Meter;
+use crate::temper::Temper;
 
 /// What the store of every call holds. The composition root's own type implements this; beside the base it holds the state of
 /// the interfaces that it links.
@@ -20,12 +23,23 @@ pub trait StoreState: Send + 'static {
     fn base(&mut self) -> &mut StoreBase;
 }
 
+/// What one call binds a store to: who calls, for which run, until when.
+pub trait Bind<S: StoreState>: Sync {
+    /// The state of a store that nobody has used yet.
+    fn fresh(&self) -> S;
+
+    /// Turns the state of an earlier call of the same step over to this one: nothing of the earlier call may be left but what is
+    /// in the base's table. Use [`StoreBase::rebind`] for the base.
+    fn renew(&self, state: &mut S);
+}
+
 /// A step's `config`, as its guest sees it: through `wasi:config` and as its environment. It lives as long as the pipeline
-/// revision, and calls share it.
+/// revision, and calls share it; what the engine learns of the step's calls is kept here too.
 #[derive(Default)]
 pub struct Environment {
     pub(crate) entries: Vec<(String, String)>,
     pub(crate) variables: WasiConfigVariables,
+    pub(crate) temper: Temper,
 }
 
 impl Environment {
@@ -33,16 +47,21 @@ impl Environment {
     pub fn new(entries: impl IntoIterator<Item = (String, String)>) -> Self {
         let entries: Vec<_> = entries.into_iter().collect();
         let variables = entries.iter().cloned().collect();
-        Self { entries, variables }
+        Self {
+            entries,
+            variables,
+            temper: Temper::default(),
+        }
     }
 }
 
-/// The engine's part of a store: WASI, the guest's resources and what it has used so far. One call owns it.
+/// The engine's part of a store: WASI, the guest's resources and what it has used so far. One call at a time owns it.
 pub struct StoreBase {
     /// The guest's resources; interfaces keep theirs here too.
     pub table: ResourceTable,
     pub(crate) meter: Meter,
     pub(crate) log: CallLog,
+    pub(crate) cpu: Option<Arc<CpuAccount>>,
     pub(crate) environment: Arc<Environment>,
     wasi: WasiCtx,
     http: WasiHttpCtx,
@@ -52,6 +71,9 @@ pub struct StoreBase {
 
 /// Resource handles that one call may hold.
 pub(crate) const HANDLES: usize = 10_000;
+
+/// Resource handles that a guest may keep from one call to the next.
+const HANDLES_AT_REST: usize = 256;
 
 impl StoreBase {
     /// The base of one call's store. The guest gets no directory, no socket and no environment but the given one.
@@ -69,9 +91,10 @@ impl StoreBase {
             .build();
         Self {
             table,
-            meter: Meter::new(Limits::default()),
+            meter: Meter::new(Limits::default(), None),
             no_egress: NoEgress(log.clone()),
             log,
+            cpu: None,
             environment,
             wasi,
             http: WasiHttpCtx::new(),
@@ -82,6 +105,31 @@ impl StoreBase {
     /// Sends the outbound HTTP requests of this call through these hooks; without any they are denied.
     pub fn set_egress(&mut self, hooks: Box<dyn WasiHttpHooks>) {
         self.egress = Some(hooks);
+    }
+
+    /// The guest's streams go there from now on.
+    pub fn rebind(&mut self, sink: Arc<dyn LogSink>) {
+        self.log.rebind(sink);
+    }
+
+    /// Whether the guest holds nothing of the host's that belongs to the call that has just ended. Language runtimes keep the
+    /// standard streams open and leave HTTP headers to their garbage collector. A body's stream is no standard stream, but a
+    /// child of its body, which may not be here.
+    pub(crate) fn is_at_rest(&mut self) -> bool {
+        let mut handles = 0;
+        self.table.iter_mut().all(|entry| {
+            handles += 1;
+            handles <= HANDLES_AT_REST
+                && (entry.is::<DynOutputStream>()
+                    || entry.is::<DynInputStream>()
+                    || entry.is::<DynPollable>()
+                    || entry.is::<FieldMap>())
+        })
+    }
+
+    /// Charges the guest's CPU time to this account.
+    pub fn charge_to(&mut self, account: Arc<CpuAccount>) {
+        self.cpu = Some(account);
     }
 
     pub(crate) fn wasi(&mut self) -> WasiCtxView<'_> {

@@ -4,15 +4,15 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use stepwell_catalog::Catalog;
-use stepwell_core::{Call, Event, Limits, StepError, StepScope};
+use stepwell_core::{Call, CpuAccount, Event, Isolation, Limits, StepError, StepScope};
 use stepwell_egress::EgressScope;
-use stepwell_engine::{Engine, Environment, Plugin, World};
+use stepwell_engine::{Bind, Engine, Environment, Kept, Plugin};
 use stepwell_inference::JsonMapping;
 use stepwell_pipeline::{
-    Body, Function, ModelSpec, Pin, PrepareError, Prepared, Step, StepFactory,
+    Body, Dispatcher, Function, ModelSpec, Pin, PrepareError, Prepared, Step, StepFactory,
 };
 
-use crate::guest::GuestState;
+use crate::guest::{GuestCall, GuestState};
 use crate::services::Services;
 
 /// Loads plugins from the catalog into the engine, and models from their bindings.
@@ -20,6 +20,7 @@ pub(crate) struct Factory {
     pub(crate) engine: Engine<GuestState>,
     pub(crate) catalog: Arc<Catalog>,
     pub(crate) services: Arc<Services>,
+    pub(crate) dispatcher: Dispatcher,
 }
 
 #[async_trait]
@@ -28,6 +29,7 @@ impl StepFactory for Factory {
         &self,
         scope: &Arc<StepScope>,
         limits: Limits,
+        isolation: Isolation,
         pin: &Pin,
     ) -> Result<Prepared, PrepareError> {
         let (catalog, digest) = (self.catalog.clone(), pin.digest);
@@ -35,12 +37,20 @@ impl StepFactory for Factory {
             .engine
             .load(digest, async move { catalog.component(digest).await })
             .await?;
-        let is_function = matches!(plugin.world(), World::Http(_));
+        let is_function = plugin.world().is_function();
+        let kept = match isolation {
+            Isolation::Fresh => None,
+            Isolation::Reuse(reuse) => Some(plugin.keep(limits, reuse)),
+        };
         let step = Arc::new(PluginStep {
             plugin,
             limits,
+            kept,
             environment: Arc::new(Environment::new(scope.config.iter().cloned())),
             egress: self.services.egress.scope(scope),
+            cpu: self
+                .dispatcher
+                .cpu_account(&scope.namespace, &scope.pipeline),
             services: self.services.clone(),
         });
         Ok(if is_function {
@@ -71,29 +81,37 @@ impl StepFactory for Factory {
 struct PluginStep {
     plugin: Arc<Plugin<GuestState>>,
     limits: Limits,
+    /// The step's own instances; none: each call has a fresh one.
+    kept: Option<Kept<GuestState>>,
     environment: Arc<Environment>,
     egress: Option<Arc<EgressScope>>,
+    cpu: Arc<CpuAccount>,
     services: Arc<Services>,
 }
 
 impl PluginStep {
-    fn state(&self, call: &Call) -> GuestState {
-        GuestState::new(
-            &self.services,
-            &self.environment,
-            self.egress.as_ref(),
+    fn bind<'a>(&'a self, call: &'a Call) -> GuestCall<'a> {
+        GuestCall {
+            services: &self.services,
+            environment: &self.environment,
+            egress: self.egress.as_ref(),
+            cpu: &self.cpu,
             call,
-        )
+        }
     }
 }
 
 #[async_trait]
 impl Step for PluginStep {
     async fn call(&self, call: &Call, event: Event) -> Result<Vec<Event>, StepError> {
-        let state = self.state(call);
-        self.plugin
-            .process(state, self.limits, call.deadline, event)
-            .await
+        let (plugin, guest, deadline) = (&self.plugin, self.bind(call), call.deadline);
+        match &self.kept {
+            Some(kept) => kept.process(plugin, &guest, deadline, event).await,
+            None => {
+                let state = guest.fresh();
+                plugin.process(state, self.limits, deadline, event).await
+            }
+        }
     }
 }
 
@@ -104,10 +122,14 @@ impl Function for PluginStep {
         call: &Call,
         request: http::Request<Body>,
     ) -> Result<http::Response<Body>, StepError> {
-        let state = self.state(call);
-        self.plugin
-            .handle(state, self.limits, call.deadline, request)
-            .await
+        let (plugin, guest, deadline) = (&self.plugin, self.bind(call), call.deadline);
+        match &self.kept {
+            Some(kept) => kept.handle(plugin, &guest, deadline, request).await,
+            None => {
+                let state = guest.fresh();
+                plugin.handle(state, self.limits, deadline, request).await
+            }
+        }
     }
 }
 

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use stepwell_core::Call;
+use stepwell_core::{Call, CpuAccount};
 use stepwell_egress::EgressScope;
-use stepwell_engine::{Environment, LogSink, LogStream, StoreBase, StoreState};
+use stepwell_engine::{Bind, Environment, LogSink, LogStream, StoreBase, StoreState};
 use stepwell_inference::{HasInference, InferenceView};
 use stepwell_keyvalue::{KeyValueCtx, KeyValueView};
 use stepwell_logging::{CallLog, Level, LoggingView, Source};
@@ -14,7 +14,7 @@ use wasmtime::component::Linker;
 
 use crate::services::Services;
 
-/// The state of one call.
+/// The state of one call at a time.
 pub(crate) struct GuestState {
     base: StoreBase,
     call: Call,
@@ -23,27 +23,66 @@ pub(crate) struct GuestState {
     services: Arc<Services>,
 }
 
-impl GuestState {
-    pub(crate) fn new(
-        services: &Arc<Services>,
-        environment: &Arc<Environment>,
-        egress: Option<&Arc<EgressScope>>,
-        call: &Call,
-    ) -> Self {
-        let log = CallLog::new(services.logs.clone(), call.clone());
-        let mut base = StoreBase::new(environment.clone(), Arc::new(Streams(log.clone())));
-        if let Some(egress) = egress {
+/// What a call brings to its store. The deployed step gives the environment, the grants and the services, so that they are the
+/// same for every call that a store ever has.
+pub(crate) struct GuestCall<'a> {
+    pub(crate) services: &'a Arc<Services>,
+    pub(crate) environment: &'a Arc<Environment>,
+    /// Where its HTTP requests may go; none: nowhere.
+    pub(crate) egress: Option<&'a Arc<EgressScope>>,
+    /// Who is charged for the guest's CPU time.
+    pub(crate) cpu: &'a Arc<CpuAccount>,
+    pub(crate) call: &'a Call,
+}
+
+impl GuestCall<'_> {
+    /// Lets the call send its HTTP requests; what comes of those that are not answered is in the step's log.
+    fn open_egress(&self, base: &mut StoreBase, log: &CallLog) {
+        if let Some(egress) = self.egress {
             let log = log.clone();
             let note = Arc::new(move |text: &str| log.line(Level::Warn, Source::Run, text));
-            base.set_egress(Box::new(egress.call(call.deadline, note)));
+            base.set_egress(Box::new(egress.call(self.call.deadline, note)));
         }
-        Self {
+    }
+
+    fn log(&self) -> CallLog {
+        CallLog::new(self.services.logs.clone(), self.call.clone())
+    }
+
+    fn keyvalue(&self) -> KeyValueCtx {
+        KeyValueCtx::new(self.services.keyvalues.clone(), self.call.clone())
+    }
+}
+
+impl Bind<GuestState> for GuestCall<'_> {
+    fn fresh(&self) -> GuestState {
+        let log = self.log();
+        let mut base = StoreBase::new(self.environment.clone(), Arc::new(Streams(log.clone())));
+        base.charge_to(self.cpu.clone());
+        self.open_egress(&mut base, &log);
+        GuestState {
             base,
-            call: call.clone(),
-            keyvalue: KeyValueCtx::new(services.keyvalues.clone(), call.clone()),
+            call: self.call.clone(),
+            keyvalue: self.keyvalue(),
             log,
-            services: services.clone(),
+            services: self.services.clone(),
         }
+    }
+
+    fn renew(&self, state: &mut GuestState) {
+        // Every field by name, so that a new one cannot be forgotten here.
+        let GuestState {
+            base,
+            call,
+            keyvalue,
+            log,
+            services: _,
+        } = state;
+        *log = self.log();
+        base.rebind(Arc::new(Streams(log.clone())));
+        self.open_egress(base, log);
+        *call = self.call.clone();
+        *keyvalue = self.keyvalue();
     }
 }
 

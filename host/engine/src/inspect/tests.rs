@@ -137,7 +137,7 @@ fn every_unknown_import_is_named_with_the_nearest() {
     let refused = check(&component(&text)).unwrap_err();
     assert_eq!(refused.code, "unknown-import");
     for part in [
-        "wasi:random/random@0.3.0-rc-2025-09-16 (the host has wasi:random/random@0.2.12)",
+        "wasi:random/random@0.3.0-rc-2025-09-16 (the host has wasi:random/random@0.3.0)",
         "acme:thing/foo@1.0.0 (the host has nothing like it)",
         "stepwell:vector/index@0.2.0 (the host has stepwell:vector/index@0.1.0)",
         "bare (",
@@ -154,7 +154,12 @@ fn every_unknown_import_is_named_with_the_nearest() {
         "{}",
         refused.message
     );
-    assert!(refused.hint.unwrap().contains("0.3"));
+    assert!(
+        refused
+            .hint
+            .unwrap()
+            .contains("rebuild the component for 0.3.0")
+    );
     // Imports come first, so that a component without any known export hears of them too.
     assert_eq!(
         code(&component(r#"(import "foo:bar/baz" (func))"#)),
@@ -169,10 +174,7 @@ fn unknown_worlds_hear_which_are_accepted() {
         ("wasi:cli/run@0.2.0", "command"),
         ("stepwell:pipeline/batch-handler@0.1.0", "batch-step"),
         ("stepwell:pipeline/handler@0.2.0", "0.2.0"),
-        (
-            "wasi:http/handler@0.3.0-rc-2025-09-16",
-            "0.3.0-rc-2025-09-16",
-        ),
+        ("wasi:http/handler@0.4.0", "0.4.0"),
         ("wasi:http/incoming-handler@0.2.0-rc-2023-11-10", "0.2.0-rc"),
     ] {
         let refused = check(&component(&exporting(export))).unwrap_err();
@@ -191,6 +193,41 @@ fn unknown_worlds_hear_which_are_accepted() {
             .message
             .contains("exports nothing")
     );
+    // A release candidate hears which release it should be.
+    let candidate = "wasi:http/handler@0.3.0-rc-2025-09-16";
+    let refused = check(&component(&exporting(candidate))).unwrap_err();
+    assert_eq!(refused.code, "unknown-world");
+    assert!(refused.message.contains("0.3.0-rc-2025-09-16"), "{refused}");
+    assert!(refused.hint.unwrap().contains("for 0.3.0 itself"));
+}
+
+#[test]
+fn a_function_of_wasi_0_3_is_accepted() {
+    let found = check(&component(&exporting("wasi:http/handler@0.3.0"))).unwrap();
+    assert_eq!(found.world.to_string(), "wasi:http/service@0.3.0");
+    assert!(found.world.is_function());
+    let text = format!(
+        r#"(import "stepwell:vector/index@0.1.0" (instance (export "f" (func)))) {}"#,
+        exporting("wasi:http/handler@0.3.0")
+    );
+    assert_eq!(code(&component(&text)), "unknown-import");
+}
+
+#[test]
+fn the_flavour_is_that_of_what_is_in_it() {
+    let lean = component(&exporting(FUNCTION));
+    assert_eq!(flavor(&lean), Flavor::Lean);
+    for text in [
+        r#"(import "wasi:random/random@0.3.0" (instance (export "get-random-u64" (func (result u64)))))"#,
+        r#"(type (stream u8))"#,
+        r#"(import "a:b/c@1.0.0" (func async (result u32)))"#,
+        r#"(component (core func (canon waitable-set.new)))"#,
+    ] {
+        let bytes = component(&format!("{text} {}", exporting(HANDLER)));
+        assert_eq!(flavor(&bytes), Flavor::Concurrent, "{text}");
+    }
+    // What no engine takes is the lean one's to refuse.
+    assert_eq!(flavor(b"\0asm\x0d\0\x01\0\xff\x00"), Flavor::Lean);
 }
 
 #[test]

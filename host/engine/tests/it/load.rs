@@ -162,6 +162,8 @@ async fn inspecting_and_loading_agree() {
     for (name, world) in [
         ("hostile.wasm", "stepwell:pipeline/step@0.1.0"),
         ("hostile-http.wasm", "wasi:http/proxy@0.2.12"),
+        ("clocks.wasm", "stepwell:pipeline/step@0.1.0"),
+        ("service.wasm", "wasi:http/service@0.3.0"),
     ] {
         let bytes = guest(name);
         let inspection = host.engine.inspect(&bytes).unwrap();

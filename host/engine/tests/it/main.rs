@@ -11,4 +11,8 @@ mod function;
 mod hand_made;
 mod hostile;
 mod load;
+mod neighbours;
+mod reuse;
+mod reuse_http;
+mod service;
 mod support;

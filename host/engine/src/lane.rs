@@ -1,0 +1,412 @@
+//! Where guests go on that compute for long: a few threads that every other thread of the host comes before.
+//!
+//! The kernel gives each core to the host's other threads whenever they have anything to do, so a call that has just arrived
+//! never queues behind guests that spin, however many do. Those share what is left, a tick at a time.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::task::{Context, Poll, Wake};
+use std::thread;
+
+use futures::FutureExt as _;
+use metrics::{Counter, Gauge, counter, gauge};
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+
+/// How far behind the host's other threads these are, as `nice` has it: beside a busy one they get about a tenth of a core.
+const NICE: i32 = 10;
+
+/// One engine's lane for guests that compute for long.
+pub(crate) struct SlowLane {
+    queue: Arc<Queue>,
+    taken: Counter,
+    active: Gauge,
+}
+
+/// A future that goes on in the lane. Dropping it ends the future at its next pause.
+pub(crate) struct Moved<T> {
+    task: Arc<Task>,
+    outcome: oneshot::Receiver<thread::Result<T>>,
+    _active: Active,
+}
+
+/// The lane was closed before the future had ended.
+#[derive(Debug)]
+pub(crate) struct Closed;
+
+impl SlowLane {
+    /// A lane with as many threads.
+    pub(crate) fn start(threads: usize) -> std::io::Result<Self> {
+        let lane = Self {
+            queue: Arc::default(),
+            taken: counter!("stepwell_slow_lane_calls_total"),
+            active: gauge!("stepwell_slow_lane_calls_active"),
+        };
+        for _ in 0..threads.max(1) {
+            let queue = lane.queue.clone();
+            thread::Builder::new()
+                .name("guest-slow".into())
+                .spawn(move || {
+                    // On Linux this is about the calling thread alone.
+                    if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+                        tracing::warn!(%error, "guests that compute for long cannot be given a low priority");
+                    }
+                    while let Some(task) = queue.next() {
+                        task.run();
+                    }
+                })?;
+        }
+        Ok(lane)
+    }
+
+    /// Lets a future go on in the lane. What it spawns, and the timers it makes, stay with the runtime that this is called on.
+    pub(crate) fn take<T: Send + 'static>(
+        &self,
+        future: impl Future<Output = T> + Send + 'static,
+    ) -> Moved<T> {
+        let (sender, outcome) = oneshot::channel();
+        let future = async move {
+            // Nobody may be interested any more.
+            let _ = sender.send(AssertUnwindSafe(future).catch_unwind().await);
+        };
+        let task = Arc::new(Task {
+            state: AtomicU8::new(IDLE),
+            future: Mutex::new(Some(Box::pin(future))),
+            queue: self.queue.clone(),
+            runtime: Handle::current(),
+        });
+        task.clone().wake();
+        self.taken.increment(1);
+        self.active.increment(1);
+        Moved {
+            task,
+            outcome,
+            _active: Active(self.active.clone()),
+        }
+    }
+}
+
+impl Drop for SlowLane {
+    fn drop(&mut self) {
+        let left = {
+            let mut ready = self.queue.lock();
+            ready.closed = true;
+            std::mem::take(&mut ready.tasks)
+        };
+        self.queue.pushed.notify_all();
+        for task in left {
+            task.discard();
+        }
+    }
+}
+
+impl<T> Future for Moved<T> {
+    type Output = Result<T, Closed>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.outcome)
+            .poll(context)
+            .map(|outcome| match outcome {
+                Ok(Ok(outcome)) => Ok(outcome),
+                Ok(Err(panic)) => std::panic::resume_unwind(panic),
+                Err(_) => Err(Closed),
+            })
+    }
+}
+
+impl<T> Drop for Moved<T> {
+    fn drop(&mut self) {
+        if self.task.state.swap(CANCELLED, Ordering::AcqRel) == IDLE {
+            // Otherwise the thread that runs it, or is about to, does this.
+            self.task.discard();
+        }
+    }
+}
+
+struct Active(Gauge);
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.0.decrement(1);
+    }
+}
+
+/// Tasks that want to be polled, in the order in which they came to want it.
+#[derive(Default)]
+struct Queue {
+    ready: Mutex<Ready>,
+    pushed: Condvar,
+}
+
+#[derive(Default)]
+struct Ready {
+    tasks: VecDeque<Arc<Task>>,
+    closed: bool,
+}
+
+impl Queue {
+    fn push(&self, task: Arc<Task>) {
+        let mut ready = self.lock();
+        if ready.closed {
+            drop(ready);
+            task.discard();
+            return;
+        }
+        ready.tasks.push_back(task);
+        drop(ready);
+        self.pushed.notify_one();
+    }
+
+    /// The task whose turn it is; none: the lane is closed.
+    fn next(&self) -> Option<Arc<Task>> {
+        let mut ready = self.lock();
+        loop {
+            if ready.closed {
+                return None;
+            }
+            if let Some(task) = ready.tasks.pop_front() {
+                return Some(task);
+            }
+            ready = self
+                .pushed
+                .wait(ready)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Ready> {
+        self.ready.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct Task {
+    state: AtomicU8,
+    /// Only the thread that runs the task locks this, or the one that discards it.
+    future: Mutex<Option<Pin<Box<dyn Future<Output = ()> + Send>>>>,
+    queue: Arc<Queue>,
+    runtime: Handle,
+}
+
+/// Nobody has woken it.
+const IDLE: u8 = 0;
+/// It waits for its turn.
+const QUEUED: u8 = 1;
+/// It is being polled.
+const RUNNING: u8 = 2;
+/// It was woken while it is being polled.
+const WOKEN: u8 = 3;
+/// Nobody wants its outcome, or it is there already.
+const CANCELLED: u8 = 4;
+
+impl Wake for Task {
+    fn wake(self: Arc<Self>) {
+        let woken =
+            self.state
+                .fetch_update(Ordering::AcqRel, Ordering::Acquire, |state| match state {
+                    IDLE => Some(QUEUED),
+                    RUNNING => Some(WOKEN),
+                    _ => None,
+                });
+        if woken == Ok(IDLE) {
+            let queue = self.queue.clone();
+            queue.push(self);
+        }
+    }
+}
+
+impl Task {
+    fn run(self: Arc<Self>) {
+        if !self.goes(QUEUED, RUNNING) {
+            return self.discard();
+        }
+        let waker = self.clone().into();
+        let pending = {
+            let _context = self.runtime.enter();
+            let mut future = self.future.lock().unwrap_or_else(PoisonError::into_inner);
+            let pending = future.as_mut().is_some_and(|future| {
+                future
+                    .as_mut()
+                    .poll(&mut Context::from_waker(&waker))
+                    .is_pending()
+            });
+            if !pending {
+                *future = None;
+            }
+            pending
+        };
+        if !pending || self.goes(RUNNING, IDLE) {
+            return;
+        }
+        if self.goes(WOKEN, QUEUED) {
+            let queue = self.queue.clone();
+            queue.push(self);
+        } else {
+            self.discard();
+        }
+    }
+
+    fn goes(&self, from: u8, to: u8) -> bool {
+        self.state
+            .compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire)
+            .is_ok()
+    }
+
+    fn discard(&self) {
+        let _context = self.runtime.enter();
+        let future = self
+            .future
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        drop(future);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+    use std::time::Duration;
+
+    use super::*;
+
+    fn lane() -> SlowLane {
+        SlowLane::start(2).unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_is_moved_ends_on_another_thread_of_low_priority() {
+        let lane = lane();
+        let here = thread::current().id();
+        for round in 0..100 {
+            let (there, nice) = lane
+                .take(async move {
+                    for _ in 0..round {
+                        tokio::task::yield_now().await;
+                    }
+                    let nice = rustix::process::getpriority_process(None).unwrap();
+                    (thread::current().id(), nice)
+                })
+                .await
+                .unwrap();
+            assert_ne!(there, here);
+            assert_eq!(nice, NICE);
+        }
+        assert_ne!(rustix::process::getpriority_process(None).unwrap(), NICE);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn timers_and_tasks_stay_with_the_runtime() {
+        let lane = lane();
+        let moved: Vec<_> = (0..50)
+            .map(|number| {
+                lane.take(async move {
+                    tokio::time::sleep(Duration::from_millis(number % 7)).await;
+                    tokio::spawn(
+                        async move { (thread::current().name().map(str::to_owned), number) },
+                    )
+                    .await
+                    .unwrap()
+                })
+            })
+            .collect();
+        for (number, moved) in (0..).zip(moved) {
+            let (name, got) = moved.await.unwrap();
+            assert_ne!(name.as_deref(), Some("guest-slow"));
+            assert_eq!(got, number);
+        }
+    }
+
+    #[tokio::test]
+    async fn more_tasks_than_threads_take_turns() {
+        let lane = SlowLane::start(1).unwrap();
+        let spinning = lane.take(async {
+            loop {
+                tokio::task::yield_now().await;
+            }
+        });
+        assert_eq!(lane.take(async { 7 }).await.unwrap(), 7);
+        drop::<Moved<()>>(spinning);
+    }
+
+    struct Counted(Arc<AtomicUsize>);
+
+    impl Drop for Counted {
+        fn drop(&mut self) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    async fn reaches(count: &AtomicUsize, wanted: usize) {
+        for _ in 0..1000 {
+            if count.load(Ordering::SeqCst) == wanted {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("{} of {wanted} were dropped", count.load(Ordering::SeqCst));
+    }
+
+    #[tokio::test]
+    async fn whoever_drops_it_ends_it_whether_it_waits_or_runs() {
+        let lane = lane();
+        let dropped = Arc::new(AtomicUsize::new(0));
+        let waits = {
+            let held = Counted(dropped.clone());
+            lane.take(async move {
+                let _held = held;
+                std::future::pending::<()>().await;
+            })
+        };
+        let runs = {
+            let held = Counted(dropped.clone());
+            lane.take(async move {
+                let _held = held;
+                loop {
+                    tokio::task::yield_now().await;
+                }
+            })
+        };
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert_eq!(dropped.load(Ordering::SeqCst), 0);
+        drop(waits);
+        drop::<Moved<()>>(runs);
+        reaches(&dropped, 2).await;
+        assert_eq!(lane.take(async { 1 }).await.unwrap(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_closed_lane_says_so() {
+        let lane = lane();
+        let dropped = Arc::new(AtomicUsize::new(0));
+        let moved: Vec<_> = (0..20)
+            .map(|_| {
+                let held = Counted(dropped.clone());
+                lane.take(async move {
+                    let _held = held;
+                    loop {
+                        tokio::task::yield_now().await;
+                    }
+                })
+            })
+            .collect();
+        drop(lane);
+        for moved in moved {
+            let outcome: Result<(), Closed> = moved.await;
+            assert!(outcome.is_err());
+        }
+        reaches(&dropped, 20).await;
+    }
+
+    #[tokio::test]
+    async fn a_panic_comes_back_to_whoever_waits() {
+        let lane = lane();
+        let moved = lane.take(async { panic!("at the disco") });
+        let outcome: Result<Result<(), Closed>, _> = AssertUnwindSafe(moved).catch_unwind().await;
+        assert!(outcome.is_err());
+        assert_eq!(lane.take(async { 1 }).await.unwrap(), 1);
+    }
+}

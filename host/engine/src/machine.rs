@@ -1,0 +1,155 @@
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use metrics::counter;
+use stepwell_core::Digest;
+use tokio::sync::Semaphore;
+use wasmtime::component::Linker;
+
+use crate::cache::Cache;
+use crate::call::Shared;
+use crate::config::{Allocation, EngineConfig, Flavor, wasmtime_engine};
+use crate::engine::EngineError;
+use crate::epoch::Ticker;
+use crate::idle::Idle;
+use crate::lane::SlowLane;
+use crate::link::add_wasi;
+use crate::link_03::add_wasi_03;
+use crate::memory::GuestMemory;
+use crate::store::StoreState;
+
+/// Adds what the host offers beside WASI.
+pub(crate) type Link<S> = Box<dyn Fn(&mut Linker<S>) -> wasmtime::Result<()> + Send + Sync>;
+
+/// One of the two engines, with what its components link against and where they are kept once compiled.
+pub(crate) struct Machine<S: StoreState> {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) linker: Linker<S>,
+    pub(crate) cache: Cache,
+}
+
+/// What both engines share.
+struct Commons {
+    lane: Arc<SlowLane>,
+    memory: Arc<GuestMemory>,
+}
+
+/// Both engines. The concurrent one costs twice as much for each call, and address space even when nobody uses it: it is made
+/// when the first component needs it.
+pub(crate) struct Machines<S: StoreState> {
+    lean: Machine<S>,
+    commons: Commons,
+    concurrent: OnceLock<Machine<S>>,
+    making: Mutex<()>,
+    config: EngineConfig,
+    link: Link<S>,
+}
+
+impl<S: StoreState> Machines<S> {
+    pub(crate) fn new(config: EngineConfig, link: Link<S>) -> Result<Self, EngineError> {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let lane = SlowLane::start(threads).map_err(|error| {
+            EngineError(format!(
+                "the threads of guests that compute for long: {error}"
+            ))
+        })?;
+        let commons = Commons {
+            lane: Arc::new(lane),
+            memory: Arc::new(GuestMemory::new(config.guest_memory)),
+        };
+        Ok(Self {
+            lean: Machine::new(Flavor::Lean, &config, &commons, &link)?,
+            commons,
+            concurrent: OnceLock::new(),
+            making: Mutex::default(),
+            config,
+            link,
+        })
+    }
+
+    pub(crate) fn lean(&self) -> &Machine<S> {
+        &self.lean
+    }
+
+    /// What all guests hold together.
+    pub(crate) fn memory(&self) -> &GuestMemory {
+        &self.commons.memory
+    }
+
+    /// Those that exist.
+    pub(crate) fn made(&self) -> impl Iterator<Item = &Machine<S>> {
+        [&self.lean].into_iter().chain(self.concurrent.get())
+    }
+
+    /// The one of this flavour, made if need be: call it off the async threads.
+    pub(crate) fn get(&self, flavor: Flavor) -> Result<&Machine<S>, EngineError> {
+        if flavor == Flavor::Lean {
+            return Ok(&self.lean);
+        }
+        // Whoever fails leaves it to the next one to try again.
+        let _making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(made) = self.concurrent.get() {
+            return Ok(made);
+        }
+        let machine = Machine::new(flavor, &self.config, &self.commons, &self.link)?;
+        tracing::info!("the engine for WASI 0.3 and async components is up");
+        Ok(self.concurrent.get_or_init(|| machine))
+    }
+
+    /// The concurrent one if its cache may have this component.
+    pub(crate) fn concurrent_with(&self, digest: &Digest) -> Option<&Machine<S>> {
+        if self.concurrent.get().is_none()
+            && !Cache::holds(&self.config.cache_dir, Flavor::Concurrent, digest)
+        {
+            return None;
+        }
+        self.get(Flavor::Concurrent)
+            .inspect_err(|error| tracing::warn!(%error, "no engine for WASI 0.3 components"))
+            .ok()
+    }
+}
+
+impl<S: StoreState> Machine<S> {
+    fn new(
+        flavor: Flavor,
+        config: &EngineConfig,
+        commons: &Commons,
+        link: &Link<S>,
+    ) -> Result<Self, EngineError> {
+        let fail = |error: wasmtime::Error| EngineError(format!("{error:#}"));
+        let (engine, allocation) = wasmtime_engine(flavor, config.instances).map_err(fail)?;
+        let slots = match allocation {
+            Allocation::Pool(instances) => instances,
+            Allocation::OnDemand => config.instances,
+        };
+        let mut linker = Linker::new(&engine);
+        add_wasi(&mut linker).map_err(fail)?;
+        if flavor == Flavor::Concurrent {
+            add_wasi_03(&mut linker).map_err(fail)?;
+        }
+        link(&mut linker).map_err(fail)?;
+        let cache = Cache::open(&config.cache_dir, flavor, &engine)
+            .map_err(|error| EngineError(format!("the cache of compiled components: {error}")))?;
+        let ticker =
+            Ticker::start(&engine).map_err(|error| EngineError(format!("its clock: {error}")))?;
+        let idle =
+            Idle::start().map_err(|error| EngineError(format!("its idle instances: {error}")))?;
+        let shared = Shared {
+            engine,
+            ticker,
+            lane: commons.lane.clone(),
+            memory: commons.memory.clone(),
+            slots: Arc::new(Semaphore::new(slots as usize)),
+            idle,
+            host_call_bytes: config.host_call_bytes,
+            log_bytes: config.log_bytes,
+            calls: counter!("stepwell_guest_calls_total"),
+            started: counter!("stepwell_instances_started_total"),
+            reused: counter!("stepwell_instances_reused_total"),
+        };
+        Ok(Self {
+            shared: Arc::new(shared),
+            linker,
+            cache,
+        })
+    }
+}
