@@ -17,6 +17,8 @@ use crate::model::{Mistake, ProblemDetails};
 pub enum ErrorCode {
     BadRequest,
     Unauthorized,
+    Forbidden,
+    QuotaExceeded,
     NotFound,
     MethodNotAllowed,
     RequestTimeout,
@@ -32,6 +34,7 @@ pub enum ErrorCode {
     UnknownImport,
     UnknownWorld,
     CompileTimeout,
+    CompileFailed,
     InvalidName,
     InvalidVersion,
     InvalidPipeline,
@@ -46,9 +49,11 @@ pub enum ErrorCode {
 
 impl ErrorCode {
     /// Every code.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 30] = [
         Self::BadRequest,
         Self::Unauthorized,
+        Self::Forbidden,
+        Self::QuotaExceeded,
         Self::NotFound,
         Self::MethodNotAllowed,
         Self::RequestTimeout,
@@ -64,6 +69,7 @@ impl ErrorCode {
         Self::UnknownImport,
         Self::UnknownWorld,
         Self::CompileTimeout,
+        Self::CompileFailed,
         Self::InvalidName,
         Self::InvalidVersion,
         Self::InvalidPipeline,
@@ -96,6 +102,8 @@ impl ErrorCode {
         match self {
             Self::BadRequest => ("bad-request", StatusCode::BAD_REQUEST, "the request cannot be read"),
             Self::Unauthorized => ("unauthorized", StatusCode::UNAUTHORIZED, "a valid token is needed"),
+            Self::Forbidden => ("forbidden", StatusCode::FORBIDDEN, "the token has no right to this"),
+            Self::QuotaExceeded => ("quota-exceeded", StatusCode::FORBIDDEN, "a quota of the namespace is used up"),
             Self::NotFound => ("not-found", StatusCode::NOT_FOUND, "there is no such thing"),
             Self::MethodNotAllowed => ("method-not-allowed", StatusCode::METHOD_NOT_ALLOWED, "the method does not apply here"),
             Self::RequestTimeout => ("request-timeout", StatusCode::REQUEST_TIMEOUT, "the request did not arrive in time"),
@@ -111,11 +119,12 @@ impl ErrorCode {
             Self::UnknownImport => ("unknown-import", StatusCode::UNPROCESSABLE_ENTITY, "the component imports what nobody provides"),
             Self::UnknownWorld => ("unknown-world", StatusCode::UNPROCESSABLE_ENTITY, "the component's world is not known"),
             Self::CompileTimeout => ("compile-timeout", StatusCode::UNPROCESSABLE_ENTITY, "the component takes too long to compile"),
+            Self::CompileFailed => ("compile-failed", StatusCode::UNPROCESSABLE_ENTITY, "the component cannot be compiled"),
             Self::InvalidName => ("invalid-name", StatusCode::UNPROCESSABLE_ENTITY, "the name is not valid"),
             Self::InvalidVersion => ("invalid-version", StatusCode::UNPROCESSABLE_ENTITY, "the version is not valid"),
             Self::InvalidPipeline => ("invalid-pipeline", StatusCode::UNPROCESSABLE_ENTITY, "the pipeline document has mistakes"),
             Self::PluginGone => ("plugin-gone", StatusCode::CONFLICT, "a plugin version is gone"),
-            Self::Busy => ("busy", StatusCode::TOO_MANY_REQUESTS, "the host is busy"),
+            Self::Busy => ("busy", StatusCode::SERVICE_UNAVAILABLE, "the host is busy"),
             Self::Internal => ("internal", StatusCode::INTERNAL_SERVER_ERROR, "the host failed"),
             Self::Corrupt => ("corrupt", StatusCode::INTERNAL_SERVER_ERROR, "stored data is corrupt"),
             Self::Unsupported => ("unsupported", StatusCode::NOT_IMPLEMENTED, "this host cannot do that"),
@@ -159,6 +168,12 @@ impl ApiError {
             "the host failed to answer; its log says why",
         )
         .caused_by(cause)
+    }
+
+    /// As much of this is under way as the host takes on; it is worth another try in a few seconds.
+    pub fn busy(detail: impl Into<String>) -> Self {
+        Self::new(ErrorCode::Busy, detail)
+            .with_header(header::RETRY_AFTER, HeaderValue::from_static("5"))
     }
 
     /// The same, with every mistake that was found.

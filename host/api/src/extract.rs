@@ -77,6 +77,23 @@ pub(crate) struct ModelNamed {
     pub(crate) name: String,
 }
 
+/// A namespace itself, whether or not it is there.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+pub(crate) struct NamespaceNamed {
+    /// `[a-z][a-z0-9-]{0,62}`.
+    #[param(rename = "ns", value_type = String)]
+    pub(crate) name: Name,
+}
+
+/// A token.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+pub(crate) struct TokenNamed {
+    /// What it was listed with; not its value.
+    pub(crate) id: String,
+}
+
 /// The part of a list that is wanted.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -168,7 +185,7 @@ impl FromRequestParts<Arc<Api>> for InNamespace {
     async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Self, ApiError> {
         let path = PathParts::read(parts, api).await?;
         Ok(Self {
-            namespace: path.namespace(api)?,
+            namespace: path.namespace(api).await?,
         })
     }
 }
@@ -179,8 +196,8 @@ impl FromRequestParts<Arc<Api>> for Named {
     async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Self, ApiError> {
         let path = PathParts::read(parts, api).await?;
         Ok(Self {
-            namespace: path.namespace(api)?,
-            name: path.name()?,
+            namespace: path.namespace(api).await?,
+            name: path.name("name")?,
         })
     }
 }
@@ -191,8 +208,8 @@ impl FromRequestParts<Arc<Api>> for Versioned {
     async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Self, ApiError> {
         let path = PathParts::read(parts, api).await?;
         Ok(Self {
-            namespace: path.namespace(api)?,
-            name: path.name()?,
+            namespace: path.namespace(api).await?,
+            name: path.name("name")?,
             version: path.parsed("version", ErrorCode::InvalidVersion, |text| {
                 let hint = suggest_version(text).map(|version| format!("perhaps {version}"));
                 (
@@ -210,8 +227,8 @@ impl FromRequestParts<Arc<Api>> for Revisioned {
     async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Self, ApiError> {
         let path = PathParts::read(parts, api).await?;
         Ok(Self {
-            namespace: path.namespace(api)?,
-            name: path.name()?,
+            namespace: path.namespace(api).await?,
+            name: path.name("name")?,
             revision: path.parsed("n", ErrorCode::NotFound, |text| {
                 (
                     format!("'{text}' is not a revision: they count from 1"),
@@ -229,6 +246,28 @@ impl FromRequestParts<Arc<Api>> for ModelNamed {
         let path = PathParts::read(parts, api).await?;
         Ok(Self {
             name: path.text("name")?.to_owned(),
+        })
+    }
+}
+
+impl FromRequestParts<Arc<Api>> for NamespaceNamed {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Self, ApiError> {
+        let path = PathParts::read(parts, api).await?;
+        Ok(Self {
+            name: path.name("ns")?,
+        })
+    }
+}
+
+impl FromRequestParts<Arc<Api>> for TokenNamed {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Self, ApiError> {
+        let path = PathParts::read(parts, api).await?;
+        Ok(Self {
+            id: path.text("id")?.to_owned(),
         })
     }
 }
@@ -260,17 +299,22 @@ impl PathParts {
             .ok_or_else(|| ApiError::internal(format!("the route has no parameter {key}")))
     }
 
-    fn namespace(&self, api: &Api) -> Result<Name, ApiError> {
+    async fn namespace(&self, api: &Api) -> Result<Name, ApiError> {
         let text = self.text("ns")?;
-        match text.parse() {
-            Ok(namespace) if api.management.has_namespace(&namespace) => Ok(namespace),
-            _ => Err(ApiError::not_found(format!("namespace '{}'", shown(text)))
-                .with_hint("", "this host has one namespace: default")),
+        let namespace = text.parse().map_err(|_| {
+            ApiError::not_found(format!("namespace '{}'", shown(text)))
+                .with_hint("", "names are lower-case letters, digits and hyphens")
+        })?;
+        if api.management.has_namespace(&namespace).await? {
+            Ok(namespace)
+        } else {
+            let hint = format!("an operator makes it with 'stepwell namespace set {namespace}'");
+            Err(ApiError::not_found(format!("namespace '{namespace}'")).with_hint("", hint))
         }
     }
 
-    fn name(&self) -> Result<Name, ApiError> {
-        self.parsed("name", ErrorCode::InvalidName, |text| {
+    fn name(&self, key: &str) -> Result<Name, ApiError> {
+        self.parsed(key, ErrorCode::InvalidName, |text| {
             let hint = Name::suggest(text).map(|name| format!("perhaps {name}"));
             (
                 format!(

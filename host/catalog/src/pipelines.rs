@@ -1,8 +1,10 @@
 use std::collections::BTreeSet;
 
-use stepwell_core::Name;
+use stepwell_core::{Name, Principal};
 
+use crate::audit::Act;
 use crate::db::{Row, Tx, Value, now};
+use crate::namespaces;
 use crate::{
     Applied, Catalog, CatalogError, Change, Expected, NewRevision, Page, Paged, PinnedStep,
     PipelineRevision, Precondition, Snapshot,
@@ -44,7 +46,9 @@ impl Catalog {
                 });
             }
         }
-        append(tx, namespace, name, &head, new).await
+        namespaces::quotas(&mut tx, namespace).await?;
+        let action = ("pipeline.apply", &self.by);
+        append(tx, namespace, name, &head, new, action).await
     }
 
     /// Makes a new revision of an old one's document and pins; `to` is the old one, or none for the one before the current.
@@ -73,7 +77,8 @@ impl Catalog {
             document: old.document,
             steps: old.steps,
         };
-        append(tx, namespace, name, &head, &new).await
+        let action = ("pipeline.rollback", &self.by);
+        append(tx, namespace, name, &head, &new, action).await
     }
 
     /// The current revision of a pipeline.
@@ -121,13 +126,18 @@ impl Catalog {
         }))
     }
 
-    /// Every pipeline's current revision, of all namespaces, at one moment.
+    /// Every pipeline's current revision, of all namespaces, at one moment; or only what has changed since a generation.
     ///
     /// # Errors
     /// [`CatalogError`]
-    pub async fn snapshot(&self) -> Result<Snapshot, CatalogError> {
+    pub async fn snapshot(&self, since: Option<u64>) -> Result<Snapshot, CatalogError> {
         let mut tx = self.db.read().await?;
         let generation = tx.generation().await?;
+        // A generation that is yet to come is another catalog's: this one was restored, or replaced.
+        let since = since.filter(|since| *since <= generation);
+        if let Some(since) = since {
+            return changes(&mut tx, generation, since).await;
+        }
         let rows = tx
             .rows(
                 select_revisions!(
@@ -139,7 +149,9 @@ impl Catalog {
             .await?;
         Ok(Snapshot {
             generation,
+            complete: true,
             pipelines: rows.iter().map(read).collect::<Result<_, _>>()?,
+            deleted: Vec::new(),
         })
     }
 
@@ -222,12 +234,20 @@ impl Catalog {
             &key,
         )
         .await?;
-        let [namespace, name] = key;
+        let [space, pipeline] = key;
         tx.execute(
-            "UPDATE pipelines SET deleted_at = $3 WHERE namespace = $1 AND name = $2",
-            &[namespace, name, Value::Int(now())],
+            "UPDATE pipelines SET deleted_at = $3, \
+             generation = (SELECT generation + 1 FROM catalog_state WHERE id = 1) \
+             WHERE namespace = $1 AND name = $2",
+            &[space, pipeline, Value::Int(now())],
         )
         .await?;
+        let act = Act::new(
+            "pipeline.delete",
+            Some(namespace),
+            format!("pipeline {name}"),
+        );
+        tx.record(&self.by, act.at(current)).await?;
         tx.commit().await
     }
 }
@@ -300,6 +320,7 @@ async fn append(
     name: &Name,
     head: &Head,
     new: &NewRevision,
+    (action, by): (&'static str, &Principal),
 ) -> Result<Applied, CatalogError> {
     let mut gone = Vec::new();
     for step in &new.steps {
@@ -315,8 +336,10 @@ async fn append(
     let [space, pipeline] = key;
     let at = Value::Int(i64::try_from(number).unwrap_or(i64::MAX));
     tx.execute(
-        "INSERT INTO pipelines (namespace, name, revision) VALUES ($1, $2, $3) \
-         ON CONFLICT (namespace, name) DO UPDATE SET revision = excluded.revision, deleted_at = NULL",
+        "INSERT INTO pipelines (namespace, name, revision, generation) \
+         VALUES ($1, $2, $3, (SELECT generation + 1 FROM catalog_state WHERE id = 1)) \
+         ON CONFLICT (namespace, name) DO UPDATE SET \
+         revision = excluded.revision, generation = excluded.generation, deleted_at = NULL",
         &[space, pipeline, at],
     )
     .await?;
@@ -361,6 +384,8 @@ async fn append(
         .await?;
     }
     let revision = revision(&mut tx, namespace, name, number).await?;
+    let act = Act::new(action, Some(namespace), format!("pipeline {name}"));
+    tx.record(by, act.at(number)).await?;
     let generation = tx.commit().await?;
     Ok(Applied {
         change: match head {
@@ -369,6 +394,36 @@ async fn append(
         },
         revision,
         generation,
+    })
+}
+
+/// What has changed after a generation. Changes are made one at a time, so none of them can be missed.
+async fn changes(tx: &mut Tx, generation: u64, since: u64) -> Result<Snapshot, CatalogError> {
+    let since = Value::Int(i64::try_from(since).unwrap_or(i64::MAX));
+    let rows = tx
+        .rows(
+            select_revisions!(
+                "JOIN pipelines p ON p.namespace = r.namespace AND p.name = r.name AND p.revision = r.revision \
+                 WHERE p.deleted_at IS NULL AND p.generation > $1 ORDER BY p.namespace, p.name"
+            ),
+            &[since],
+        )
+        .await?;
+    let deleted = tx
+        .rows(
+            "SELECT namespace, name FROM pipelines \
+             WHERE deleted_at IS NOT NULL AND generation > $1 ORDER BY namespace, name",
+            &[since],
+        )
+        .await?;
+    Ok(Snapshot {
+        generation,
+        complete: false,
+        pipelines: rows.iter().map(read).collect::<Result<_, _>>()?,
+        deleted: deleted
+            .iter()
+            .map(|row| Ok((row.parsed(0)?, row.parsed(1)?)))
+            .collect::<Result<_, CatalogError>>()?,
     })
 }
 

@@ -3,6 +3,7 @@
 //! Nothing here does I/O, and nothing here knows a runtime, WebAssembly or a transport; every other
 //! crate of the host may depend on this one.
 
+mod access;
 mod call;
 pub mod cloudevents;
 mod cpu;
@@ -21,7 +22,9 @@ mod secret;
 mod trace;
 mod units;
 mod version;
+mod within;
 
+pub use access::{InvalidRole, Principal, Right, Role};
 pub use call::{Call, RunId, StepScope};
 pub use cpu::CpuAccount;
 pub use digest::Digest;
@@ -37,8 +40,9 @@ pub use problem::Problem;
 pub use quotas::Quotas;
 pub use secret::Secret;
 pub use trace::TraceContext;
-pub use units::{ByteSize, InvalidUnit, parse_duration, parse_size, show_duration};
+pub use units::{ByteSize, InvalidUnit, parse_duration, parse_lifetime, parse_size, show_duration};
 pub use version::{PluginRef, VersionSelector};
+pub use within::within;
 
 /// The version of Stepwell that this host is.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -1,4 +1,3 @@
-use std::future::Future;
 use std::sync::Arc;
 
 use stepwell_core::{CpuAccount, Limits};
@@ -7,13 +6,11 @@ use wasmtime_wasi::cli::WasiCliCtxView;
 use wasmtime_wasi::p2::{DynInputStream, DynOutputStream, DynPollable};
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView};
 use wasmtime_wasi_config::WasiConfigVariables;
-use wasmtime_wasi_http::{
-    Error as HttpError, FieldMap, RequestOptions, WasiBody, WasiHttpCtx, WasiHttpCtxView,
-    WasiHttpHooks,
-};
+use wasmtime_wasi_http::{FieldMap, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks};
 
 use crate::logs::{CallLog, LogSink, LogStream};
 use crate::meter::Meter;
+use crate::outbound::Outbound;
 use crate::temper::Temper;
 
 /// What the store of every call holds. The composition root's own type implements this; beside the base it holds the state of
@@ -63,14 +60,15 @@ pub struct StoreBase {
     pub(crate) log: CallLog,
     pub(crate) cpu: Option<Arc<CpuAccount>>,
     pub(crate) environment: Arc<Environment>,
-    wasi: WasiCtx,
+    /// Made when the guest first asks for something of it: seeding its random numbers costs more than many calls take.
+    wasi: Option<Box<WasiCtx>>,
     http: WasiHttpCtx,
-    egress: Option<Box<dyn WasiHttpHooks>>,
-    no_egress: NoEgress,
+    outbound: Outbound,
 }
 
-/// Resource handles that one call may hold.
-pub(crate) const HANDLES: usize = 10_000;
+/// Resource handles that one call may hold. Each may stand for memory of the host: HTTP headers for up to 128 KiB, a body for twice
+/// [`BODY_CHUNK`].
+pub(crate) const HANDLES: usize = 1_000;
 
 /// Resource handles that a guest may keep from one call to the next.
 const HANDLES_AT_REST: usize = 256;
@@ -81,30 +79,21 @@ impl StoreBase {
         let log = CallLog::new(sink);
         let mut table = ResourceTable::new();
         table.set_max_capacity(HANDLES);
-        let wasi = WasiCtxBuilder::new()
-            .stdout(log.stream(LogStream::Stdout))
-            .stderr(log.stream(LogStream::Stderr))
-            .allow_tcp(false)
-            .allow_udp(false)
-            .allow_ip_name_lookup(false)
-            .max_random_size(1 << 20)
-            .build();
         Self {
             table,
             meter: Meter::new(Limits::default(), None),
-            no_egress: NoEgress(log.clone()),
+            outbound: Outbound::new(log.clone()),
             log,
             cpu: None,
             environment,
-            wasi,
+            wasi: None,
             http: WasiHttpCtx::new(),
-            egress: None,
         }
     }
 
     /// Sends the outbound HTTP requests of this call through these hooks; without any they are denied.
     pub fn set_egress(&mut self, hooks: Box<dyn WasiHttpHooks>) {
-        self.egress = Some(hooks);
+        self.outbound.set(hooks);
     }
 
     /// The guest's streams go there from now on.
@@ -133,56 +122,40 @@ impl StoreBase {
     }
 
     pub(crate) fn wasi(&mut self) -> WasiCtxView<'_> {
+        let ctx = self
+            .wasi
+            .get_or_insert_with(|| Box::new(confined(&self.log)));
         WasiCtxView {
-            ctx: &mut self.wasi,
+            ctx,
             table: &mut self.table,
         }
     }
 
     pub(crate) fn cli(&mut self) -> WasiCliCtxView<'_> {
+        let WasiCtxView { ctx, table } = self.wasi();
         WasiCliCtxView {
-            ctx: self.wasi.cli(),
-            table: &mut self.table,
+            ctx: ctx.cli(),
+            table,
         }
     }
 
     pub(crate) fn http(&mut self) -> WasiHttpCtxView<'_> {
         WasiHttpCtxView {
-            hooks: match &mut self.egress {
-                Some(egress) => egress.as_mut(),
-                None => &mut self.no_egress,
-            },
+            hooks: &mut self.outbound,
             table: &mut self.table,
             ctx: &mut self.http,
         }
     }
 }
 
-/// Outbound HTTP of a call without a grant: linked for every guest, since some languages always import it, and denied.
-struct NoEgress(CallLog);
-
-type Response = (
-    http::Response<WasiBody>,
-    Box<dyn Future<Output = Result<(), HttpError>> + Send>,
-);
-
-impl WasiHttpHooks for NoEgress {
-    fn send_request(
-        &mut self,
-        request: http::Request<WasiBody>,
-        _options: Option<RequestOptions>,
-        _sent: Box<dyn Future<Output = Result<(), HttpError>> + Send>,
-    ) -> Box<dyn Future<Output = Result<Response, HttpError>> + Send> {
-        let (method, uri) = (request.method(), request.uri());
-        let origin = uri.authority().map_or("", |authority| authority.as_str());
-        let scheme = uri.scheme_str().unwrap_or_default();
-        let wanted: String = format!("{method} {scheme}://{origin}")
-            .chars()
-            .take(300)
-            .collect();
-        self.0.note(&format!(
-            "the request {wanted} was refused: the step has no http grant"
-        ));
-        Box::new(std::future::ready(Err(HttpError::HttpRequestDenied)))
-    }
+/// WASI without a directory and without a socket.
+fn confined(log: &CallLog) -> WasiCtx {
+    WasiCtxBuilder::new()
+        .stdout(log.stream(LogStream::Stdout))
+        .stderr(log.stream(LogStream::Stderr))
+        .allow_tcp(false)
+        .allow_udp(false)
+        .allow_ip_name_lookup(false)
+        .max_random_size(1 << 20)
+        .build()
 }

@@ -1,6 +1,7 @@
 //! A document against the host: does all that it names exist, and is it free to be taken?
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use semver::Version;
 use serde::{Deserialize, Serialize};
@@ -18,7 +19,7 @@ pub struct HostState {
     /// Every binding.
     pub bindings: Vec<(BindingKind, String)>,
     /// Every other pipeline, of every namespace, and those that are applied together with this one.
-    pub pipelines: Vec<KnownPipeline>,
+    pub pipelines: Vec<Arc<KnownPipeline>>,
     /// What it allows of JSON Web Tokens.
     pub jwt: JwtHost,
 }
@@ -269,8 +270,14 @@ impl Draft {
                         (TriggerSpec::Kafka(own), TriggerSpec::Kafka(taken))
                             if own.shares_with(taken) =>
                         {
+                            // A tenant does not learn the names of another.
+                            let reader = if other.namespace == *namespace {
+                                format!("pipeline '{owner}'")
+                            } else {
+                                "a pipeline of another namespace".to_owned()
+                            };
                             let message = format!(
-                                "pipeline '{owner}' reads a topic of this trigger in the group '{}' too: each would get a part of the records",
+                                "{reader} reads a topic of this trigger in the group '{}' too: each would get a part of the records",
                                 own.group
                             );
                             found.push(

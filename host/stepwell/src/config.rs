@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use stepwell_catalog::Location;
-use stepwell_core::{BindingKind, Problem, Secret};
+use stepwell_core::{BindingKind, ByteSize, Problem, Secret, parse_lifetime};
 use stepwell_document::{At, MapReader, Node, Position, Problems, Value, parse_toml};
 use stepwell_egress::EgressConfig;
 use stepwell_inference::ModelBindingConfig;
@@ -53,6 +53,8 @@ pub(crate) struct Config {
     pub(crate) limits: HostLimits,
     /// Outbound HTTP of guests.
     pub(crate) egress: EgressConfig,
+    /// How long records of the audit log are kept.
+    pub(crate) keep_audit: Duration,
     /// Where traces go; none: nowhere.
     pub(crate) otlp_endpoint: Option<String>,
     pub(crate) service_name: String,
@@ -66,8 +68,16 @@ pub(crate) struct Config {
 pub(crate) struct HostLimits {
     /// Bytes of the largest component that may be uploaded.
     pub(crate) component: u64,
+    /// Bytes of all components that are being uploaded.
+    pub(crate) uploads: u64,
     /// Time that compiling one component may take.
     pub(crate) compile: Duration,
+    /// Bytes of memory that compiling one component may take.
+    pub(crate) compile_memory: u64,
+    /// Bytes of compiled components that are kept on disk.
+    pub(crate) cache: u64,
+    /// Components that stay loaded between calls.
+    pub(crate) loaded_components: usize,
     /// Runs that may be under way at once.
     pub(crate) concurrent_runs: usize,
     /// Bytes of linear memory that all guests together may hold; none: as the engine has it.
@@ -221,6 +231,7 @@ impl Reader<'_> {
         let (models_directory, models_library) = self.models(&mut section(&mut sections, "models"));
         let limits = limits(&mut section(&mut sections, "limits"));
         let egress = self.egress(&mut section(&mut sections, "egress"));
+        let keep_audit = audit(&mut section(&mut sections, "audit"));
         let (otlp_endpoint, service_name) = telemetry(&mut section(&mut sections, "telemetry"));
         let bindings = sections
             .optional("bindings")
@@ -245,6 +256,7 @@ impl Reader<'_> {
             models_library,
             limits: limits?,
             egress: egress?,
+            keep_audit: keep_audit?,
             otlp_endpoint,
             service_name,
             bindings,
@@ -473,7 +485,26 @@ fn limits(section: &mut Section<'_>) -> Option<HostLimits> {
     let component = section
         .optional("component")
         .map_or(Some(64 << 20), |at| at.size());
+    let uploads = section.optional("uploads");
+    let uploads = match (&uploads, component) {
+        (None, component) => component.map(|component| component.saturating_mul(4)),
+        (Some(at), component) => at.size().filter(|uploads| {
+            let fits = component.is_none_or(|component| *uploads >= component);
+            if !fits {
+                at.problem("'uploads' is less than limits.component: the largest component could never be uploaded");
+            }
+            fits
+        }),
+    };
     let compile = duration(section, "compile", Duration::from_secs(120));
+    let compile_memory = at_least(section, "compile_memory", 4 << 30, 16 << 20);
+    let cache = at_least(section, "cache", 10 << 30, 1 << 20);
+    let loaded_components = section
+        .optional("loaded_components")
+        .map_or(Some(1000), |at| {
+            at.integer(1, 1_000_000)
+                .and_then(|number| usize::try_from(number).ok())
+        });
     let concurrent_runs = section
         .optional("concurrent_runs")
         .map_or(Some(1024), |at| {
@@ -486,10 +517,50 @@ fn limits(section: &mut Section<'_>) -> Option<HostLimits> {
     section.finish();
     Some(HostLimits {
         component: component?,
+        uploads: uploads?,
         compile: compile?,
+        compile_memory: compile_memory?,
+        cache: cache?,
+        loaded_components: loaded_components?,
         concurrent_runs: concurrent_runs?,
         guest_memory: guest_memory?,
     })
+}
+
+/// A size with a default and a least value that makes sense.
+fn at_least(section: &mut Section<'_>, key: &'static str, default: u64, least: u64) -> Option<u64> {
+    let Some(at) = section.optional(key) else {
+        return Some(default);
+    };
+    let size = at.size()?;
+    if size < least {
+        at.problem(format!("'{key}' is less than {}", ByteSize(least)));
+        return None;
+    }
+    Some(size)
+}
+
+fn audit(section: &mut Section<'_>) -> Option<Duration> {
+    let keep = match section.optional("keep") {
+        None => Some(Duration::from_secs(90 * 86_400)),
+        Some(at) => match parse_lifetime(at.string()?) {
+            Ok(time) if !time.is_zero() => Some(time),
+            Ok(_) => {
+                at.problem_with_hint("the audit log must be kept for a while", "such as 90d");
+                None
+            }
+            Err(error) => {
+                let hint = error
+                    .hint
+                    .clone()
+                    .unwrap_or_else(|| "such as 90d".to_owned());
+                at.problem_with_hint(error.to_string(), hint);
+                None
+            }
+        },
+    };
+    section.finish();
+    keep
 }
 
 fn telemetry(section: &mut Section<'_>) -> (Option<String>, String) {

@@ -19,7 +19,7 @@ pub(crate) struct GuestState {
     base: StoreBase,
     call: Call,
     keyvalue: KeyValueCtx,
-    log: CallLog,
+    log: Arc<Streams>,
     services: Arc<Services>,
 }
 
@@ -37,16 +37,17 @@ pub(crate) struct GuestCall<'a> {
 
 impl GuestCall<'_> {
     /// Lets the call send its HTTP requests; what comes of those that are not answered is in the step's log.
-    fn open_egress(&self, base: &mut StoreBase, log: &CallLog) {
+    fn open_egress(&self, base: &mut StoreBase, log: &Arc<Streams>) {
         if let Some(egress) = self.egress {
             let log = log.clone();
-            let note = Arc::new(move |text: &str| log.line(Level::Warn, Source::Run, text));
+            let note = Arc::new(move |text: &str| log.0.line(Level::Warn, Source::Run, text));
             base.set_egress(Box::new(egress.call(self.call.deadline, note)));
         }
     }
 
-    fn log(&self) -> CallLog {
-        CallLog::new(self.services.logs.clone(), self.call.clone())
+    fn log(&self) -> Arc<Streams> {
+        let log = CallLog::new(self.services.logs.clone(), self.call.clone());
+        Arc::new(Streams(log))
     }
 
     fn keyvalue(&self) -> KeyValueCtx {
@@ -57,7 +58,7 @@ impl GuestCall<'_> {
 impl Bind<GuestState> for GuestCall<'_> {
     fn fresh(&self) -> GuestState {
         let log = self.log();
-        let mut base = StoreBase::new(self.environment.clone(), Arc::new(Streams(log.clone())));
+        let mut base = StoreBase::new(self.environment.clone(), log.clone());
         base.charge_to(self.cpu.clone());
         self.open_egress(&mut base, &log);
         GuestState {
@@ -79,7 +80,7 @@ impl Bind<GuestState> for GuestCall<'_> {
             services: _,
         } = state;
         *log = self.log();
-        base.rebind(Arc::new(Streams(log.clone())));
+        base.rebind(log.clone());
         self.open_egress(base, log);
         *call = self.call.clone();
         *keyvalue = self.keyvalue();
@@ -117,7 +118,7 @@ pub(crate) fn link(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
         ctx: &mut state.keyvalue,
         table: &mut state.base.table,
     })?;
-    stepwell_logging::add_to_linker(linker, |state| LoggingView { log: &state.log })
+    stepwell_logging::add_to_linker(linker, |state| LoggingView { log: &state.log.0 })
 }
 
 impl StoreState for GuestState {

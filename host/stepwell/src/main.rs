@@ -2,8 +2,9 @@
 //!
 //! This crate is the composition root: the only one that names every concrete type. `serve.rs` puts them together.
 
+mod access;
+mod ahead;
 mod build;
-mod callers;
 mod cli;
 mod client;
 mod commands;
@@ -20,6 +21,7 @@ mod readiness;
 mod runtimes;
 mod serve;
 mod services;
+mod spans;
 mod telemetry;
 mod tls;
 mod validity;
@@ -32,6 +34,14 @@ use crate::cli::{Cli, Command};
 use crate::client::{Client, Failure};
 
 fn main() -> ExitCode {
+    // Before anything else: this one is started for each upload, and is to cost it next to nothing.
+    let mut arguments = std::env::args_os().skip(1).peekable();
+    if arguments
+        .next_if(|first| first == serve::COMPILE_WORKER)
+        .is_some()
+    {
+        return stepwell_engine::compile_worker(arguments);
+    }
     // TLS everywhere is rustls with ring; several libraries ask for the process's provider.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let cli = match Cli::try_parse() {
@@ -91,6 +101,9 @@ async fn speak(client: cli::ClientArgs, command: Command, json: bool) -> Result<
         Command::Invoke(args) => commands::invoke::run(&client, args, json).await,
         Command::Model(command) => commands::model::run(&client, command, json).await,
         Command::Logs(args) => commands::logs::run(&client, args, json).await,
+        Command::Namespace(command) => commands::namespace::run(&client, command, json).await,
+        Command::Token(command) => commands::token::run(&client, command, json).await,
+        Command::Audit(args) => commands::audit::run(&client, args, json).await,
         Command::Serve(_) | Command::New(_) | Command::Build(_) | Command::Doctor(_) => Ok(()),
     }
 }

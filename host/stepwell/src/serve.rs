@@ -1,5 +1,6 @@
 //! `stepwell serve`: puts the host together, runs it, and takes it down in order.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{IsTerminal as _, Write as _};
 use std::path::Path;
@@ -8,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use stepwell_api::ApiOptions;
-use stepwell_catalog::{Catalog, CatalogError};
-use stepwell_engine::{Engine, EngineConfig};
+use stepwell_catalog::{Catalog, CatalogError, Directory};
+use stepwell_core::{Name, Quotas};
+use stepwell_engine::{CompileBy, Engine, EngineConfig};
 use stepwell_http_trigger::{Auth, HttpTrigger, KeyTimes, RouteTable, ServeConfig};
 use stepwell_inference::Models;
 use stepwell_kafka_trigger::KafkaTriggers;
@@ -18,22 +20,27 @@ use stepwell_pipeline::{Dispatcher, Registry, RunEnd, RunObserver};
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::callers::OperatorToken;
+use crate::access::Tokens;
+use crate::ahead::Ahead;
 use crate::cli::ServeArgs;
 use crate::config::{Config, Overrides};
 use crate::deployer::{Deployer, OnChange};
-use crate::factory::Factory;
+use crate::factory::{Factory, fetch};
 use crate::guest;
 use crate::jwks::Fetcher;
 use crate::management::Host;
 use crate::readiness::Health;
 use crate::runtimes::{Runtimes, opened_on};
 use crate::services::{Services, start_models};
-use crate::telemetry::{Telemetry, join_trace};
+use crate::telemetry::Telemetry;
 use crate::tls::{LiveTls, TlsListener};
+
+/// The command of a compiler's process: the host starts it for each component, and nobody else.
+pub(crate) const COMPILE_WORKER: &str = "compile-worker";
 
 /// Runs the host until it is told to stop. The error is what kept it from starting, or what it could not finish.
 pub(crate) fn run(args: ServeArgs) -> Result<()> {
@@ -110,6 +117,13 @@ async fn serve(
         }
         Err(error) => return Err(error.into()),
     }
+    let directory = Arc::new(Directory::new(&catalog, config.keep_audit));
+    let tokens = Arc::new(Tokens::new(
+        catalog.clone(),
+        directory.clone(),
+        config.admin_token.as_ref(),
+        config.admin_listen.ip().is_loopback(),
+    ));
     let engine_defaults = EngineConfig::new(config.data_dir.join("cache"));
     let engine = Engine::new(
         EngineConfig {
@@ -119,6 +133,14 @@ async fn serve(
                 .limits
                 .guest_memory
                 .unwrap_or(engine_defaults.guest_memory),
+            compile_memory: config.limits.compile_memory,
+            compile_by: CompileBy::Program {
+                // This program, even if another version lies in its place by now.
+                path: "/proc/self/exe".into(),
+                arguments: vec![COMPILE_WORKER.into()],
+            },
+            cache_bytes: config.limits.cache,
+            loaded_components: config.limits.loaded_components,
             interfaces: guest::INTERFACES.map(str::to_owned).to_vec(),
             ..engine_defaults
         },
@@ -127,12 +149,12 @@ async fn serve(
     let observer = Arc::new(FailureLog(services.logs.clone()));
     let dispatcher = Dispatcher::with(
         config.limits.concurrent_runs,
-        Some(join_trace),
+        telemetry.span_hook(),
         Some(observer),
     );
     let registry = Arc::new(Registry::default());
     let auth = Auth::new(
-        Arc::new(OperatorToken::new(config.admin_token.as_ref())),
+        tokens.clone(),
         config.jwt.issuer.as_ref(),
         Arc::new(Fetcher::new(config.jwt.host())?),
         KeyTimes::default(),
@@ -147,15 +169,16 @@ async fn serve(
             kafka.apply(deployments);
         })
     };
-    let factory = Factory {
-        engine: engine.clone(),
-        catalog: catalog.clone(),
-        services: services.clone(),
-        dispatcher: dispatcher.clone(),
-    };
+    let factory = Factory::new(
+        engine.clone(),
+        catalog.clone(),
+        services.clone(),
+        dispatcher.clone(),
+    );
     let deployer = Arc::new(Deployer::new(
         catalog.clone(),
         factory,
+        Ahead::new(engine.clone(), fetch(&catalog)),
         registry.clone(),
         &config.bindings,
         config.jwt.host(),
@@ -164,9 +187,11 @@ async fn serve(
     if let Err(error) = deployer.reconcile().await {
         warn!(%error, "no pipelines yet");
     }
+    let tidy = engine.clone();
     let metrics = telemetry.metrics.clone();
     let host = Arc::new(Host {
         catalog: catalog.clone(),
+        directory: directory.clone(),
         engine,
         deployer: deployer.clone(),
         services: services.clone(),
@@ -193,8 +218,9 @@ async fn serve(
     let api = stepwell_api::router(
         host,
         ApiOptions {
-            admin_token: config.admin_token.clone(),
+            gate: tokens.clone(),
             component_limit: config.limits.component,
+            upload_bytes: config.limits.uploads,
         },
     );
     let admin_stop = CancellationToken::new();
@@ -228,10 +254,25 @@ async fn serve(
         let (deployer, stopping) = (deployer.clone(), stopping.clone());
         async move { deployer.follow(stopping).await }
     });
+    let known = tokio::spawn({
+        let (directory, stopping) = (directory.clone(), stopping.clone());
+        async move {
+            tokio::select! {
+                () = stopping.cancelled() => {}
+                () = directory.follow() => {}
+            }
+        }
+    });
+    let quotas = tokio::spawn(hold_to_quotas(
+        directory.quotas(),
+        dispatcher.clone(),
+        stopping.clone(),
+    ));
     let upkeep = tokio::spawn(upkeep(telemetry.metrics.clone(), stopping.clone()));
-    if config.admin_token.is_none() {
+    let is_development = tokens.is_development().await.unwrap_or(false);
+    if is_development {
         warn!(
-            "development mode: the admin listener asks for no token ([server] admin_token sets one)"
+            "development mode: whoever reaches the admin listener may do everything, without a token; set [server] admin_token, or make a token with 'stepwell token create --role operator'"
         );
     }
     if kafka.is_embedded() {
@@ -245,9 +286,14 @@ async fn serve(
         &url(data_tls.is_some(), data_address),
         &url(admin_tls.is_some(), admin_address),
         kafka.is_embedded().then(|| kafka.bootstrap()),
+        is_development,
     );
 
+    // From here on there is time for it.
+    let tidy = tokio::spawn(async move { tidy.tidy().await });
+
     signals.next().await;
+    tidy.abort();
     info!(grace_period = ?config.grace_period, "stopping: a second signal stops at once");
     let deadline = Instant::now() + config.grace_period;
     stopping.cancel();
@@ -265,9 +311,10 @@ async fn serve(
             bail!("stopped at once by a second signal");
         }
     };
-    let _ = tokio::join!(follower, upkeep);
+    let _ = tokio::join!(follower, quotas, known, upkeep);
     admin_stop.cancel();
     let _ = tokio::time::timeout(Duration::from_secs(2), admin_server).await;
+    directory.store_uses().await;
     services.vectors.close().await;
     services.databases.close().await;
     catalog.close().await;
@@ -307,13 +354,18 @@ fn lock(data_dir: &Path) -> Result<File> {
 }
 
 /// The one line of stdout: where the host is.
-fn announce(data: &str, admin: &str, kafka: Option<&str>) {
+fn announce(data: &str, admin: &str, kafka: Option<&str>, is_development: bool) {
     let mut stdout = std::io::stdout().lock();
     let written = if stdout.is_terminal() {
         let broker = kafka.map_or_else(String::new, |kafka| format!("  kafka {kafka} (embedded)"));
         writeln!(
             stdout,
-            "stepwell is ready: data {data}  admin {admin}{broker}"
+            "stepwell is ready: data {data}  admin {admin}{broker}{}",
+            if is_development {
+                "  (development mode: no token is needed)"
+            } else {
+                ""
+            }
         )
     } else {
         let mut line = serde_json::Map::new();
@@ -324,6 +376,9 @@ fn announce(data: &str, admin: &str, kafka: Option<&str>) {
         put("version", stepwell_core::VERSION.to_owned());
         if let Some(kafka) = kafka {
             put("kafka", kafka.to_owned());
+        }
+        if is_development {
+            put("warning", "development mode: no token is needed".to_owned());
         }
         let line = serde_json::Value::Object(line);
         writeln!(stdout, "{line}")
@@ -351,6 +406,22 @@ impl StopSignals {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// Holds runs to the quotas of their namespaces, as they are set now.
+async fn hold_to_quotas(
+    mut quotas: watch::Receiver<Arc<HashMap<Name, Quotas>>>,
+    dispatcher: Dispatcher,
+    stopping: CancellationToken,
+) {
+    loop {
+        let now = HashMap::clone(&quotas.borrow_and_update());
+        dispatcher.set_quotas(now);
+        tokio::select! {
+            () = stopping.cancelled() => return,
+            changed = quotas.changed() => if changed.is_err() { return },
         }
     }
 }

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
+use http_body::Frame;
+use http_body_util::{BodyExt, Full, StreamBody};
 use stepwell_core::{ErrorKind, Limits, StepError};
 use stepwell_engine::{Body, Plugin};
 
@@ -95,6 +96,36 @@ async fn the_guest_sees_the_request() {
             .unwrap()
             .ends_with(br#"Some("localhost") /about"#)
     );
+    // It need not look at all of it.
+    let sent = Bytes::from(vec![b'x'; 900_000]);
+    let response = send(&host, &plugin, generous(), "/deaf", sent)
+        .await
+        .unwrap();
+    assert_eq!(whole(response).await.unwrap(), "what?");
+}
+
+#[tokio::test]
+async fn forged_headers_are_refused() {
+    let (host, plugin) = function().await;
+    let response = get(&host, &plugin, generous(), "/headers").await.unwrap();
+    let names: Vec<&str> = response
+        .headers()
+        .keys()
+        .map(|name| name.as_str())
+        .collect();
+    assert_eq!(names, ["x-good"]);
+    assert_eq!(whole(response).await.unwrap(), "0");
+}
+
+#[tokio::test]
+async fn writing_where_there_is_no_room_is_a_trap() {
+    let (host, plugin) = function().await;
+    let outcome = get(&host, &plugin, generous(), "/blast").await;
+    let error = match outcome {
+        Err(error) => error.to_string(),
+        Ok(response) => whole(response).await.unwrap_err().to_string(),
+    };
+    assert!(error.contains("budget"), "{error}");
 }
 
 #[tokio::test]
@@ -107,6 +138,57 @@ async fn large_bodies_stream_both_ways() {
     assert_eq!(whole(response).await.unwrap(), bytes);
 }
 
+/// What `/trailers` makes of a body of these frames.
+async fn streamed(
+    frames: Vec<Result<Frame<Bytes>, &'static str>>,
+) -> Result<Response<Body>, StepError> {
+    let (host, plugin) = function().await;
+    let frames = frames.into_iter().map(|frame| frame.map_err(Into::into));
+    let body = StreamBody::new(futures::stream::iter(frames)).boxed_unsync();
+    let request = Request::builder()
+        .method("POST")
+        .uri("/trailers")
+        .header("host", "example.com")
+        .body(body)
+        .unwrap();
+    plugin
+        .handle(host.state(), generous(), soon(), request)
+        .await
+}
+
+#[tokio::test]
+async fn trailers_reach_the_guest_and_come_back() {
+    let name = HeaderName::from_static("x-sum");
+    let trailers = HeaderMap::from_iter([(name, HeaderValue::from(42))]);
+    let data = || Ok(Frame::data(Bytes::from_static(b"half")));
+    let frames = vec![data(), data(), Ok(Frame::trailers(trailers.clone()))];
+    let answer = streamed(frames)
+        .await
+        .unwrap()
+        .into_body()
+        .collect()
+        .await
+        .unwrap();
+    assert_eq!(answer.trailers(), Some(&trailers));
+    assert_eq!(answer.to_bytes(), "8");
+
+    let answer = streamed(vec![data()]).await.unwrap();
+    // Without trailers it is there as a whole.
+    assert_eq!(http_body::Body::size_hint(answer.body()).exact(), Some(1));
+    assert_eq!(whole(answer).await.unwrap(), "4");
+}
+
+#[tokio::test]
+async fn a_request_body_that_breaks_off_is_no_whole_one_for_the_guest() {
+    let frames = vec![
+        Ok(Frame::data(Bytes::from_static(b"half"))),
+        Err("the client hung up"),
+    ];
+    let error = streamed(frames).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Trap, "{error}");
+    assert!(!error.message.contains("hung up"), "{error}");
+}
+
 #[tokio::test]
 async fn a_body_over_the_output_limit_ends_with_an_error() {
     let (host, plugin) = function().await;
@@ -117,6 +199,9 @@ async fn a_body_over_the_output_limit_ends_with_an_error() {
     let response = get(&host, &plugin, limits, "/big/200000").await.unwrap();
     assert_eq!(whole(response).await.unwrap().len(), 200_000);
     let response = get(&host, &plugin, limits, "/big/200001").await.unwrap();
+    let error = whole(response).await.unwrap_err().to_string();
+    assert!(error.contains("limits.output"), "{error}");
+    let response = get(&host, &plugin, limits, "/endless").await.unwrap();
     let error = whole(response).await.unwrap_err().to_string();
     assert!(error.contains("limits.output"), "{error}");
     // Before the head is sent it fails as a whole.
@@ -232,4 +317,29 @@ async fn a_step_takes_no_request_and_a_function_no_event() {
     assert!(error.message.contains("wasi:http/proxy"), "{error}");
     let error = get(&host, &step, generous(), "/").await.unwrap_err();
     assert!(error.message.contains("stepwell:pipeline/step"), "{error}");
+}
+
+/// Each behaviour of the function, and the test that is about it: one that is in its list and not here does not compile.
+mod covered {
+    use super::{
+        a_bad_end_soon_after_the_head_is_never_taken_for_the_bodys_end as unfinished,
+        a_bad_end_soon_after_the_head_is_never_taken_for_the_bodys_end as trap_early,
+        a_bad_end_soon_after_the_head_is_never_taken_for_the_bodys_end as trap_late,
+        a_body_over_the_output_limit_ends_with_an_error as big,
+        a_body_over_the_output_limit_ends_with_an_error as endless,
+        a_head_comes_while_the_guest_still_works_and_a_cut_body_ends_with_an_error as stall,
+        a_head_comes_while_the_guest_still_works_and_a_cut_body_ends_with_an_error as trap_midway,
+        a_short_body_comes_in_one_frame_with_its_length as hello,
+        forged_headers_are_refused as headers, the_guest_sees_the_request as about,
+        the_guest_sees_the_request as echo, the_guest_sees_the_request as deaf,
+        trailers_reach_the_guest_and_come_back as trailers,
+        what_happens_after_a_complete_response_does_not_spoil_it as linger,
+        without_a_head_there_is_an_error as nothing, without_a_head_there_is_an_error as spin,
+        writing_where_there_is_no_room_is_a_trap as blast,
+    };
+
+    macro_rules! cases {
+        ($($name:ident)*) => { $(const _: fn() = $name;)* };
+    }
+    include!("../../../../tests/guests/hostile-http/cases.rs");
 }

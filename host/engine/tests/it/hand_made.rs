@@ -9,7 +9,7 @@ use stepwell_engine::LoadError;
 use crate::support::{event, generous, host, soon};
 
 /// A step whose core module has this text; it must define `memory`, `realloc` and `process`.
-fn step(module: &str) -> Vec<u8> {
+pub(crate) fn step(module: &str) -> Vec<u8> {
     let text = format!(
         r#"
 (component
@@ -247,6 +247,25 @@ async fn a_loop_in_realloc_ends_with_its_cpu_budget() {
 }
 
 #[tokio::test]
+async fn names_of_functions_are_made_harmless() {
+    let long = "n".repeat(10_000);
+    let bytes = step(&format!(
+        r#"
+    (memory (export "memory") 1)
+    (func $"a\1b[2J\0d\0aERROR forged" unreachable)
+    (func ${long} (call $"a\1b[2J\0d\0aERROR forged"))
+    (func (export "realloc") (param i32 i32 i32 i32) (result i32) (i32.const 1024))
+    (func (export "process") (param i32) (result i32) (call ${long}) (i32.const 16))"#
+    ));
+    let error = run(bytes, generous()).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Trap);
+    assert!(!error.message.contains(char::is_control), "{error:?}");
+    let names = error.fault.unwrap().backtrace;
+    assert_eq!(names[0], "a\u{fffd}[2J\u{fffd}\u{fffd}ERROR forged");
+    assert!(names[1].len() < 200, "{}", names[1].len());
+}
+
+#[tokio::test]
 async fn what_the_host_cannot_hold_is_refused_at_upload() {
     let host = host();
     let memories = "(memory 1)".repeat(30);
@@ -258,7 +277,7 @@ async fn what_the_host_cannot_hold_is_refused_at_upload() {
     let bytes = Bytes::from(bytes);
     let error = host
         .engine
-        .compile(Digest::of(&bytes), bytes.clone())
+        .compile("default", Digest::of(&bytes), bytes.clone())
         .await
         .unwrap_err();
     assert!(
@@ -282,7 +301,7 @@ async fn imports_of_the_wrong_type_are_refused_at_upload() {
     assert_eq!(inspection.world.to_string(), "wasi:http/proxy@0.2.0");
     let error = host
         .engine
-        .compile(Digest::of(&bytes), bytes)
+        .compile("default", Digest::of(&bytes), bytes)
         .await
         .unwrap_err();
     assert!(
@@ -303,7 +322,7 @@ async fn an_export_of_the_wrong_type_is_refused_at_upload() {
     let bytes = Bytes::from(wat::parse_str(text).unwrap());
     let error = host
         .engine
-        .compile(Digest::of(&bytes), bytes)
+        .compile("default", Digest::of(&bytes), bytes)
         .await
         .unwrap_err();
     assert!(

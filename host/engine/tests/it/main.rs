@@ -16,3 +16,4 @@ mod reuse;
 mod reuse_http;
 mod service;
 mod support;
+mod uploads;

@@ -4,7 +4,7 @@ use stepwell_document::{Key, Node, Value};
 use super::{NOWHERE, Overrides};
 
 /// Keys that `STEPWELL_SECTION_KEY` may set; a section of a section stands behind a dot, which is an underscore in the variable.
-const KEYS: [(&str, &[&str]); 10] = [
+const KEYS: [(&str, &[&str]); 11] = [
     (
         "server",
         &[
@@ -26,6 +26,7 @@ const KEYS: [(&str, &[&str]); 10] = [
         &["component", "compile", "concurrent_runs", "guest_memory"],
     ),
     ("egress", &super::egress::KEYS),
+    ("audit", &["keep"]),
     ("telemetry", &["otlp_endpoint", "service_name"]),
 ];
 

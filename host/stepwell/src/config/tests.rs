@@ -27,6 +27,7 @@ fn everything_has_a_default() {
     assert_eq!(config.kafka.brokers, Brokers::Embedded);
     assert_eq!(config.limits.concurrent_runs, 1024);
     assert_eq!(config.limits.guest_memory, None);
+    assert_eq!(config.keep_audit, Duration::from_secs(90 * 86_400));
 }
 
 #[test]
@@ -38,6 +39,19 @@ fn the_memory_of_all_guests_is_a_size() {
     assert_eq!(config.limits.guest_memory, Some(512 << 20));
     let mistakes = parse("[limits]\nguest_memory = 2\n").unwrap_err();
     assert!(mistakes[0].contains("guest_memory"), "{mistakes:?}");
+}
+
+#[test]
+fn the_audit_log_is_kept_as_long_as_is_said() {
+    let config = parse("[audit]\nkeep = \"36h\"\n").unwrap();
+    assert_eq!(config.keep_audit, Duration::from_secs(36 * 3600));
+    let shown = parse("[audit]\nkeep = \"90\"\n").unwrap_err();
+    assert!(
+        shown[0].contains("2:8: /audit/keep: '90' has no unit") && shown[0].contains("90d"),
+        "{shown:?}"
+    );
+    assert!(parse("[audit]\nkeep = \"0d\"\n").is_err());
+    assert!(parse("[audit]\nkept = \"1d\"\n").is_err());
 }
 
 #[test]

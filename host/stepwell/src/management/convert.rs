@@ -267,6 +267,10 @@ pub(super) fn not_loadable(error: LoadError) -> ApiError {
     match error {
         LoadError::Refused(why) => refused(why),
         LoadError::TooSlow { .. } => ApiError::new(ErrorCode::CompileTimeout, error.to_string()),
+        LoadError::TooBig { .. } | LoadError::Crashed { .. } => {
+            ApiError::new(ErrorCode::CompileFailed, error.to_string())
+        }
+        LoadError::Busy => ApiError::busy(error.to_string()),
         LoadError::Unreadable { .. } => ApiError::new(ErrorCode::Unavailable, error.to_string()),
         LoadError::Damaged { .. } => ApiError::new(ErrorCode::Corrupt, error.to_string()),
         LoadError::Host { .. } => ApiError::internal(error),
@@ -292,7 +296,11 @@ pub(super) fn from_apply(error: ApplyError) -> ApiError {
 pub(super) fn from_catalog(error: CatalogError) -> ApiError {
     let code = match &error {
         CatalogError::NotFound(_) => ErrorCode::NotFound,
-        CatalogError::InUse { .. } => ErrorCode::InUse,
+        CatalogError::InUse { .. }
+        | CatalogError::NotEmpty { .. }
+        | CatalogError::DefaultNamespace => ErrorCode::InUse,
+        CatalogError::QuotaExceeded { .. } => ErrorCode::QuotaExceeded,
+        CatalogError::TooMany { .. } => ErrorCode::Conflict,
         CatalogError::Stale { .. } => ErrorCode::Stale,
         CatalogError::Moved => ErrorCode::Conflict,
         CatalogError::PluginsGone(_) => ErrorCode::PluginGone,
