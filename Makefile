@@ -17,7 +17,7 @@ BENCH ?=
 # Options of `make soak`.
 SOAK ?=
 
-.PHONY: help demo demo-stop test lint bench soak setup host guests schema
+.PHONY: help demo demo-stop test lint fuzz bench soak setup host guests schema
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,13 +30,17 @@ demo-stop: ## stop the host that the demo left running
 	@$(BIN)/stepwell-demo --stop
 
 test: setup host guests ## all tests, on real PostgreSQL, Redis, Apache Kafka and libtensorflow
-	@deploy/setup.sh services kafka pinecone
+	@deploy/setup.sh services kafka pinecone schemathesis
 	cargo test --release --workspace --no-fail-fast
 	cd plugin-sdk/rust && CARGO_TARGET_DIR=$(GUEST_TARGET) cargo test --workspace
 	cd plugins && CARGO_TARGET_DIR=$(GUEST_TARGET) cargo test --workspace
 
 lint: ## formatting, clippy, dependencies
 	deploy/lint.sh
+
+fuzz: setup guests ## hostile uploads, documents and filters, FUZZ_SECONDS each (30); the first time builds everything with instrumentation
+	@deploy/setup.sh fuzz
+	@FUZZ_SECONDS=$(or $(FUZZ_SECONDS),30) tests/fuzz/run.sh
 
 bench: setup host guests ## requests/s, latencies, cold starts, uploads and density beside a native handler and wasmtime serve (PROFILE=dist for images' build, BENCH=--help)
 	@deploy/setup.sh wasmtime

@@ -1,6 +1,7 @@
 //! What requests name: checked here, so that handlers only see valid names, versions and queries.
 
 use std::fmt::Display;
+use std::num::IntErrorKind;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -12,6 +13,7 @@ use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer};
 use stepwell_core::Name;
 use utoipa::IntoParams;
+use utoipa::openapi::schema::{Object, ObjectBuilder, Type};
 
 use crate::router::Api;
 use crate::{ApiError, ErrorCode, Page};
@@ -33,7 +35,7 @@ pub(crate) struct Named {
     #[param(rename = "ns", value_type = String, example = "default")]
     pub(crate) namespace: Name,
     /// `[a-z][a-z0-9-]{0,62}`.
-    #[param(value_type = String)]
+    #[param(value_type = String, pattern = "^[a-z][a-z0-9-]{0,62}$", example = "digit-reader")]
     pub(crate) name: Name,
 }
 
@@ -45,10 +47,10 @@ pub(crate) struct Versioned {
     #[param(rename = "ns", value_type = String, example = "default")]
     pub(crate) namespace: Name,
     /// `[a-z][a-z0-9-]{0,62}`.
-    #[param(value_type = String)]
+    #[param(value_type = String, pattern = "^[a-z][a-z0-9-]{0,62}$", example = "digit-reader")]
     pub(crate) name: Name,
     /// SemVer, complete.
-    #[param(value_type = String, example = "1.0.0")]
+    #[param(value_type = String, pattern = "^(0|[1-9][0-9]{0,8})[.](0|[1-9][0-9]{0,8})[.](0|[1-9][0-9]{0,8})(-[a-z]{1,9})?$", example = "1.0.0")]
     pub(crate) version: Version,
 }
 
@@ -60,7 +62,7 @@ pub(crate) struct Revisioned {
     #[param(rename = "ns", value_type = String, example = "default")]
     pub(crate) namespace: Name,
     /// `[a-z][a-z0-9-]{0,62}`.
-    #[param(value_type = String)]
+    #[param(value_type = String, pattern = "^[a-z][a-z0-9-]{0,62}$", example = "digit-reader")]
     pub(crate) name: Name,
     /// From 1.
     #[param(rename = "n")]
@@ -99,7 +101,8 @@ pub(crate) struct TokenNamed {
 pub(crate) struct PageQuery {
     /// At most this many items, 1–500; 100 if it is not given.
     #[serde(default, deserialize_with = "given")]
-    limit: Option<u32>,
+    #[param(schema_with = any_count)]
+    limit: Option<Limit>,
     /// The `next_cursor` of the part before.
     #[serde(default, deserialize_with = "given")]
     cursor: Option<String>,
@@ -117,8 +120,34 @@ impl PageQuery {
     }
 }
 
-pub(crate) fn limit(wanted: Option<u32>) -> u32 {
-    wanted.unwrap_or(100).clamp(1, MOST)
+pub(crate) fn limit(wanted: Option<Limit>) -> u32 {
+    wanted.map_or(100, |limit| limit.0).clamp(1, MOST)
+}
+
+/// How many items are wanted: any number, since too many are as good as the most.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limit(u32);
+
+impl FromStr for Limit {
+    type Err = std::num::ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+        match text.parse::<u32>() {
+            Err(error) if digits && *error.kind() == IntErrorKind::PosOverflow => {
+                Ok(Self(u32::MAX))
+            }
+            parsed => parsed.map(Self),
+        }
+    }
+}
+
+/// A whole number without a bound, in the description.
+pub(crate) fn any_count() -> Object {
+    ObjectBuilder::new()
+        .schema_type(Type::Integer)
+        .minimum(Some(0))
+        .build()
 }
 
 /// Reads a parameter; an empty one (`?level=&limit=3`) is as good as none.

@@ -241,16 +241,18 @@ pub(crate) async fn rollback_pipeline(
     let (head, body) = request.into_parts();
     let expected = etag::expected(&head.headers)?;
     let bytes = ROLLBACK.read(&head.headers, body).await?;
+    // No body and `null` both say nothing.
     let rollback = if bytes.trim_ascii().is_empty() {
-        Rollback::default()
+        None
     } else {
-        serde_json::from_slice(&bytes).map_err(|error| {
+        serde_json::from_slice::<Option<Rollback>>(&bytes).map_err(|error| {
             ApiError::new(
                 ErrorCode::BadRequest,
                 format!("the body is not of the form {{\"revision\": 1}}: {error}"),
             )
         })?
-    };
+    }
+    .unwrap_or_default();
     let (change, revision) = api
         .management
         .rollback_pipeline(&by, &at.namespace, &at.name, rollback.revision, expected)

@@ -393,6 +393,19 @@ fn check_imports(step: &StepDraft, plugin: &KnownPlugin, found: &mut Found) {
             _ => {}
         }
     }
+    // The other way round is no mistake: some languages always import it, and calls without a grant are denied.
+    let sends = |import: &String| {
+        let interface = import.split('@').next().unwrap_or_default();
+        ["wasi:http/outgoing-handler", "wasi:http/client"].contains(&interface)
+    };
+    if !step.grants.http().is_empty() && !plugin.imports.iter().any(sends) {
+        let message = format!("{} imports nothing that sends HTTP requests", shown(plugin));
+        found.push(
+            format!("{}/grants/http", step.path),
+            message,
+            Some("leave it out".to_owned()),
+        );
+    }
 }
 
 fn check_bindings(step: &StepDraft, host: &HostState, found: &mut Found) {

@@ -1,6 +1,7 @@
 //! The configuration: flags over environment over `stepwell.toml` over defaults, read so that every mistake is reported at once.
 
 mod bindings;
+mod egress;
 mod environment;
 mod listeners;
 mod secret;
@@ -14,6 +15,7 @@ use std::time::Duration;
 use stepwell_catalog::Location;
 use stepwell_core::{BindingKind, ByteSize, Problem, Secret, parse_lifetime};
 use stepwell_document::{At, MapReader, Node, Position, Problems, Value, parse_toml};
+use stepwell_egress::EgressConfig;
 use stepwell_inference::ModelBindingConfig;
 use stepwell_kafka_trigger::{Brokers, KafkaConfig, RESERVED_PROPERTIES};
 use stepwell_keyvalue::KeyValueBindingConfig;
@@ -49,6 +51,8 @@ pub(crate) struct Config {
     /// Where libtensorflow is; none: looked for in the usual places.
     pub(crate) models_library: Option<PathBuf>,
     pub(crate) limits: HostLimits,
+    /// Outbound HTTP of guests.
+    pub(crate) egress: EgressConfig,
     /// How long records of the audit log are kept.
     pub(crate) keep_audit: Duration,
     /// Where traces go; none: nowhere.
@@ -226,6 +230,7 @@ impl Reader<'_> {
         let kafka = self.kafka(&mut section(&mut sections, "kafka"));
         let (models_directory, models_library) = self.models(&mut section(&mut sections, "models"));
         let limits = limits(&mut section(&mut sections, "limits"));
+        let egress = self.egress(&mut section(&mut sections, "egress"));
         let keep_audit = audit(&mut section(&mut sections, "audit"));
         let (otlp_endpoint, service_name) = telemetry(&mut section(&mut sections, "telemetry"));
         let bindings = sections
@@ -250,6 +255,7 @@ impl Reader<'_> {
             models_directory,
             models_library,
             limits: limits?,
+            egress: egress?,
             keep_audit: keep_audit?,
             otlp_endpoint,
             service_name,

@@ -65,6 +65,7 @@ pub(crate) fn run(args: ServeArgs) -> Result<()> {
 
 fn describe_metrics() {
     stepwell_api::describe_metrics();
+    stepwell_egress::describe_metrics();
     stepwell_engine::describe_metrics();
     stepwell_http_trigger::describe_metrics();
     stepwell_inference::describe_metrics();
@@ -105,7 +106,9 @@ async fn serve(
     let _lock = lock(&config.data_dir)?;
 
     let stopping = CancellationToken::new();
-    let services = Arc::new(opened_on(&guests, Services::open(config, models)).await?);
+    let own = [admin_address];
+    let services = Services::open(config, models, &own);
+    let services = Arc::new(opened_on(&guests, services).await?);
     let catalog = Arc::new(Catalog::new(&config.catalog)?);
     match catalog.migrate().await {
         Ok(()) => {}

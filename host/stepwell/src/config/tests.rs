@@ -93,6 +93,38 @@ fn every_mistake_is_reported_with_its_place() {
 }
 
 #[test]
+fn outbound_http_is_bounded_by_the_operator() {
+    let text = "[egress]\nprivate = [\"10.1.0.0/16\"]\nallow = [\"*.example.com\"]\nresponse_bytes = \"1MiB\"\nrequests = 5\n";
+    let config = parse(text).unwrap().egress;
+    assert_eq!((config.private.len(), config.allow.len()), (1, 1));
+    assert_eq!((config.response_bytes, config.requests), (1 << 20, 5));
+    let environment = [
+        ("STEPWELL_EGRESS_PRIVATE", "127.0.0.1, fd00::/8"),
+        ("STEPWELL_EGRESS_REQUESTS_PER_CALL", "7"),
+    ];
+    let config = parse_with(text, &environment, &Overrides::default()).unwrap();
+    assert_eq!(config.egress.private.len(), 2);
+    assert_eq!(config.egress.requests_per_call, 7);
+
+    let wrong = "[egress]\nprivate = [\"10.1.2.3/16\", \"x\", 5]\ndeny = [\"https://a.example\"]\nca = \"nowhere.pem\"\nrequests = 0\nretries = 1\n";
+    let shown = parse(wrong).unwrap_err();
+    for part in [
+        "2:12: /egress/private/0: '10.1.2.3/16': the address has bits beyond its network (perhaps 10.1.0.0/16)",
+        "/egress/private/1: 'x': this is no network",
+        "/egress/private/2: expected a text",
+        "3:9: /egress/deny/0: 'https://a.example'",
+        "4:6: /egress/ca: cannot read certificates from /etc/nowhere.pem",
+        "5:12: /egress/requests: 0 is not between 1 and 100000",
+        "6:1: /egress/retries: unknown key 'retries'",
+    ] {
+        assert!(
+            shown.iter().any(|line| line.contains(part)),
+            "{part} in {shown:#?}"
+        );
+    }
+}
+
+#[test]
 fn an_open_admin_listener_needs_a_token() {
     let open = "[server]\nadmin_listen = \"0.0.0.0:8081\"\n";
     assert!(parse(open).unwrap_err()[0].contains("admin_token"));
