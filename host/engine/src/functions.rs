@@ -84,7 +84,7 @@ impl Functions {
                 let _ = pack.file.set_modified(SystemTime::now());
             }
         }
-        let new = std::mem::take(&mut *store.new());
+        let new = std::mem::take(&mut *store.fresh());
         if !new.is_empty() {
             let _ = write(&store.dir, &new);
         }
@@ -93,7 +93,7 @@ impl Functions {
 }
 
 impl Store {
-    fn new(&self) -> MutexGuard<'_, HashMap<Key, Vec<u8>>> {
+    fn fresh(&self) -> MutexGuard<'_, HashMap<Key, Vec<u8>>> {
         self.new.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -117,7 +117,7 @@ impl CacheStore for Store {
         let Ok(key) = Key::try_from(key) else {
             return false;
         };
-        self.new().insert(key, value);
+        self.fresh().insert(key, value);
         true
     }
 }

@@ -1,4 +1,4 @@
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use stepwell_core::Name;
@@ -12,7 +12,7 @@ pub struct Registry {
     deployments: RwLock<Deployments>,
 }
 
-type Deployments = HashMap<(Name, Name), Arc<Deployment>>;
+type Deployments = BTreeMap<(Name, Name), Arc<Deployment>>;
 
 impl Registry {
     /// The current deployment of a pipeline.
@@ -21,7 +21,7 @@ impl Registry {
         self.read().get(&key).cloned()
     }
 
-    /// Every current deployment.
+    /// Every current deployment, in the order of namespaces and names.
     pub fn all(&self) -> Vec<Arc<Deployment>> {
         self.read().values().cloned().collect()
     }
