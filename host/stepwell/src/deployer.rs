@@ -63,6 +63,17 @@ pub(crate) enum ApplyError {
     NotDeployable(String),
 }
 
+/// A document to apply.
+pub(crate) struct Wanted {
+    pub(crate) source: String,
+    /// `application/yaml` or `application/json`.
+    pub(crate) content_type: &'static str,
+    /// The state that its pipeline must be in.
+    pub(crate) expected: Expected,
+    /// Validate only.
+    pub(crate) dry_run: bool,
+}
+
 /// What came of an apply.
 pub(crate) enum Apply {
     /// It would be accepted; nothing was stored.
@@ -100,15 +111,12 @@ impl Deployer {
         by: &Principal,
         namespace: &Name,
         name: &Name,
-        source: &str,
-        content_type: &str,
-        expected: Expected,
-        dry_run: bool,
+        wanted: &Wanted,
     ) -> Result<Apply, ApplyError> {
         loop {
             let mut known = self.known.lock().await;
             self.refresh(&mut known).await?;
-            let mut draft = Draft::parse(source);
+            let mut draft = Draft::parse(&wanted.source);
             let host = self.host_state(namespace, name, &known, &draft).await?;
             if let Some(own) = draft.name().filter(|own| *own != name).cloned() {
                 let hint = format!("apply it to pipelines/{own}, or write name: {name}");
@@ -121,7 +129,7 @@ impl Deployer {
             let validated = draft
                 .validate(namespace, &host)
                 .map_err(ApplyError::Invalid)?;
-            if dry_run {
+            if wanted.dry_run {
                 return Ok(Apply::Valid(Box::new(validated)));
             }
             // Everything that can fail is done before anything is stored; what takes long, while others may change the catalog.
@@ -140,13 +148,13 @@ impl Deployer {
             .await
             .map_err(|error| ApplyError::NotDeployable(error.to_string()))?;
             let new = NewRevision {
-                source: source.to_owned(),
-                content_type: content_type.to_owned(),
+                source: wanted.source.clone(),
+                content_type: wanted.content_type.to_owned(),
                 document: validated.document,
                 steps: validated.pins.iter().map(pinned).collect(),
             };
             let precondition = Precondition {
-                expected,
+                expected: wanted.expected,
                 generation: known.generation,
             };
             match self

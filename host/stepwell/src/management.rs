@@ -32,7 +32,7 @@ use self::convert::{
     change, cut, expected, filter, from_apply, from_catalog, items, line, missed, model,
     not_loadable, plugin, plugin_version, refused, revision, steps, to_catalog, version_exists,
 };
-use crate::deployer::{Apply, Deployer};
+use crate::deployer::{Apply, Deployer, Wanted};
 use crate::guest::GuestState;
 use crate::readiness::Health;
 use crate::runtimes::answered_on;
@@ -259,21 +259,15 @@ impl Management for Host {
         let expected = expected(put.expected);
         let (deployer, by) = (self.deployer.clone(), by.clone());
         let (namespace, name) = (namespace.clone(), name.clone());
-        let source = put.source.clone();
+        let wanted = Wanted {
+            source: put.source.clone(),
+            content_type,
+            expected,
+            dry_run: put.dry_run,
+        };
         // A caller that hangs up must not leave a revision stored and not deployed.
-        let apply = tokio::spawn(async move {
-            deployer
-                .apply(
-                    &by,
-                    &namespace,
-                    &name,
-                    &source,
-                    content_type,
-                    expected,
-                    put.dry_run,
-                )
-                .await
-        });
+        let apply =
+            tokio::spawn(async move { deployer.apply(&by, &namespace, &name, &wanted).await });
         match apply
             .await
             .map_err(ApiError::internal)?
