@@ -180,7 +180,7 @@ impl Guest for Hostile {
                         sink.write_zeroes(room).expect("room");
                         written += room;
                     }
-                    all.push((response, body, sink, written));
+                    all.push((sink, body, response, written));
                 }
                 all.iter().map(|body| body.3).sum::<u64>().to_string()
             }
