@@ -8,7 +8,9 @@
 mod cache;
 mod call;
 mod clock;
+mod command;
 mod config;
+mod crowd;
 mod engine;
 mod epoch;
 mod function;
@@ -24,14 +26,17 @@ mod logs;
 mod machine;
 mod meter;
 mod plugin;
+mod room;
+mod seat;
 mod service;
 mod step;
 mod store;
 
+pub use command::{Command, CommandError, Surroundings};
 pub use config::EngineConfig;
 pub use engine::{CompileReport, Engine, EngineError, describe_metrics};
 pub use function::Body;
-pub use inspect::{Inspection, Refused, World};
+pub use inspect::{Inspection, Refused, World, is_command};
 pub use keep::Kept;
 pub use load::LoadError;
 pub use logs::{LogSink, LogStream};

@@ -76,6 +76,13 @@ impl CallLog {
         self.lock().sink = sink;
     }
 
+    /// Later lines go where those of the other log go.
+    pub(crate) fn follow(&self, other: &Self) {
+        self.finish();
+        let sink = other.lock().sink.clone();
+        self.rebind(sink);
+    }
+
     pub(crate) fn stream(&self, stream: LogStream) -> GuestStream {
         GuestStream {
             log: self.clone(),

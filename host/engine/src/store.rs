@@ -12,6 +12,7 @@ use wasmtime_wasi_http::{
     WasiHttpHooks,
 };
 
+use crate::command::{CommandError, Surroundings};
 use crate::logs::{CallLog, LogSink, LogStream};
 use crate::meter::Meter;
 
@@ -70,15 +71,39 @@ const HANDLES_AT_REST: usize = 256;
 impl StoreBase {
     /// The base of one call's store. The guest gets no directory, no socket and no environment but the given one.
     pub fn new(environment: Arc<Environment>, sink: Arc<dyn LogSink>) -> Self {
+        let mut builder = WasiCtxBuilder::new();
+        builder
+            .allow_tcp(false)
+            .allow_udp(false)
+            .allow_ip_name_lookup(false);
+        Self::with(builder, environment, sink)
+    }
+
+    /// The base of one call's store outside of any pipeline: the guest sees of the machine what the surroundings say.
+    ///
+    /// # Errors
+    /// [`CommandError`]: a directory cannot be opened.
+    pub fn within(
+        surroundings: &Surroundings,
+        environment: Arc<Environment>,
+        sink: Arc<dyn LogSink>,
+    ) -> Result<Self, CommandError> {
+        let mut builder = WasiCtxBuilder::new();
+        surroundings.apply(&mut builder)?;
+        Ok(Self::with(builder, environment, sink))
+    }
+
+    fn with(
+        mut builder: WasiCtxBuilder,
+        environment: Arc<Environment>,
+        sink: Arc<dyn LogSink>,
+    ) -> Self {
         let log = CallLog::new(sink);
         let mut table = ResourceTable::new();
         table.set_max_capacity(HANDLES);
-        let wasi = WasiCtxBuilder::new()
+        let wasi = builder
             .stdout(log.stream(LogStream::Stdout))
             .stderr(log.stream(LogStream::Stderr))
-            .allow_tcp(false)
-            .allow_udp(false)
-            .allow_ip_name_lookup(false)
             .max_random_size(1 << 20)
             .build();
         Self {
@@ -112,6 +137,16 @@ impl StoreBase {
         })
     }
 
+    /// Takes over what the guest of an instance has and has used from the base of the instance's call before this one.
+    pub(crate) fn succeed(&mut self, before: &mut Self) {
+        std::mem::swap(&mut self.table, &mut before.table);
+        std::mem::swap(&mut self.meter, &mut before.meter);
+        std::mem::swap(&mut self.wasi, &mut before.wasi);
+        // The guest's streams write to the log that they were made for.
+        std::mem::swap(&mut self.log, &mut before.log);
+        self.log.follow(&before.log);
+    }
+
     pub(crate) fn wasi(&mut self) -> WasiCtxView<'_> {
         WasiCtxView {
             ctx: &mut self.wasi,
@@ -136,7 +171,7 @@ impl StoreBase {
 }
 
 /// Outbound HTTP: linked for every guest, since some languages always import it, and refused.
-struct NoEgress;
+pub(crate) struct NoEgress;
 
 type Response = (
     http::Response<WasiBody>,

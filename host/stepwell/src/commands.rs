@@ -1,7 +1,8 @@
-//! The commands that speak to a running host.
+//! The commands that speak to a running host, and the one that runs a component without it.
 
 pub(crate) mod invoke;
 pub(crate) mod logs;
 pub(crate) mod model;
 pub(crate) mod pipeline;
 pub(crate) mod plugin;
+pub(crate) mod run_component;

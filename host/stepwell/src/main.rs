@@ -35,7 +35,7 @@ fn main() -> ExitCode {
     };
     let json = cli.client.json;
     match run(cli) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(failure) => failed(&failure, json),
     }
 }
@@ -61,9 +61,12 @@ fn misused(error: &clap::Error) -> ExitCode {
     ExitCode::from(if error.use_stderr() { 2 } else { 0 })
 }
 
-fn run(cli: Cli) -> Result<(), Failure> {
+fn run(cli: Cli) -> Result<ExitCode, Failure> {
     let json = cli.client.json;
-    match cli.command {
+    if let Command::RunComponent(args) = &cli.command {
+        return commands::run_component::run(args, json);
+    }
+    let done = match cli.command {
         Command::Serve(args) => Ok(serve::run(args)?),
         Command::New(args) => Ok(new::run(&args, json)?),
         Command::Build(args) => Ok(build::run(&args, json)?),
@@ -71,7 +74,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
             .enable_all()
             .build()?
             .block_on(speak(cli.client, command, json)),
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 /// Commands that speak to a host, or to what it depends on.
@@ -86,6 +90,10 @@ async fn speak(client: cli::ClientArgs, command: Command, json: bool) -> Result<
         Command::Invoke(args) => commands::invoke::run(&client, args, json).await,
         Command::Model(command) => commands::model::run(&client, command, json).await,
         Command::Logs(args) => commands::logs::run(&client, args, json).await,
-        Command::Serve(_) | Command::New(_) | Command::Build(_) | Command::Doctor(_) => Ok(()),
+        Command::Serve(_)
+        | Command::New(_)
+        | Command::Build(_)
+        | Command::RunComponent(_)
+        | Command::Doctor(_) => Ok(()),
     }
 }
