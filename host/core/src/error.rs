@@ -84,6 +84,19 @@ pub struct StepError {
     pub message: String,
     /// The step that erred; set by the run.
     pub step: Option<String>,
+    /// `name@version` of the plugin behind the step; set by the run.
+    pub plugin: Option<String>,
+    /// Where the guest was when it was stopped, if it was.
+    pub fault: Option<Box<Fault>>,
+}
+
+/// Where a guest was when it was stopped: for whoever owns the plugin, never for callers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Fault {
+    /// What stopped it, in a word: the trap's kind, such as `unreachable-code-reached`, or the limit's name.
+    pub kind: String,
+    /// The functions that it was in, from the innermost on; their names are the guest's, made harmless and cut to length.
+    pub backtrace: Vec<String>,
 }
 
 impl StepError {
@@ -101,6 +114,8 @@ impl StepError {
             blame,
             message: message.into(),
             step: None,
+            plugin: None,
+            fault: None,
         }
     }
 
@@ -115,6 +130,20 @@ impl StepError {
     #[must_use]
     pub fn at_step(mut self, step: &str) -> Self {
         self.step.get_or_insert_with(|| step.to_owned());
+        self
+    }
+
+    /// The same error, with the plugin behind its step.
+    #[must_use]
+    pub fn of_plugin(mut self, plugin: &str) -> Self {
+        self.plugin.get_or_insert_with(|| plugin.to_owned());
+        self
+    }
+
+    /// The same error, with where the guest was.
+    #[must_use]
+    pub fn with_fault(mut self, fault: Fault) -> Self {
+        self.fault = Some(Box::new(fault));
         self
     }
 

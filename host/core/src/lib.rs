@@ -5,6 +5,7 @@
 
 mod call;
 pub mod cloudevents;
+mod cpu;
 mod digest;
 mod error;
 mod event;
@@ -21,8 +22,9 @@ mod units;
 mod version;
 
 pub use call::{Call, RunId, StepScope};
+pub use cpu::CpuAccount;
 pub use digest::Digest;
-pub use error::{Blame, ErrorKind, StepError};
+pub use error::{Blame, ErrorKind, Fault, StepError};
 pub use event::Event;
 pub use grant::{Action, BindingKind, Denied, Grant, Grants};
 pub use isolation::{Isolation, Reuse};

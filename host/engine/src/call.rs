@@ -6,22 +6,24 @@ use std::time::{Duration, Instant};
 
 use stepwell_core::{Blame, ErrorKind, Limits, StepError, show_duration};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
-use wasmtime::component::ResourceTableError;
-use wasmtime::{PoolConcurrencyLimitError, Store, Trap, UpdateDeadline, WasmBacktrace};
-use wasmtime_wasi::I32Exit;
+use tracing::Instrument as _;
+use wasmtime::{PoolConcurrencyLimitError, Store, UpdateDeadline};
 
+use crate::blame::{blame, busy};
 use crate::clock::{CpuClock, timed};
 use crate::epoch::{Ticker, Ticking};
 use crate::idle::Idle;
 use crate::lane::{Moved, SlowLane};
+use crate::memory::GuestMemory;
 use crate::meter::{Exceeded, Meter};
-use crate::store::{HANDLES, StoreState};
+use crate::store::{Environment, HANDLES, StoreState};
 
 /// What all calls of an engine share.
 pub(crate) struct Shared {
     pub(crate) engine: wasmtime::Engine,
     pub(crate) ticker: Ticker,
     pub(crate) lane: Arc<SlowLane>,
+    pub(crate) memory: Arc<GuestMemory>,
     pub(crate) slots: Arc<Semaphore>,
     pub(crate) idle: Idle,
     pub(crate) host_call_bytes: u64,
@@ -73,17 +75,19 @@ impl Shared {
             )
             .blamed(Blame::Host)
         })?;
-        store.data_mut().base().meter = Meter::new(limits);
+        let base = store.data_mut().base();
+        base.meter = Meter::new(limits, Some(self.memory.clone()));
+        let account = base.cpu.clone();
         store.limiter(|state| &mut state.base().meter);
-        let fuel = usize::try_from(self.host_call_bytes(limits));
-        store.set_hostcall_fuel(fuel.unwrap_or(usize::MAX));
         store.set_max_component_handles(HANDLES);
         // Its tasks, streams and futures: an end of each is a handle, and what is between the ends counts here.
         if let Some(table) = store.concurrent_resource_table() {
             table.set_max_capacity(HANDLES.saturating_mul(4));
         }
+        let fuel = usize::try_from(self.host_call_bytes(limits));
+        store.set_hostcall_fuel(fuel.unwrap_or(usize::MAX));
 
-        let clock = Arc::new(CpuClock::new(limits.cpu));
+        let clock = Arc::new(CpuClock::new(limits.cpu, account));
         let of_callback = clock.clone();
         store.epoch_deadline_callback(move |_| {
             if of_callback.used() > limits.cpu {
@@ -131,7 +135,13 @@ impl Shared {
         self.host_call_bytes.max(output)
     }
 
-    /// A place among the instances that live at once.
+    /// Whether it is worth to instantiate once more after an error: components of many memories can exhaust these before the slots,
+    /// and idle instances hold some.
+    pub(crate) fn made_room_after(&self, error: &wasmtime::Error) -> bool {
+        error.is::<PoolConcurrencyLimitError>() && self.idle.evict() > 0
+    }
+
+    /// A place among the instances that live at once. Idle ones make room for it.
     async fn slot(&self, deadline: Instant) -> Result<OwnedSemaphorePermit, StepError> {
         match self.slots.clone().try_acquire_owned() {
             Ok(slot) => Ok(slot),
@@ -149,20 +159,13 @@ impl Shared {
     }
 }
 
-fn busy() -> StepError {
-    StepError::new(
-        ErrorKind::Unavailable,
-        "the host runs as many instances as it can hold",
-    )
-    .blamed(Blame::Host)
-}
-
 /// CPU time after which a call goes on in the slow lane. Most calls are over by then.
 const SLICE: Duration = Duration::from_millis(1);
 
 /// Times a guest's future, lets it go on in the slow lane when it takes long, and ends it when its time is up.
 pub(crate) struct Guard {
     clock: Arc<CpuClock>,
+    environment: Arc<Environment>,
     lane: Arc<SlowLane>,
     until: Instant,
     limits: Limits,
@@ -176,9 +179,10 @@ impl Guard {
         self,
         guest: impl Future<Output = Result<T, StepError>> + Send + 'static,
     ) -> Result<T, StepError> {
-        let guest = Guest::Here {
-            future: Some(Box::pin(guest)),
+        let guest = Guest {
+            at: At::Here(Box::pin(guest)),
             clock: self.clock,
+            environment: self.environment,
             lane: self.lane,
         };
         match tokio::time::timeout_at(self.until.into(), guest).await {
@@ -188,53 +192,61 @@ impl Guard {
     }
 }
 
-type Running<T> = Pin<Box<dyn Future<Output = Result<T, StepError>> + Send>>;
-
 /// A guest under way.
-enum Guest<T> {
+struct Guest<T> {
+    at: At<T>,
+    clock: Arc<CpuClock>,
+    environment: Arc<Environment>,
+    lane: Arc<SlowLane>,
+}
+
+type Boxed<T> = Pin<Box<dyn Future<Output = Result<T, StepError>> + Send>>;
+
+enum At<T> {
     /// On the thread that its caller polls it on.
-    Here {
-        future: Option<Running<T>>,
-        clock: Arc<CpuClock>,
-        lane: Arc<SlowLane>,
-    },
+    Here(Boxed<T>),
     /// In the slow lane.
-    Moved(Moved<Result<T, StepError>>),
+    Lane(Moved<Result<T, StepError>>),
+    Ended,
 }
 
 impl<T: Send + 'static> Future for Guest<T> {
     type Output = Result<T, StepError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        loop {
-            match &mut *self {
-                Self::Here {
-                    future,
-                    clock,
-                    lane,
-                } => {
-                    let Some(guest) = future else {
-                        return Poll::Pending;
-                    };
-                    if let Poll::Ready(outcome) = clock.timed(|| guest.as_mut().poll(cx)) {
-                        *future = None;
-                        return Poll::Ready(outcome);
-                    }
-                    if clock.charged() < SLICE {
-                        return Poll::Pending;
-                    }
-                    let (Some(guest), clock) = (future.take(), clock.clone()) else {
-                        return Poll::Pending;
-                    };
-                    let moved = lane.take(async move { timed(&clock, guest).await });
-                    *self = Self::Moved(moved);
+        let this = &mut *self;
+        if let At::Here(guest) = &mut this.at {
+            let fresh = this.clock.charged().is_zero();
+            if !(fresh && this.environment.temper.is_heavy()) {
+                if let Poll::Ready(outcome) = this.clock.timed(|| guest.as_mut().poll(cx)) {
+                    this.at = At::Ended;
+                    return Poll::Ready(outcome);
                 }
-                Self::Moved(moved) => {
-                    let outcome = ready!(Pin::new(moved).poll(cx));
-                    return Poll::Ready(outcome.unwrap_or_else(|_| Err(closed())));
+                if this.clock.charged() < SLICE {
+                    return Poll::Pending;
                 }
             }
+            if let At::Here(guest) = std::mem::replace(&mut this.at, At::Ended) {
+                let clock = this.clock.clone();
+                clock.be_exact();
+                let timed = async move { timed(&clock, guest).await };
+                this.at = At::Lane(this.lane.take(timed.in_current_span()));
+            }
         }
+        match &mut this.at {
+            At::Lane(moved) => {
+                let outcome = ready!(Pin::new(moved).poll(cx));
+                this.at = At::Ended;
+                Poll::Ready(outcome.unwrap_or_else(|_| Err(closed())))
+            }
+            At::Here(_) | At::Ended => Poll::Pending,
+        }
+    }
+}
+
+impl<T> Drop for Guest<T> {
+    fn drop(&mut self) {
+        self.environment.temper.note(self.clock.charged());
     }
 }
 
@@ -248,6 +260,7 @@ fn closed() -> StepError {
 
 pub(crate) fn timeout(limits: &Limits, by_wall: bool) -> StepError {
     let message = if by_wall {
+        metrics::counter!("stepwell_limit_hits_total", "limit" => "wall").increment(1);
         format!(
             "the guest took more than its {}; the setting is limits.wall",
             show_duration(limits.wall)
@@ -260,9 +273,10 @@ pub(crate) fn timeout(limits: &Limits, by_wall: bool) -> StepError {
 
 impl<S: StoreState> Call<S> {
     /// Keeps what the guest does within the call's CPU budget and time.
-    pub(crate) fn guard(&self) -> Guard {
+    pub(crate) fn guard(&mut self) -> Guard {
         Guard {
             clock: self.clock.clone(),
+            environment: self.store.data_mut().base().environment.clone(),
             lane: self.lane.clone(),
             until: self.until,
             limits: self.limits,
@@ -290,68 +304,7 @@ impl<S: StoreState> Call<S> {
 
     /// Says whose fault it was if the guest did not come to its end.
     pub(crate) fn settle<T>(&mut self, outcome: wasmtime::Result<T>) -> Result<T, StepError> {
-        outcome.map_err(|error| self.blame(&error))
+        let meter = &self.store.data_mut().base().meter;
+        outcome.map_err(|error| blame(&error, meter, &self.limits, self.host_call_bytes))
     }
-
-    fn blame(&mut self, error: &wasmtime::Error) -> StepError {
-        if let Some(exceeded) = error.downcast_ref::<Exceeded>() {
-            return (*exceeded).into();
-        }
-        if error.is::<PoolConcurrencyLimitError>() {
-            return busy();
-        }
-        // Guests are told of a refused growth and mostly abort: what comes after is the limit's doing.
-        if let Some(refused) = self.store.data_mut().base().meter.refused {
-            return refused.into();
-        }
-        let backtrace = error.downcast_ref::<WasmBacktrace>();
-        if matches!(error.downcast_ref(), Some(ResourceTableError::Full)) {
-            return Exceeded::Handles(HANDLES).into();
-        }
-        let cause = error.root_cause().to_string();
-        if cause.contains("store handle limit exceeded") {
-            return Exceeded::Handles(HANDLES).into();
-        }
-        if cause.contains("fuel allocated for hostcalls has been exhausted") {
-            // With a backtrace the guest was calling the host; without one it had returned.
-            return match backtrace {
-                Some(_) => Exceeded::HostCall(self.host_call_bytes),
-                None => Exceeded::Output(self.limits.output),
-            }
-            .into();
-        }
-        let what = match (
-            error.downcast_ref::<I32Exit>(),
-            error.downcast_ref::<Trap>(),
-        ) {
-            (Some(exit), _) => format!("called exit with status {}", exit.0),
-            (None, Some(trap)) => {
-                let text = trap.to_string();
-                format!("trapped: {}", text.trim_start_matches("wasm trap: "))
-            }
-            (None, None) => format!("trapped: {}", cause.chars().take(500).collect::<String>()),
-        };
-        StepError::new(
-            ErrorKind::Trap,
-            format!("the guest {what}{}", frames(backtrace)),
-        )
-    }
-}
-
-/// The innermost functions, by name.
-fn frames(backtrace: Option<&WasmBacktrace>) -> String {
-    let names: Vec<String> = backtrace
-        .map(WasmBacktrace::frames)
-        .unwrap_or_default()
-        .iter()
-        .take(8)
-        .map(|frame| match frame.func_name() {
-            Some(name) => name.chars().take(120).collect(),
-            None => format!("function {}", frame.func_index()),
-        })
-        .collect();
-    if names.is_empty() {
-        return String::new();
-    }
-    format!(" (in {})", names.join(", called by "))
 }

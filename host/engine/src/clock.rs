@@ -1,9 +1,11 @@
 use std::future::{Future, poll_fn};
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::time::ClockId;
+use stepwell_core::CpuAccount;
 
 /// CPU time that a call has used: what its thread has executed while the call was being polled. Waiting for a host function, or
 /// for a turn among other tasks, costs nothing.
@@ -17,6 +19,8 @@ pub(crate) struct CpuClock {
     /// What the clock of the current poll showed when it began. Only the polling thread reads it, since guests run inside polls.
     began: AtomicU64,
     exact: AtomicBool,
+    /// Who is charged for each poll.
+    account: Option<Arc<CpuAccount>>,
 }
 
 /// Time from which on a call is timed exactly.
@@ -29,11 +33,12 @@ const SMALL: Duration = Duration::from_millis(20);
 const TWO_TICKS: u64 = 2_000_000;
 
 impl CpuClock {
-    pub(crate) fn new(budget: Duration) -> Self {
+    pub(crate) fn new(budget: Duration, account: Option<Arc<CpuAccount>>) -> Self {
         Self {
             used: AtomicU64::new(0),
             began: AtomicU64::new(0),
             exact: AtomicBool::new(budget < SMALL),
+            account,
         }
     }
 
@@ -54,6 +59,11 @@ impl CpuClock {
         Duration::from_nanos(self.used.load(Ordering::Relaxed))
     }
 
+    /// Times the polls that follow exactly: whoever polls on a thread that others come before is kept waiting in most of them.
+    pub(crate) fn be_exact(&self) {
+        self.exact.store(true, Ordering::Relaxed);
+    }
+
     /// Times one poll.
     pub(crate) fn timed<T>(&self, poll: impl FnOnce() -> T) -> T {
         self.begin();
@@ -70,7 +80,11 @@ impl CpuClock {
     }
 
     fn end(&self) {
-        self.used.fetch_add(self.spent(), Ordering::Relaxed);
+        let spent = self.spent();
+        self.used.fetch_add(spent, Ordering::Relaxed);
+        if let Some(account) = &self.account {
+            account.charge(Duration::from_nanos(spent));
+        }
     }
 
     /// Time of the current poll.
@@ -112,7 +126,8 @@ mod tests {
     #[tokio::test]
     async fn waiting_is_free_and_working_is_not() {
         for budget in [Duration::from_millis(1), Duration::from_secs(1)] {
-            let clock = CpuClock::new(budget);
+            let account = Arc::new(CpuAccount::default());
+            let clock = CpuClock::new(budget, Some(account.clone()));
             timed(&clock, tokio::time::sleep(Duration::from_millis(300))).await;
             assert!(
                 used(&clock) < Duration::from_millis(100),
@@ -133,6 +148,7 @@ mod tests {
                 "{:?}",
                 used(&clock)
             );
+            assert_eq!(account.used(), used(&clock));
         }
     }
 
@@ -143,7 +159,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_thread_that_is_kept_from_running_is_not_charged() {
-        let clock = CpuClock::new(Duration::from_secs(1));
+        let clock = CpuClock::new(Duration::from_secs(1), None);
         for _ in 0..2 {
             timed(&clock, async {
                 std::thread::sleep(Duration::from_millis(300))

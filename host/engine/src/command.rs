@@ -155,12 +155,12 @@ impl Command {
             wasi: builder.build(),
             http: WasiHttpCtx::new(),
             egress: NoEgress,
-            meter: Meter::new(limits),
+            meter: Meter::new(limits, None),
         };
         let failed = |error: &dyn std::fmt::Display| CommandError::Failed(error.to_string());
         let mut store = Store::try_new(&self.engine, state).map_err(|error| failed(&error))?;
         store.limiter(|state| &mut state.meter);
-        let clock = Arc::new(CpuClock::new(limits.cpu));
+        let clock = Arc::new(CpuClock::new(limits.cpu, None));
         let of_callback = clock.clone();
         store.set_epoch_deadline(1);
         store.epoch_deadline_callback(move |_| match of_callback.used() > limits.cpu {

@@ -3,6 +3,8 @@ use std::time::Duration;
 
 use wasmtime::{Config, Enabled, InstanceAllocationStrategy, PoolingAllocationConfig};
 
+use crate::memory::half_of_the_machine;
+
 /// What an [`Engine`](crate::Engine) is made with.
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
@@ -16,6 +18,8 @@ pub struct EngineConfig {
     pub compile_concurrency: usize,
     /// Instances that live at once; further calls wait.
     pub instances: u32,
+    /// Bytes of the linear memories of all instances together (`limits.guest_memory`).
+    pub guest_memory: u64,
     /// Bytes that one call between guest and host may carry (a call's output may always be as large as its limit).
     pub host_call_bytes: u64,
     /// Bytes of stdout and stderr that one call may log; the rest is dropped with one notice.
@@ -36,6 +40,7 @@ impl EngineConfig {
             // One compilation already uses every core while it generates code.
             compile_concurrency: (cores / 2).max(1),
             instances: 1000,
+            guest_memory: half_of_the_machine(),
             host_call_bytes: 16 << 20,
             log_bytes: 64 << 10,
             interfaces: Vec::new(),

@@ -110,6 +110,7 @@ impl<S: StoreState> Engine<S> {
         gauge!("stepwell_guest_calls_active").set(calls as f64);
         let idle: usize = made().map(|machine| machine.shared.idle.count()).sum();
         gauge!("stepwell_instances_idle").set(idle as f64);
+        gauge!("stepwell_guest_memory_bytes").set(self.loader.machines.memory().held() as f64);
         let pools: Vec<_> = made()
             .filter_map(|machine| machine.shared.engine.pooling_allocator_metrics())
             .collect();
@@ -195,6 +196,11 @@ pub fn describe_metrics() {
     describe_gauge!(
         "stepwell_instances_idle",
         "Instances that wait for their step's next call."
+    );
+    describe_gauge!(
+        "stepwell_guest_memory_bytes",
+        Unit::Bytes,
+        "Linear memory that all guests hold together."
     );
     describe_gauge!(
         "stepwell_pool_instances_active",

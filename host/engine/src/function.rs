@@ -20,6 +20,7 @@ use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
 use wasmtime_wasi_http::p2::types::{HostIncomingRequest, HostResponseOutparam};
 use wasmtime_wasi_http::{Error as HttpError, WasiBody};
 
+use crate::call::Shared;
 use crate::keep::{Exports, Lease};
 use crate::meter::Exceeded;
 use crate::store::StoreState;
@@ -41,6 +42,7 @@ pub(crate) type Guest = Pin<Box<dyn Future<Output = Result<(), StepError>> + Sen
 /// Calls an HTTP function. The guest runs inside the caller's task: first until the response's head is there, then whenever the
 /// body is polled. Its instance is free for the next call when it has returned: what it has written by then lives elsewhere.
 pub(crate) async fn handle<S: StoreState>(
+    shared: &Arc<Shared>,
     pre: ProxyPre<S>,
     mut lease: Lease<S>,
     request: Request<Body>,
@@ -53,13 +55,19 @@ pub(crate) async fn handle<S: StoreState>(
         .new_incoming_request(scheme, request)
         .map_err(unanswered)?;
     let outparam = view.new_response_outparam(sender).map_err(unanswered)?;
+    let shared = shared.clone();
     let (guard, failed) = (lease.call.guard(), Arc::new(AtomicBool::new(false)));
     let of_guest = failed.clone();
     let guest: Guest = Box::pin(guard.run(async move {
         let outcome = async {
             let Lease { call, exports, .. } = &mut lease;
             if exports.is_none() {
-                let proxy = pre.instantiate_async(&mut call.store).await?;
+                let proxy = loop {
+                    match pre.instantiate_async(&mut call.store).await {
+                        Err(error) if shared.made_room_after(&error) => {}
+                        started => break started?,
+                    }
+                };
                 *exports = Some(Exports::Http(proxy));
             }
             let Some(Exports::Http(proxy)) = exports else {

@@ -130,7 +130,8 @@ impl<S: StoreState> Kept<S> {
         let Code::Step(pre) = &plugin.code else {
             return Err(plugin.wrong_world("an event"));
         };
-        process(pre, self.lease(bind, deadline).await?, event).await
+        let lease = self.lease(bind, deadline).await?;
+        process(&self.0.shared, pre, lease, event).await
     }
 
     /// [`Plugin::handle`] in an instance of these. `plugin` must be the same each time.
@@ -155,10 +156,17 @@ impl<S: StoreState> Kept<S> {
             .await
     }
 
+    /// How many instances wait for their next call.
+    pub fn idle(&self) -> usize {
+        self.0.count()
+    }
+
     async fn lease(&self, bind: &impl Bind<S>, deadline: Instant) -> Result<Lease<S>, StepError> {
         let pool = &self.0;
         let now = Instant::now();
-        let (call, exports, calls) = match pool.take(now).filter(|_| now < deadline) {
+        // Whoever is too late is told so by `begin`, and leaves an instance for the next.
+        let instance = if now < deadline { pool.take(now) } else { None };
+        let (call, exports, calls) = match instance {
             Some(instance) => {
                 let mut store = instance.store;
                 bind.renew(store.data_mut());

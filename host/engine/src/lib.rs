@@ -5,6 +5,7 @@
 //! It knows nothing of pipelines, triggers or vendors. What a guest may import beside WASI is added by whoever makes the
 //! [`Engine`]; what those interfaces keep for a call lives in that caller's own [`StoreState`].
 
+mod blame;
 mod cache;
 mod call;
 mod clock;
@@ -24,6 +25,7 @@ mod link_03;
 mod load;
 mod logs;
 mod machine;
+mod memory;
 mod meter;
 mod plugin;
 mod room;
@@ -31,6 +33,7 @@ mod seat;
 mod service;
 mod step;
 mod store;
+mod temper;
 
 pub use command::{Command, CommandError, Surroundings};
 pub use config::EngineConfig;

@@ -117,6 +117,7 @@ impl State {
         }
         if !dropped.is_empty() && !self.truncated {
             self.truncated = true;
+            metrics::counter!("stepwell_limit_hits_total", "limit" => "log").increment(1);
             self.flush(stream);
             let limit = ByteSize(self.limit as u64);
             self.sink.line(

@@ -14,6 +14,7 @@ use crate::idle::Idle;
 use crate::lane::SlowLane;
 use crate::link::add_wasi;
 use crate::link_03::add_wasi_03;
+use crate::memory::GuestMemory;
 use crate::store::StoreState;
 
 /// Adds what the host offers beside WASI.
@@ -26,11 +27,17 @@ pub(crate) struct Machine<S: StoreState> {
     pub(crate) cache: Cache,
 }
 
+/// What both engines share.
+struct Commons {
+    lane: Arc<SlowLane>,
+    memory: Arc<GuestMemory>,
+}
+
 /// Both engines. The concurrent one costs twice as much for each call, and address space even when nobody uses it: it is made
 /// when the first component needs it.
 pub(crate) struct Machines<S: StoreState> {
     lean: Machine<S>,
-    lane: Arc<SlowLane>,
+    commons: Commons,
     concurrent: OnceLock<Machine<S>>,
     making: Mutex<()>,
     config: EngineConfig,
@@ -45,10 +52,13 @@ impl<S: StoreState> Machines<S> {
                 "the threads of guests that compute for long: {error}"
             ))
         })?;
-        let lane = Arc::new(lane);
+        let commons = Commons {
+            lane: Arc::new(lane),
+            memory: Arc::new(GuestMemory::new(config.guest_memory)),
+        };
         Ok(Self {
-            lean: Machine::new(Flavor::Lean, &config, &lane, &link)?,
-            lane,
+            lean: Machine::new(Flavor::Lean, &config, &commons, &link)?,
+            commons,
             concurrent: OnceLock::new(),
             making: Mutex::default(),
             config,
@@ -58,6 +68,11 @@ impl<S: StoreState> Machines<S> {
 
     pub(crate) fn lean(&self) -> &Machine<S> {
         &self.lean
+    }
+
+    /// What all guests hold together.
+    pub(crate) fn memory(&self) -> &GuestMemory {
+        &self.commons.memory
     }
 
     /// Those that exist.
@@ -75,7 +90,7 @@ impl<S: StoreState> Machines<S> {
         if let Some(made) = self.concurrent.get() {
             return Ok(made);
         }
-        let machine = Machine::new(flavor, &self.config, &self.lane, &self.link)?;
+        let machine = Machine::new(flavor, &self.config, &self.commons, &self.link)?;
         tracing::info!("the engine for WASI 0.3 and async components is up");
         Ok(self.concurrent.get_or_init(|| machine))
     }
@@ -97,7 +112,7 @@ impl<S: StoreState> Machine<S> {
     fn new(
         flavor: Flavor,
         config: &EngineConfig,
-        lane: &Arc<SlowLane>,
+        commons: &Commons,
         link: &Link<S>,
     ) -> Result<Self, EngineError> {
         let fail = |error: wasmtime::Error| EngineError(format!("{error:#}"));
@@ -121,7 +136,8 @@ impl<S: StoreState> Machine<S> {
         let shared = Shared {
             engine,
             ticker,
-            lane: lane.clone(),
+            lane: commons.lane.clone(),
+            memory: commons.memory.clone(),
             slots: Arc::new(Semaphore::new(slots as usize)),
             idle,
             host_call_bytes: config.host_call_bytes,

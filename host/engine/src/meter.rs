@@ -1,16 +1,20 @@
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
-use stepwell_core::{ByteSize, ErrorKind, Limits, StepError, show_duration};
+use stepwell_core::{Blame, ByteSize, ErrorKind, Limits, StepError, show_duration};
 use wasmtime::ResourceLimiter;
 
 use crate::config::{CORE_INSTANCES, MEMORIES, TABLE_ELEMENTS, TABLES};
+use crate::memory::GuestMemory;
 
 /// A limit that a call ran into, with its value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exceeded {
     Cpu(Duration),
     Memory(u64),
+    /// All guests of the host together.
+    GuestMemory(u64),
     Output(u64),
     Tables(usize),
     Handles(usize),
@@ -23,6 +27,7 @@ impl Exceeded {
         match self {
             Self::Cpu(_) => "cpu",
             Self::Memory(_) => "memory",
+            Self::GuestMemory(_) => "guest_memory",
             Self::Output(_) => "output",
             Self::Tables(_) => "tables",
             Self::Handles(_) => "handles",
@@ -42,6 +47,11 @@ impl fmt::Display for Exceeded {
             Self::Memory(limit) => write!(
                 f,
                 "the guest wanted more than its {} of memory; the setting is limits.memory",
+                ByteSize(limit)
+            ),
+            Self::GuestMemory(limit) => write!(
+                f,
+                "the guests of this host hold {} of memory together, and there is no more for them; the host's setting is limits.guest_memory",
                 ByteSize(limit)
             ),
             Self::Output(limit) => write!(
@@ -71,7 +81,12 @@ impl std::error::Error for Exceeded {}
 impl From<Exceeded> for StepError {
     fn from(exceeded: Exceeded) -> Self {
         metrics::counter!("stepwell_limit_hits_total", "limit" => exceeded.as_str()).increment(1);
-        Self::new(ErrorKind::Limit, exceeded.to_string())
+        match exceeded {
+            Exceeded::GuestMemory(_) => {
+                Self::new(ErrorKind::Unavailable, exceeded.to_string()).blamed(Blame::Host)
+            }
+            _ => Self::new(ErrorKind::Limit, exceeded.to_string()),
+        }
     }
 }
 
@@ -79,6 +94,8 @@ impl From<Exceeded> for StepError {
 pub(crate) struct Meter {
     pub(crate) limits: Limits,
     memory: u64,
+    /// What the memory is taken from, and given back to with this.
+    of_host: Option<Arc<GuestMemory>>,
     tables: usize,
     /// The limit at which a growth was refused. Guests are told so by a failed `memory.grow`, and most abort then: the resulting
     /// trap is this limit's doing.
@@ -86,10 +103,11 @@ pub(crate) struct Meter {
 }
 
 impl Meter {
-    pub(crate) fn new(limits: Limits) -> Self {
+    pub(crate) fn new(limits: Limits, of_host: Option<Arc<GuestMemory>>) -> Self {
         Self {
             limits,
             memory: 0,
+            of_host,
             tables: 0,
             refused: None,
         }
@@ -108,11 +126,16 @@ impl ResourceLimiter for Meter {
         if maximum.is_some_and(|maximum| desired > maximum) {
             return Ok(false);
         }
-        let total = self
-            .memory
-            .saturating_add(desired.saturating_sub(current) as u64);
+        let more = desired.saturating_sub(current) as u64;
+        let total = self.memory.saturating_add(more);
         if total > self.limits.memory {
             self.refused = Some(Exceeded::Memory(self.limits.memory));
+            return Ok(false);
+        }
+        if let Some(of_host) = &self.of_host
+            && !of_host.take(more)
+        {
+            self.refused = Some(Exceeded::GuestMemory(of_host.limit()));
             return Ok(false);
         }
         self.memory = total;
@@ -150,15 +173,28 @@ impl ResourceLimiter for Meter {
     }
 }
 
+impl Drop for Meter {
+    fn drop(&mut self) {
+        if let Some(of_host) = &self.of_host {
+            of_host.give_back(self.memory);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn meter(memory: u64) -> Meter {
-        Meter::new(Limits {
+        of(None, memory)
+    }
+
+    fn of(of_host: Option<&Arc<GuestMemory>>, memory: u64) -> Meter {
+        let limits = Limits {
             memory,
             ..Limits::default()
-        })
+        };
+        Meter::new(limits, of_host.cloned())
     }
 
     #[test]
@@ -177,6 +213,29 @@ mod tests {
         assert!(!meter.memory_growing(0, 128 << 10, Some(64 << 10)).unwrap());
         assert_eq!(meter.refused, None);
         assert!(meter.memory_growing(0, 1 << 20, None).unwrap());
+    }
+
+    #[test]
+    fn all_guests_of_a_host_count_together_until_they_are_gone() {
+        let host = Arc::new(GuestMemory::new(3 << 20));
+        let mut one = of(Some(&host), 2 << 20);
+        let mut other = of(Some(&host), 2 << 20);
+        assert!(one.memory_growing(0, 2 << 20, None).unwrap());
+        assert!(other.memory_growing(0, 1 << 20, None).unwrap());
+        assert!(!other.memory_growing(1 << 20, 2 << 20, None).unwrap());
+        assert_eq!(other.refused, Some(Exceeded::GuestMemory(3 << 20)));
+        assert_eq!(
+            StepError::from(Exceeded::GuestMemory(1)).kind,
+            ErrorKind::Unavailable
+        );
+        drop(one);
+        assert_eq!(host.held(), 1 << 20);
+        assert!(other.memory_growing(1 << 20, 2 << 20, None).unwrap());
+        // What the guest's own limit refuses is not taken from the host.
+        assert!(!other.memory_growing(2 << 20, 4 << 20, None).unwrap());
+        assert_eq!(host.held(), 2 << 20);
+        drop(other);
+        assert_eq!(host.held(), 0);
     }
 
     #[test]

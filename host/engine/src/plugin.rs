@@ -52,7 +52,7 @@ impl<S: StoreState> Plugin<S> {
             return Err(self.wrong_world("an event"));
         };
         let call = self.shared.begin(|| state, limits, deadline).await?;
-        process(pre, Lease::fresh(call), event).await
+        process(&self.shared, pre, Lease::fresh(call), event).await
     }
 
     /// Calls an HTTP function with one request, in a fresh instance. The response comes as soon as its head is there; the guest goes on while the
@@ -81,8 +81,8 @@ impl<S: StoreState> Plugin<S> {
         request: Request<Body>,
     ) -> Result<Response<Body>, StepError> {
         match &self.code {
-            Code::Http(pre) => function::handle(pre.clone(), lease, request).await,
-            Code::Service(pre) => service::handle(pre.clone(), lease, request).await,
+            Code::Http(pre) => function::handle(&self.shared, pre.clone(), lease, request).await,
+            Code::Service(pre) => service::handle(&self.shared, pre.clone(), lease, request).await,
             Code::Step(_) => Err(self.wrong_world("an HTTP request")),
         }
     }
@@ -103,10 +103,12 @@ impl<S: StoreState> Plugin<S> {
 
 /// Calls a step, and instantiates it first where that has not been done.
 pub(crate) async fn process<S: StoreState>(
+    shared: &Arc<Shared>,
     pre: &StepPre<S>,
     mut lease: Lease<S>,
     event: Event,
 ) -> Result<Vec<Event>, StepError> {
+    let shared = shared.clone();
     let (guard, pre) = (lease.call.guard(), pre.clone());
     guard
         .run(async move {
@@ -118,7 +120,12 @@ pub(crate) async fn process<S: StoreState>(
                     .collect();
                 let Lease { call, exports, .. } = &mut lease;
                 if exports.is_none() {
-                    let step = pre.instantiate_async(&mut call.store).await?;
+                    let step = loop {
+                        match pre.instantiate_async(&mut call.store).await {
+                            Err(error) if shared.made_room_after(&error) => {}
+                            started => break started?,
+                        }
+                    };
                     *exports = Some(Exports::Step(step));
                 }
                 let Some(Exports::Step(step)) = exports else {

@@ -15,6 +15,7 @@ use wasmtime_wasi_http::p3::bindings::http::types::{
 use wasmtime_wasi_http::p3::bindings::{Service, ServicePre};
 use wasmtime_wasi_http::{Error as HttpError, FieldMap, WasiBody};
 
+use crate::call::Shared;
 use crate::function::{Body, Guest, respond};
 use crate::keep::{Exports, Lease};
 use crate::store::StoreState;
@@ -30,11 +31,12 @@ pub(crate) type Head = Result<http::Response<WasiBody>, ErrorCode>;
 /// Calls a WASI 0.3 HTTP function. As for WASI 0.2, the guest runs inside the caller's task: first until the response's head is
 /// there, then whenever the body is polled. Its instance is free for the next call when none of its tasks is left.
 pub(crate) async fn handle<S: StoreState>(
+    shared: &Arc<Shared>,
     pre: ServicePre<S>,
     mut lease: Lease<S>,
     request: Request<Body>,
 ) -> Result<http::Response<Body>, StepError> {
-    let limits = lease.call.limits;
+    let (shared, limits) = (shared.clone(), lease.call.limits);
     let (sender, head) = oneshot::channel();
     let (guard, failed) = (lease.call.guard(), Arc::new(AtomicBool::new(false)));
     let of_guest = failed.clone();
@@ -42,7 +44,12 @@ pub(crate) async fn handle<S: StoreState>(
         let outcome = async {
             let Lease { call, exports, .. } = &mut lease;
             if exports.is_none() {
-                let service = pre.instantiate_async(&mut call.store).await?;
+                let service = loop {
+                    match pre.instantiate_async(&mut call.store).await {
+                        Err(error) if shared.made_room_after(&error) => {}
+                        started => break started?,
+                    }
+                };
                 *exports = Some(Exports::Service(service));
             }
             let Some(Exports::Service(service)) = exports else {

@@ -1,7 +1,7 @@
 use std::future::Future;
 use std::sync::Arc;
 
-use stepwell_core::Limits;
+use stepwell_core::{CpuAccount, Limits};
 use wasmtime::component::ResourceTable;
 use wasmtime_wasi::cli::WasiCliCtxView;
 use wasmtime_wasi::p2::{DynInputStream, DynOutputStream, DynPollable};
@@ -15,6 +15,7 @@ use wasmtime_wasi_http::{
 use crate::command::{CommandError, Surroundings};
 use crate::logs::{CallLog, LogSink, LogStream};
 use crate::meter::Meter;
+use crate::temper::Temper;
 
 /// What the store of every call holds. The composition root's own type implements this; beside the base it holds the state of
 /// the interfaces that it links.
@@ -34,11 +35,12 @@ pub trait Bind<S: StoreState>: Sync {
 }
 
 /// A step's `config`, as its guest sees it: through `wasi:config` and as its environment. It lives as long as the pipeline
-/// revision, and calls share it.
+/// revision, and calls share it; what the engine learns of the step's calls is kept here too.
 #[derive(Default)]
 pub struct Environment {
     pub(crate) entries: Vec<(String, String)>,
     pub(crate) variables: WasiConfigVariables,
+    pub(crate) temper: Temper,
 }
 
 impl Environment {
@@ -46,7 +48,11 @@ impl Environment {
     pub fn new(entries: impl IntoIterator<Item = (String, String)>) -> Self {
         let entries: Vec<_> = entries.into_iter().collect();
         let variables = entries.iter().cloned().collect();
-        Self { entries, variables }
+        Self {
+            entries,
+            variables,
+            temper: Temper::default(),
+        }
     }
 }
 
@@ -56,6 +62,7 @@ pub struct StoreBase {
     pub table: ResourceTable,
     pub(crate) meter: Meter,
     pub(crate) log: CallLog,
+    pub(crate) cpu: Option<Arc<CpuAccount>>,
     pub(crate) environment: Arc<Environment>,
     wasi: WasiCtx,
     http: WasiHttpCtx,
@@ -108,8 +115,9 @@ impl StoreBase {
             .build();
         Self {
             table,
-            meter: Meter::new(Limits::default()),
+            meter: Meter::new(Limits::default(), None),
             log,
+            cpu: None,
             environment,
             wasi,
             http: WasiHttpCtx::new(),
@@ -145,6 +153,11 @@ impl StoreBase {
         // The guest's streams write to the log that they were made for.
         std::mem::swap(&mut self.log, &mut before.log);
         self.log.follow(&before.log);
+    }
+
+    /// Charges the guest's CPU time to this account.
+    pub fn charge_to(&mut self, account: Arc<CpuAccount>) {
+        self.cpu = Some(account);
     }
 
     pub(crate) fn wasi(&mut self) -> WasiCtxView<'_> {

@@ -85,7 +85,11 @@ impl State {
 impl Open {
     fn broke_off(&mut self, error: &BodyError) {
         let message = format!("the response's body broke off: {error}");
-        let error = StepError::new(ErrorKind::Failed, message);
+        let of_guest = error.downcast_ref::<StepError>();
+        let error = StepError {
+            fault: of_guest.and_then(|error| error.fault.clone()),
+            ..StepError::new(ErrorKind::Failed, message)
+        };
         self.run.end(error.kind.as_str(), Some(&error));
     }
 

@@ -4,7 +4,7 @@ use std::error::Error;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use stepwell_core::{Digest, Limits, Name, StepScope};
+use stepwell_core::{Digest, Isolation, Limits, Name, StepScope};
 
 use crate::spec::{ModelSpec, NodeSpec, PipelineSpec, StepSpec};
 use crate::validate::Pin;
@@ -13,11 +13,12 @@ use crate::{Deployed, DeployedFunction, DeployedStep, Deployment, Function, Step
 /// Makes the code behind steps; the composition root knows how. Called when a revision is deployed, never on a request's path.
 #[async_trait]
 pub trait StepFactory: Send + Sync {
-    /// A plugin version, ready to be called within these limits.
+    /// A plugin version, ready to be called within these limits, in instances that are the step's alone.
     async fn plugin(
         &self,
         scope: &Arc<StepScope>,
         limits: Limits,
+        isolation: Isolation,
         pin: &Pin,
     ) -> Result<Prepared, PrepareError>;
 
@@ -98,7 +99,7 @@ pub async fn deploy(
                     (format!("{}@{}", pin.plugin, pin.version), Some(pin.digest)),
                 );
                 let prepared = factory
-                    .plugin(&scope, step.limits, pin)
+                    .plugin(&scope, step.limits, step.isolation, pin)
                     .await
                     .map_err(failed)?;
                 (scope, prepared)

@@ -5,7 +5,10 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use http_body_util::BodyExt as _;
-use stepwell_core::{Blame, Call, ErrorKind, Event, Outcome, RunId, StepError, TraceContext};
+use stepwell_core::{
+    Blame, Call, CpuAccount, ErrorKind, Event, Name, Outcome, Quotas, RunId, StepError,
+    TraceContext,
+};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
 use tokio_util::task::TaskTracker;
@@ -15,6 +18,7 @@ use tracing::{Instrument as _, Span};
 use crate::Body;
 use crate::body::{RunBody, Slot, sweep};
 use crate::deployment::{Deployed, DeployedFunction, Deployment};
+use crate::quota::{Accounts, Counted, SOON};
 use crate::run;
 use crate::telemetry::{MetricsCache, RunEnd, RunMetrics, RunObserver};
 
@@ -26,6 +30,7 @@ pub struct Dispatcher(Arc<Shared>);
 
 pub(crate) struct Shared {
     permits: Arc<Semaphore>,
+    accounts: Accounts,
     pub(crate) tasks: TaskTracker,
     running: Mutex<HashMap<RunId, Running>>,
     sweeper: Once,
@@ -46,6 +51,7 @@ pub type SpanHook = fn(&Span, &TraceContext);
 
 /// The right to one run; it is given back when dropped.
 pub struct Permit {
+    _counted: Counted,
     _permit: OwnedSemaphorePermit,
     _token: TaskTrackerToken,
 }
@@ -56,6 +62,14 @@ pub enum NotAdmitted {
     /// As many runs are under way as the host allows.
     #[error("the host is busy")]
     Busy {
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// The namespace has used up one of its quotas.
+    #[error("the namespace's quota {quota} is used up")]
+    Quota {
+        /// Its name.
+        quota: &'static str,
         /// When to try again.
         retry_after: Duration,
     },
@@ -94,6 +108,7 @@ impl Dispatcher {
     ) -> Self {
         Self(Arc::new(Shared {
             permits: Arc::new(Semaphore::new(concurrent_runs.min(Semaphore::MAX_PERMITS))),
+            accounts: Accounts::new(concurrent_runs),
             tasks: TaskTracker::new(),
             running: Mutex::default(),
             sweeper: Once::new(),
@@ -103,23 +118,46 @@ impl Dispatcher {
         }))
     }
 
-    /// A permit for one run.
+    /// A permit for one run of this namespace.
+    ///
+    /// A namespace without a quota of runs at once may hold three quarters of all permits while there are others, so that none
+    /// keeps the others out.
     ///
     /// # Errors
     /// [`NotAdmitted`]: HTTP answers 429 or 503, Kafka pauses the partition.
-    pub fn admit(&self) -> Result<Permit, NotAdmitted> {
+    pub fn admit(&self, namespace: &Name) -> Result<Permit, NotAdmitted> {
         // Taken first: a drain waits for whoever was still admitted.
         let token = self.0.tasks.token();
-        match self.0.permits.clone().try_acquire_owned() {
-            Ok(permit) => Ok(Permit {
-                _permit: permit,
-                _token: token,
-            }),
-            Err(TryAcquireError::NoPermits) => Err(NotAdmitted::Busy {
-                retry_after: Duration::from_secs(1),
-            }),
-            Err(TryAcquireError::Closed) => Err(NotAdmitted::ShuttingDown),
+        if self.0.permits.is_closed() {
+            return Err(NotAdmitted::ShuttingDown);
         }
+        let counted = self.0.accounts.enter(namespace)?;
+        let permit = match self.0.permits.clone().try_acquire_owned() {
+            Ok(permit) => permit,
+            Err(TryAcquireError::NoPermits) => return Err(NotAdmitted::Busy { retry_after: SOON }),
+            Err(TryAcquireError::Closed) => return Err(NotAdmitted::ShuttingDown),
+        };
+        counted.start(self.0.accounts.now())?;
+        Ok(Permit {
+            _counted: counted,
+            _permit: permit,
+            _token: token,
+        })
+    }
+
+    /// Sets the quotas of all namespaces at once; those that are not named have none. What they have used stays counted.
+    pub fn set_quotas(&self, quotas: HashMap<Name, Quotas>) {
+        self.0.accounts.set(quotas);
+    }
+
+    /// The account to which the CPU time of a pipeline's guests is charged. It is the same for all revisions.
+    pub fn cpu_account(&self, namespace: &Name, pipeline: &Name) -> Arc<CpuAccount> {
+        self.0.accounts.cpu(namespace, pipeline)
+    }
+
+    /// Sets the gauges of what was used; called before metrics are rendered.
+    pub fn record_use(&self) {
+        self.0.accounts.record();
     }
 
     /// Runs one event to its outcome, as a task of its own.
@@ -330,7 +368,7 @@ impl Run {
         let result = tokio::time::timeout_at(deadline.into(), answer)
             .await
             .unwrap_or_else(|_| Err(StepError::new(ErrorKind::Timeout, "the run's time was up")))
-            .map_err(|error| error.at_step(scope.step.as_str()));
+            .map_err(|error| error.at_step(scope.step.as_str()).of_plugin(&scope.plugin));
         if let Some(metrics) = self.metrics.steps.first() {
             metrics.seconds.record(started.elapsed());
             if let Err(error) = &result {
@@ -356,7 +394,13 @@ impl Run {
             if *kind == ErrorKind::Invalid {
                 tracing::info!(parent: &self.span, run_id = %self.id, step, %kind, error = message, "run rejected its event");
             } else {
-                tracing::warn!(parent: &self.span, run_id = %self.id, step, %kind, error = message, "run failed");
+                let plugin = error.plugin.as_deref();
+                let trap = error.fault.as_ref().map(|fault| fault.kind.as_str());
+                let backtrace = error
+                    .fault
+                    .as_ref()
+                    .map(|fault| fault.backtrace.join(" < "));
+                tracing::warn!(parent: &self.span, run_id = %self.id, step, plugin, %kind, trap, backtrace, error = message, "run failed");
             }
         }
         self.metrics.ended(outcome, elapsed);

@@ -7,6 +7,7 @@ mod body;
 mod deploy;
 mod deployment;
 mod dispatch;
+mod quota;
 mod registry;
 mod run;
 mod schema;
@@ -24,5 +25,7 @@ pub use registry::Registry;
 pub use schema::json_schema;
 pub use spec::{Draft, InvalidPath, ModelSpec, NodeSpec, PathPattern, PipelineSpec, StepSpec};
 pub use telemetry::{RunEnd, RunObserver, describe_metrics};
-pub use trigger::{HttpTriggerSpec, KafkaTriggerSpec, Order, RunRetry, TriggerSpec};
-pub use validate::{HostState, KnownPipeline, KnownPlugin, Pin, Validated};
+pub use trigger::{
+    HttpAuth, HttpTriggerSpec, JwtIssuer, KafkaTriggerSpec, Order, RunRetry, TriggerSpec,
+};
+pub use validate::{HostState, JwtHost, KnownPipeline, KnownPlugin, Pin, Validated};

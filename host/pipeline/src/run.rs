@@ -62,7 +62,10 @@ pub(crate) async fn walk(
         let outputs = process(step, step_metrics, run, event, deadline)
             .instrument(span)
             .await
-            .map_err(|error| error.at_step(step.scope.step.as_str()))?;
+            .map_err(|error| {
+                let scope = &step.scope;
+                error.at_step(scope.step.as_str()).of_plugin(&scope.plugin)
+            })?;
         waiting.push((position + 1, outputs.into_iter()));
     }
     Ok(delivered)

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 use stepwell_core::{BindingKind, ErrorKind, show_duration};
 
-use crate::spec::{MAX_ATTEMPTS, METHODS};
+use crate::spec::{AUTHS, MAX_ATTEMPTS, MAX_TEXT, METHODS};
 
 const NAME: &str = "^[a-z][a-z0-9-]{0,62}$";
 const GUEST_NAME: &str = "^[A-Za-z0-9._-]{1,63}$";
@@ -23,7 +23,7 @@ pub fn json_schema() -> Value {
             "name": {"$ref": "#/$defs/name"},
             "description": {"type": "string", "maxLength": 4096},
             "triggers": {"type": "array", "items": {"$ref": "#/$defs/trigger"}, "maxItems": 100},
-            "defaults": object(&[], json!({"limits": {"$ref": "#/$defs/limits"}}), "For every step that does not say otherwise."),
+            "defaults": object(&[], json!({"limits": {"$ref": "#/$defs/limits"}, "isolation": {"$ref": "#/$defs/isolation"}}), "For every step that does not say otherwise."),
             "steps": {"type": "array", "items": {"$ref": "#/$defs/step"}, "minItems": 1, "maxItems": 100}
         },
         "required": ["stepwell", "name", "steps"],
@@ -54,7 +54,8 @@ fn definitions() -> Value {
             "method": {"enum": METHODS, "description": "May be left out for plugins that answer HTTP requests themselves."},
             "path": {"type": "string", "pattern": "^/([^/]+(/[^/]+)*)?$", "description": "Literal segments, {param} segments and, for plugins that answer HTTP requests themselves, a last {*rest}."},
             "max_body": {"$ref": "#/$defs/size"},
-            "timeout": {"$ref": "#/$defs/duration"}
+            "timeout": {"$ref": "#/$defs/duration"},
+            "auth": auth()
         }), "An HTTP route."),
         "kafka": object(&["topics", "group"], json!({
             "topics": {"type": "array", "items": {"$ref": "#/$defs/topic"}, "minItems": 1, "maxItems": 64, "uniqueItems": true},
@@ -81,8 +82,49 @@ fn definitions() -> Value {
             "backoff": {"$ref": "#/$defs/duration", "description": "The first pause; it doubles, with full jitter."},
             "errors": {"type": "array", "items": {"enum": retried}, "minItems": 1, "uniqueItems": true}
         }), "What happens when the step errs."),
+        "isolation": isolation(),
         "grants": grants()
     })
+}
+
+fn isolation() -> Value {
+    use crate::spec::{MAX_CALLS, MAX_CONCURRENCY, MAX_IDLE, MIN_IDLE};
+    let [least, most] = [MIN_IDLE, MAX_IDLE].map(show_duration);
+    let reuse = object(
+        &[],
+        json!({
+            "max_calls": {"type": "integer", "minimum": 1, "maximum": MAX_CALLS, "description": "Calls that one instance answers."},
+            "idle": {"$ref": "#/$defs/duration", "description": format!("Time that an instance waits for its next call, {least} to {most}.")},
+            "concurrency": {"type": "integer", "minimum": 1, "maximum": MAX_CONCURRENCY, "description": "Calls that one instance answers at the same time, where the component is async."}
+        }),
+        "How long an instance is kept.",
+    );
+    json!({
+        "description": "Whether each call has a fresh instance, or calls of the step share instances.",
+        "oneOf": [
+            {"enum": ["fresh", "reuse"]},
+            object(&["reuse"], json!({"reuse": reuse}), "Calls of the step share instances.")
+        ]
+    })
+}
+
+fn auth() -> Value {
+    let text = json!({"type": "string", "maxLength": MAX_TEXT});
+    let own = object(
+        &["issuer", "audience", "jwks"],
+        json!({
+            "issuer": text,
+            "audience": text,
+            "jwks": {"type": "string", "pattern": "^https?://[^#]+$", "maxLength": MAX_TEXT, "description": "URL of the issuer's JSON Web Key Set."}
+        }),
+        "Whose JSON Web Tokens are taken.",
+    );
+    let own = object(
+        &["jwt"],
+        json!({ "jwt": own }),
+        "JSON Web Tokens of an issuer of one's own.",
+    );
+    json!({"oneOf": [{"enum": AUTHS}, own]})
 }
 
 fn bounds() -> String {
@@ -100,7 +142,8 @@ fn plugin_step() -> Value {
         "plugin": {"type": "string", "pattern": format!("^[a-z][a-z0-9-]{{0,62}}@{VERSION}$"), "description": "NAME@VERSION; pinned to an exact version when applied."},
         "config": {"type": "object", "additionalProperties": {"type": "string"}, "description": "What the guest reads through wasi:config."},
         "grants": {"$ref": "#/$defs/grants"},
-        "limits": {"$ref": "#/$defs/limits"}
+        "limits": {"$ref": "#/$defs/limits"},
+        "isolation": {"$ref": "#/$defs/isolation"}
     });
     extend(&mut properties, common());
     object(&["id", "plugin"], properties, "A plugin.")

@@ -1,7 +1,9 @@
 //! The pipeline document, typed.
 
+mod auth;
 mod draft;
 mod grants;
+mod isolation;
 mod json;
 mod limits;
 mod path;
@@ -10,10 +12,12 @@ mod trigger;
 
 use std::time::Duration;
 
-use stepwell_core::{Grants, Limits, Name, PluginRef};
+use stepwell_core::{Grants, Isolation, Limits, Name, PluginRef};
 
+pub(crate) use auth::{AUTHS, MAX_TEXT};
 pub use draft::Draft;
 pub(crate) use draft::StepDraft;
+pub(crate) use isolation::{MAX_CALLS, MAX_CONCURRENCY, MAX_IDLE, MIN_IDLE};
 pub(crate) use limits::{MAX_ATTEMPTS, MAX_CPU, MAX_MEMORY, MAX_OUTPUT, MAX_TIME};
 pub use path::{InvalidPath, PathPattern};
 pub(crate) use trigger::METHODS;
@@ -46,6 +50,8 @@ pub struct StepSpec {
     pub grants: Grants,
     /// What one call may use.
     pub limits: Limits,
+    /// How the calls share instances.
+    pub isolation: Isolation,
     /// Time for the step with its retries.
     pub timeout: Option<Duration>,
     /// What happens when it errs.

@@ -52,6 +52,15 @@ pub fn describe_metrics() {
         "Calls of a step that erred, by kind; retried ones count too"
     );
     metrics::describe_gauge!("stepwell_runs_in_flight", "Runs that are under way");
+    metrics::describe_counter!(
+        "stepwell_quota_refusals_total",
+        "Runs that did not start because their namespace had used up a quota, by its name"
+    );
+    metrics::describe_gauge!(
+        "stepwell_guest_cpu_seconds_total",
+        Unit::Seconds,
+        "CPU time that a pipeline's guests have used"
+    );
 }
 
 /// Metric handles of one deployment, resolved once.

@@ -22,6 +22,33 @@ pub struct HttpTriggerSpec {
     pub max_body: u64,
     /// Time for the whole run.
     pub timeout: Duration,
+    /// Who may call.
+    pub auth: HttpAuth,
+}
+
+/// Who may call an HTTP route.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum HttpAuth {
+    /// Everybody.
+    #[default]
+    None,
+    /// Bearers of a token of this host that may invoke pipelines of the namespace.
+    Token,
+    /// Bearers of a JSON Web Token of the operator's issuer.
+    Jwt,
+    /// Bearers of a JSON Web Token of the deployer's own issuer.
+    OwnJwt(JwtIssuer),
+}
+
+/// Whose JSON Web Tokens are taken.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct JwtIssuer {
+    /// What a token's `iss` must be.
+    pub issuer: String,
+    /// What must be among a token's `aud`.
+    pub audience: String,
+    /// Where the issuer's public keys are: the URL of a JSON Web Key Set (the operator's may be a file).
+    pub jwks: String,
 }
 
 impl HttpTriggerSpec {

@@ -8,7 +8,7 @@ use stepwell_core::{BindingKind, Digest, Name, PluginRef, Problem};
 use stepwell_document::nearest;
 
 use crate::spec::{Draft, NodeSpec, PathPattern, PipelineSpec, StepDraft};
-use crate::{HttpTriggerSpec, TriggerSpec};
+use crate::{HttpAuth, HttpTriggerSpec, TriggerSpec};
 
 /// What validation must know of the host, gathered by the caller; [`Draft::plugins`] says which plugins matter.
 #[derive(Clone, Debug, Default)]
@@ -19,6 +19,27 @@ pub struct HostState {
     pub bindings: Vec<(BindingKind, String)>,
     /// Every other pipeline, of every namespace, and those that are applied together with this one.
     pub pipelines: Vec<KnownPipeline>,
+    /// What it allows of JSON Web Tokens.
+    pub jwt: JwtHost,
+}
+
+/// What a host allows of the JSON Web Tokens of HTTP triggers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct JwtHost {
+    /// Whether the operator has an issuer.
+    pub has_issuer: bool,
+    /// Origins (`http://host:8080`) from which keys may come without TLS, and from private addresses.
+    pub trusted: Vec<String>,
+}
+
+impl JwtHost {
+    /// Whether the operator trusts what this URL leads to.
+    pub fn trusts(&self, url: &str) -> bool {
+        self.trusted.iter().any(|origin| {
+            url.strip_prefix(origin.as_str())
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with(['/', '?']))
+        })
+    }
 }
 
 /// One plugin version.
@@ -134,6 +155,7 @@ impl Draft {
                 self.check_function(step, plugin, &mut found);
             }
         }
+        self.check_auth(&host.jwt, &mut found);
         self.check_taken(namespace, host, &mut found);
         for (path, message, hint) in found.0 {
             self.problem(&path, message, hint);
@@ -193,6 +215,32 @@ impl Draft {
             if matches!(trigger, TriggerSpec::Kafka(_)) {
                 let message = format!("{what}: only http triggers can start it");
                 found.push(path.clone(), message, None);
+            }
+        }
+    }
+
+    /// Whether the host can tell who calls.
+    fn check_auth(&self, host: &JwtHost, found: &mut Found) {
+        for (path, http) in self.http_triggers() {
+            match &http.auth {
+                HttpAuth::Jwt if !host.has_issuer => {
+                    let message =
+                        "this host has no issuer of its own: its operator has not set [server.jwt]";
+                    let hint = "name yours: auth: {jwt: {issuer: …, audience: …, jwks: https://…}}";
+                    found.push(format!("{path}/http/auth"), message, Some(hint.to_owned()));
+                }
+                HttpAuth::OwnJwt(own) => {
+                    if own.jwks.starts_with("http://") && !host.trusts(&own.jwks) {
+                        let message = "keys that come without TLS prove nothing";
+                        let hint = "write https://…; the operator may allow others in [server.jwt] trusted";
+                        found.push(
+                            format!("{path}/http/auth/jwt/jwks"),
+                            message,
+                            Some(hint.to_owned()),
+                        );
+                    }
+                }
+                HttpAuth::Jwt | HttpAuth::Token | HttpAuth::None => {}
             }
         }
     }

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use stepwell_core::{
-    Action, BindingKind, Call, Digest, Event, Limits, Name, Outcome, RunId, StepError, StepScope,
-    TraceContext,
+    Action, BindingKind, Call, Digest, Event, Isolation, Limits, Name, Outcome, Reuse, RunId,
+    StepError, StepScope, TraceContext,
 };
 use stepwell_pipeline::{
     Body, Deployed, Deployment, Dispatcher, Draft, Function, ModelSpec, NotDeployable, Pin,
@@ -22,7 +22,7 @@ use stepwell_pipeline::{
 
 #[derive(Default)]
 struct Fakes {
-    made: Mutex<Vec<(String, Limits)>>,
+    made: Mutex<Vec<(String, Limits, Isolation)>>,
 }
 
 struct Echo;
@@ -73,6 +73,7 @@ impl StepFactory for Fakes {
         &self,
         scope: &Arc<StepScope>,
         limits: Limits,
+        isolation: Isolation,
         pin: &Pin,
     ) -> Result<Prepared, PrepareError> {
         let label = format!(
@@ -82,7 +83,7 @@ impl StepFactory for Fakes {
             scope.revision,
             pin.digest == Digest::of(b"x")
         );
-        self.made.lock().unwrap().push((label, limits));
+        self.made.lock().unwrap().push((label, limits, isolation));
         match pin.plugin.as_str() {
             "missing" => Err("the component is gone".into()),
             "function" => Ok(Prepared::Function(Arc::new(Echo))),
@@ -134,7 +135,13 @@ async fn run(deployment: Deployment, data: &str) -> Result<Event, StepError> {
         deadline: Instant::now() + Duration::from_secs(60),
         trace: TraceContext::default(),
     };
-    match dispatcher.run(dispatcher.admit().unwrap(), request).await {
+    match dispatcher
+        .run(
+            dispatcher.admit(&Name::default_namespace()).unwrap(),
+            request,
+        )
+        .await
+    {
         Outcome::Delivered(mut events) => Ok(events.remove(0)),
         Outcome::Rejected(error) | Outcome::Errored(error) => Err(error),
     }
@@ -143,7 +150,7 @@ async fn run(deployment: Deployment, data: &str) -> Result<Event, StepError> {
 #[tokio::test]
 async fn a_deployment_has_what_its_document_says() {
     let fakes = Fakes::default();
-    let steps = "[{id: a, plugin: x@1, config: {k: v}, limits: {cpu: 7ms}}, {id: b, plugin: y@1, timeout: 3s, retry: {attempts: 2}}]";
+    let steps = "[{id: a, plugin: x@1, config: {k: v}, limits: {cpu: 7ms}}, {id: b, plugin: y@1, isolation: {reuse: {max_calls: 9}}, timeout: 3s, retry: {attempts: 2}}]";
     let deployment = deployed(steps, &[pin("a", "x"), pin("b", "y")], &fakes)
         .await
         .unwrap();
@@ -151,12 +158,20 @@ async fn a_deployment_has_what_its_document_says() {
         cpu: Duration::from_millis(7),
         ..Limits::default()
     };
+    let reuse = Reuse {
+        max_calls: 9,
+        ..Reuse::default()
+    };
     let made = fakes.made.lock().unwrap().clone();
     assert_eq!(
         made,
         [
-            ("a x@1.0.0 r4 true".to_owned(), limits),
-            ("b y@1.0.0 r4 true".to_owned(), Limits::default())
+            ("a x@1.0.0 r4 true".to_owned(), limits, Isolation::Fresh),
+            (
+                "b y@1.0.0 r4 true".to_owned(),
+                Limits::default(),
+                Isolation::Reuse(reuse)
+            )
         ]
     );
     assert_eq!((deployment.name.as_str(), deployment.revision), ("p", 4));

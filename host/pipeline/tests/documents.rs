@@ -9,10 +9,11 @@
 
 use std::time::{Duration, Instant};
 
-use stepwell_core::{Action, BindingKind, Digest, ErrorKind, Limits, Name};
+use stepwell_core::{Action, BindingKind, Digest, ErrorKind, Isolation, Limits, Name, Reuse};
 use stepwell_pipeline::{
-    Draft, HostState, HttpTriggerSpec, KafkaTriggerSpec, KnownPipeline, KnownPlugin, ModelSpec,
-    NodeSpec, Order, Retry, RunRetry, TriggerSpec, Validated,
+    Draft, HostState, HttpAuth, HttpTriggerSpec, JwtHost, JwtIssuer, KafkaTriggerSpec,
+    KnownPipeline, KnownPlugin, ModelSpec, NodeSpec, Order, Retry, RunRetry, TriggerSpec,
+    Validated,
 };
 
 const EXAMPLE: &str = include_str!("digit-reader.yaml");
@@ -92,6 +93,10 @@ fn host() -> HostState {
                 ],
             },
         ],
+        jwt: JwtHost {
+            has_issuer: false,
+            trusted: vec!["http://keys.internal:8080".to_owned()],
+        },
     }
 }
 
@@ -101,6 +106,7 @@ fn http(method: &str, path: &str) -> TriggerSpec {
         path: path.to_owned(),
         max_body: 1 << 20,
         timeout: Duration::from_secs(30),
+        auth: HttpAuth::None,
     })
 }
 
@@ -356,6 +362,46 @@ fn neighbouring_routes_are_free() {
     validate(&of_triggers(&["kafka: {topics: [theirs], group: ours}"])).unwrap();
 }
 
+#[test]
+fn a_route_says_who_may_call() {
+    let own = JwtIssuer {
+        issuer: "https://issuer.example/".to_owned(),
+        audience: "stepwell".to_owned(),
+        jwks: "https://issuer.example/keys".to_owned(),
+    };
+    let internal = JwtIssuer {
+        jwks: "http://keys.internal:8080/set?x=1".to_owned(),
+        ..own.clone()
+    };
+    for (written, expected) in [
+        ("", HttpAuth::None),
+        (", auth: none", HttpAuth::None),
+        (", auth: token", HttpAuth::Token),
+        (
+            ", auth: {jwt: {issuer: 'https://issuer.example/', audience: stepwell, jwks: 'https://issuer.example/keys'}}",
+            HttpAuth::OwnJwt(own),
+        ),
+        (
+            ", auth: {jwt: {issuer: 'https://issuer.example/', audience: stepwell, jwks: 'http://keys.internal:8080/set?x=1'}}",
+            HttpAuth::OwnJwt(internal),
+        ),
+    ] {
+        let trigger = format!("http: {{method: POST, path: /p{written}}}");
+        let validated = validate(&of_triggers(&[&trigger])).unwrap();
+        let TriggerSpec::Http(http) = &validated.spec.triggers[0] else {
+            panic!("{trigger}");
+        };
+        assert_eq!(http.auth, expected, "{trigger}");
+    }
+    // The operator's issuer is there to be used once there is one.
+    let text = of_triggers(&["http: {method: POST, path: /p, auth: jwt}"]);
+    assert!(validate(&text).is_err());
+    let mut with_issuer = host();
+    with_issuer.jwt.has_issuer = true;
+    let draft = Draft::parse(&text);
+    draft.validate(&name("default"), &with_issuer).unwrap();
+}
+
 /// `mistakes.txt` holds documents and, after `=>`, what is wrong with each; `UPDATE=1` writes anew what follows the arrows.
 #[test]
 fn every_mistake_says_where_it_is() {
@@ -517,4 +563,48 @@ fn hostile_documents_are_refused_quickly() {
             started.elapsed()
         );
     }
+}
+
+#[test]
+fn isolation_is_fresh_until_a_document_says_otherwise() {
+    let isolation = |text: &str| {
+        let spec = Draft::parse(text).finish().expect(text);
+        spec.steps
+            .iter()
+            .map(|step| step.isolation)
+            .collect::<Vec<_>>()
+    };
+    let reuse = |max_calls, idle, concurrency| {
+        Isolation::Reuse(Reuse {
+            max_calls,
+            idle: Duration::from_millis(idle),
+            concurrency,
+        })
+    };
+    let steps = "[{id: a, plugin: x@1}, {id: b, plugin: x@1, isolation: fresh}, {id: c, plugin: x@1, isolation: reuse}, \
+                 {id: d, plugin: x@1, isolation: {reuse: {idle: 1ms}}}, {id: e, plugin: x@1, isolation: {reuse: {max_calls: 1000000, idle: 1h, concurrency: 1000}}}]";
+    assert_eq!(
+        isolation(&format!("{{stepwell: 1, name: p, steps: {steps}}}")),
+        [
+            Isolation::Fresh,
+            Isolation::Fresh,
+            reuse(1000, 30_000, 1),
+            reuse(1000, 1, 1),
+            reuse(1_000_000, 3_600_000, 1000),
+        ]
+    );
+    // What a step does not say stays as in the defaults.
+    let defaults = "{isolation: {reuse: {max_calls: 7, concurrency: 2}}}";
+    assert_eq!(
+        isolation(&format!(
+            "{{stepwell: 1, name: p, defaults: {defaults}, steps: {steps}}}"
+        )),
+        [
+            reuse(7, 30_000, 2),
+            Isolation::Fresh,
+            reuse(7, 30_000, 2),
+            reuse(7, 1, 2),
+            reuse(1_000_000, 3_600_000, 1000),
+        ]
+    );
 }

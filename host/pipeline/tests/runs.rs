@@ -146,7 +146,7 @@ const LONG: Duration = Duration::from_secs(60);
 
 async fn run(steps: Vec<DeployedStep>, within: Duration) -> Outcome {
     let dispatcher = Dispatcher::new(10);
-    let permit = dispatcher.admit().unwrap();
+    let permit = dispatcher.admit(&Name::default_namespace()).unwrap();
     dispatcher
         .run(permit, request(&deployment(steps), within))
         .await
@@ -346,7 +346,7 @@ async fn a_caller_that_hangs_up_cannot_stop_a_run() {
         let (begun, go, done) = (Arc::default(), Arc::default(), Arc::default());
         let deployment = deployment(vec![gated(&begun, &go, &done)]);
         let dispatcher = Dispatcher::new(1);
-        let permit = dispatcher.admit().unwrap();
+        let permit = dispatcher.admit(&Name::default_namespace()).unwrap();
         let caller = tokio::spawn({
             let (dispatcher, request) = (dispatcher.clone(), request(&deployment, LONG));
             async move {
@@ -361,7 +361,7 @@ async fn a_caller_that_hangs_up_cannot_stop_a_run() {
         caller.abort();
         assert!(caller.await.unwrap_err().is_cancelled());
         assert!(
-            dispatcher.admit().is_err(),
+            dispatcher.admit(&Name::default_namespace()).is_err(),
             "the run still holds its permit"
         );
         go.notify_one();
@@ -375,21 +375,27 @@ async fn permits_bound_the_runs_under_way() {
     let (begun, go, done) = (Arc::default(), Arc::default(), Arc::default());
     let deployment = deployment(vec![gated(&begun, &go, &done)]);
     let dispatcher = Dispatcher::new(1);
-    let permit = dispatcher.admit().unwrap();
+    let permit = dispatcher.admit(&Name::default_namespace()).unwrap();
     let busy = NotAdmitted::Busy {
         retry_after: Duration::from_secs(1),
     };
-    assert_eq!(dispatcher.admit().err(), Some(busy));
+    assert_eq!(
+        dispatcher.admit(&Name::default_namespace()).err(),
+        Some(busy)
+    );
     let request = request(&deployment, LONG);
     let run = tokio::spawn({
         let dispatcher = dispatcher.clone();
         async move { dispatcher.run(permit, request).await }
     });
     begun.notified().await;
-    assert_eq!(dispatcher.admit().err(), Some(busy));
+    assert_eq!(
+        dispatcher.admit(&Name::default_namespace()).err(),
+        Some(busy)
+    );
     go.notify_one();
     assert_eq!(run.await.unwrap().as_str(), "delivered");
-    assert!(dispatcher.admit().is_ok());
+    assert!(dispatcher.admit(&Name::default_namespace()).is_ok());
 }
 
 #[tokio::test]
@@ -400,14 +406,17 @@ async fn a_drain_waits_and_names_what_did_not_end() {
     let dispatcher = Dispatcher::new(10);
     let request = request(&deployment, LONG);
     let id = request.run;
-    let permit = dispatcher.admit().unwrap();
+    let permit = dispatcher.admit(&Name::default_namespace()).unwrap();
     let run = tokio::spawn({
         let dispatcher = dispatcher.clone();
         async move { dispatcher.run(permit, request).await }
     });
     begun.notified().await;
     dispatcher.close();
-    assert_eq!(dispatcher.admit().err(), Some(NotAdmitted::ShuttingDown));
+    assert_eq!(
+        dispatcher.admit(&Name::default_namespace()).err(),
+        Some(NotAdmitted::ShuttingDown)
+    );
     let soon = Instant::now() + Duration::from_millis(50);
     assert_eq!(dispatcher.drained(soon).await, [format!("p {id}")]);
     go.notify_one();
@@ -440,7 +449,12 @@ async fn the_observer_hears_of_each_run_once() {
     ] {
         let request = request(&bad, LONG);
         let id = request.run;
-        dispatcher.run(dispatcher.admit().unwrap(), request).await;
+        dispatcher
+            .run(
+                dispatcher.admit(&Name::default_namespace()).unwrap(),
+                request,
+            )
+            .await;
         let heard = std::mem::take(&mut *ends.0.lock().unwrap());
         assert_eq!(heard, [(id, expected.0, expected.1)]);
     }
@@ -487,7 +501,7 @@ async fn handle(
 ) -> Result<http::Response<Body>, StepError> {
     dispatcher
         .handle(
-            dispatcher.admit().unwrap(),
+            dispatcher.admit(&Name::default_namespace()).unwrap(),
             function.clone(),
             RunId::new(),
             http::Request::new(body("")),
@@ -503,12 +517,15 @@ async fn a_functions_run_ends_with_its_body() {
     let dispatcher = Dispatcher::with(1, None, Some(ends.clone()));
     let hello = function(|| async { body("hello") });
     let response = handle(&dispatcher, &hello, LONG).await.unwrap();
-    assert!(dispatcher.admit().is_err(), "the body holds the permit");
+    assert!(
+        dispatcher.admit(&Name::default_namespace()).is_err(),
+        "the body holds the permit"
+    );
     assert!(ends.0.lock().unwrap().is_empty());
     let text = response.into_body().collect().await.unwrap().to_bytes();
     assert_eq!(text, "hello");
     assert_eq!(ends.0.lock().unwrap()[0].1, "delivered");
-    assert!(dispatcher.admit().is_ok());
+    assert!(dispatcher.admit(&Name::default_namespace()).is_ok());
 
     let response = handle(&dispatcher, &hello, LONG).await.unwrap();
     drop(response);
@@ -546,7 +563,10 @@ async fn a_caller_that_leaves_within_the_body_cannot_stop_the_function() {
     let mut response = handle(&dispatcher, &streaming, LONG).await.unwrap();
     response.body_mut().frame().await.unwrap().unwrap();
     drop(response);
-    assert!(dispatcher.admit().is_err(), "the function goes on");
+    assert!(
+        dispatcher.admit(&Name::default_namespace()).is_err(),
+        "the function goes on"
+    );
     go.notify_one();
     done.notified().await;
     assert!(dispatcher.drained(Instant::now() + LONG).await.is_empty());
@@ -565,7 +585,7 @@ async fn a_caller_that_reads_nothing_cannot_keep_a_run() {
         .await
         .unwrap();
     let started = Instant::now();
-    while dispatcher.admit().is_err() {
+    while dispatcher.admit(&Name::default_namespace()).is_err() {
         assert!(started.elapsed() < LONG, "the run is taken from its caller");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -624,7 +644,7 @@ async fn a_function_is_held_to_its_deadline_and_survives_a_hang_up() {
         _ = handle(&dispatcher, &gated, LONG) => panic!("not let go yet"),
         () = begun.notified() => {}
     }
-    assert!(dispatcher.admit().is_err());
+    assert!(dispatcher.admit(&Name::default_namespace()).is_err());
     go.notify_one();
     done.notified().await;
     assert!(dispatcher.drained(Instant::now() + LONG).await.is_empty());
@@ -634,7 +654,7 @@ async fn a_function_is_held_to_its_deadline_and_survives_a_hang_up() {
 async fn events_and_functions_do_not_mix() {
     let dispatcher = Dispatcher::new(1);
     let hello = function(|| async { body("hello") });
-    let permit = dispatcher.admit().unwrap();
+    let permit = dispatcher.admit(&Name::default_namespace()).unwrap();
     let outcome = dispatcher.run(permit, request(&hello, LONG)).await;
     assert_eq!(errored(outcome).kind, ErrorKind::Failed);
     let error = handle(&dispatcher, &deployment(vec![append("a", "1")]), LONG)
@@ -648,13 +668,13 @@ async fn thousands_of_runs_side_by_side() {
     let dispatcher = Dispatcher::new(5000);
     let deployment = deployment(vec![times("a", 2), append("b", "!")]);
     let runs = (0..5000).map(|_| {
-        let permit = dispatcher.admit().unwrap();
+        let permit = dispatcher.admit(&Name::default_namespace()).unwrap();
         dispatcher.run(permit, request(&deployment, LONG))
     });
     for outcome in futures::future::join_all(runs).await {
         assert_eq!(delivered(outcome), ["x0!", "x1!"]);
     }
     for _ in 0..5000 {
-        assert!(dispatcher.admit().is_ok());
+        assert!(dispatcher.admit(&Name::default_namespace()).is_ok());
     }
 }

@@ -31,8 +31,10 @@ fn the_published_schema_is_the_readers_own() {
 #[test]
 fn the_schema_takes_good_documents() {
     let others = [
+        "{stepwell: 1, name: p, defaults: {isolation: fresh}, steps: [{id: a, plugin: b@1, isolation: reuse}, {id: c, plugin: b@1, isolation: {reuse: {max_calls: 5, idle: 1m, concurrency: 2}}}]}",
         "{stepwell: 1, name: p, steps: [{id: a, model: digits@2, inputs: {x: /a/~1b}, outputs: {y: z}, retry: {attempts: 2}}]}",
         "{stepwell: 1, name: p, triggers: [{http: {path: '/{*rest}'}}], steps: [{id: a, plugin: hello@latest}]}",
+        "{stepwell: 1, name: p, triggers: [{http: {path: /a, auth: token}}, {http: {path: /b, auth: {jwt: {issuer: i, audience: a, jwks: 'https://i.example/k@1'}}}}], steps: [{id: a, plugin: hello@latest}]}",
         "{stepwell: 1, name: p, triggers: [{kafka: {topics: [a], group: g, retry: {max_age: 1h}}}], steps: [{id: a, plugin: b@1.2.3-rc.1, grants: {sql: {x: {actions: [read]}}}}]}",
     ];
     for text in [include_str!("digit-reader.yaml")]

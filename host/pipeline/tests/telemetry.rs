@@ -166,7 +166,9 @@ fn runs_steps_and_errors_are_counted() {
             let dispatcher = Dispatcher::new(1);
             let deployment = deployment();
             for failures in ["0", "0", "1", "9"] {
-                let permit = dispatcher.admit().unwrap();
+                let permit = dispatcher
+                    .admit(&stepwell_core::Name::default_namespace())
+                    .unwrap();
                 dispatcher.run(permit, request(&deployment, failures)).await;
             }
         });
@@ -246,7 +248,14 @@ fn each_run_has_a_span_with_its_parent_and_each_step_a_child() {
     tracing::subscriber::with_default(lines.clone(), || {
         block_on(async {
             let dispatcher = Dispatcher::with(1, Some(hook), None);
-            dispatcher.run(dispatcher.admit().unwrap(), request).await;
+            dispatcher
+                .run(
+                    dispatcher
+                        .admit(&stepwell_core::Name::default_namespace())
+                        .unwrap(),
+                    request,
+                )
+                .await;
         });
     });
     assert_eq!(

@@ -37,6 +37,15 @@ pub(crate) struct ClientArgs {
         help_heading = "Client options"
     )]
     pub(crate) token: Option<String>,
+    /// Certificates (PEM) to trust in place of the system's, when the host's is of an authority of one's own
+    #[arg(
+        long,
+        global = true,
+        env = "STEPWELL_CA",
+        value_name = "FILE",
+        help_heading = "Client options"
+    )]
+    pub(crate) ca: Option<PathBuf>,
     /// Namespace that the command works in
     #[arg(
         long,

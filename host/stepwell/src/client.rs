@@ -1,8 +1,9 @@
 //! The management API as the client commands use it.
 
+use std::path::Path;
 use std::time::Duration;
 
-use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use reqwest::{Certificate, Method, RequestBuilder, Response, StatusCode};
 use serde_json::Value;
 
 use crate::cli::ClientArgs;
@@ -105,9 +106,13 @@ impl Client {
                 "--url '{base}' is not a URL: write http://HOST:PORT"
             )));
         }
-        let http = reqwest::Client::builder()
+        let mut http = reqwest::Client::builder()
             .connect_timeout(Duration::from_secs(5))
-            .no_proxy()
+            .no_proxy();
+        if let Some(file) = &args.ca {
+            http = http.tls_certs_only(authorities(file)?);
+        }
+        let http = http
             .build()
             .map_err(|error| Failure::Local(error.to_string()))?;
         Ok(Self {
@@ -196,13 +201,29 @@ impl Client {
             while let Some(inner) = cause.source() {
                 cause = inner;
             }
+            let mut reason = cause.to_string();
+            if reason.contains("certificate") {
+                reason.push_str(" (--ca names the authority to trust)");
+            }
             return Failure::Unreachable {
                 url: self.base.clone(),
-                reason: cause.to_string(),
+                reason,
             };
         }
         Failure::Local(format!("the connection to {} broke: {error}", self.base))
     }
+}
+
+/// The certificates of a file.
+fn authorities(file: &Path) -> Result<Vec<Certificate>, Failure> {
+    let unusable =
+        |error: &dyn std::fmt::Display| Failure::Usage(format!("--ca {}: {error}", file.display()));
+    let text = std::fs::read(file).map_err(|error| unusable(&error))?;
+    let found = Certificate::from_pem_bundle(&text).map_err(|error| unusable(&error))?;
+    if found.is_empty() {
+        return Err(unusable(&"there is no certificate in it"));
+    }
+    Ok(found)
 }
 
 /// The problem+json of an answer, made up from the status where there is none.

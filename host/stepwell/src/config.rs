@@ -2,6 +2,7 @@
 
 mod bindings;
 mod environment;
+mod listeners;
 mod secret;
 
 use std::collections::BTreeMap;
@@ -19,7 +20,9 @@ use stepwell_keyvalue::KeyValueBindingConfig;
 use stepwell_sql::SqlBindingConfig;
 use stepwell_vector::VectorBindingConfig;
 
+pub(crate) use self::listeners::JwtConfig;
 use self::secret::SecretReader;
+use crate::tls::TlsFiles;
 
 /// The file that `stepwell serve` reads when it is there and no other is named.
 pub(crate) const DEFAULT_FILE: &str = "stepwell.toml";
@@ -33,6 +36,11 @@ pub(crate) struct Config {
     pub(crate) admin_listen: SocketAddr,
     pub(crate) data_dir: PathBuf,
     pub(crate) admin_token: Option<Secret>,
+    /// The data listener's certificate; none: it is plain.
+    pub(crate) tls: Option<TlsFiles>,
+    /// The admin listener's, which is the same unless the file says otherwise.
+    pub(crate) admin_tls: Option<TlsFiles>,
+    pub(crate) jwt: JwtConfig,
     /// How long runs may go on after the signal to stop; `terminationGracePeriodSeconds` of a deployment must be longer.
     pub(crate) grace_period: Duration,
     pub(crate) catalog: Location,
@@ -58,6 +66,8 @@ pub(crate) struct HostLimits {
     pub(crate) compile: Duration,
     /// Runs that may be under way at once.
     pub(crate) concurrent_runs: usize,
+    /// Bytes of linear memory that all guests together may hold; none: as the engine has it.
+    pub(crate) guest_memory: Option<u64>,
 }
 
 /// The operator's named resources.
@@ -220,6 +230,9 @@ impl Reader<'_> {
             admin_listen: server.admin_listen,
             data_dir: server.data_dir,
             admin_token: server.admin_token,
+            tls: server.tls,
+            admin_tls: server.admin_tls,
+            jwt: server.jwt,
             grace_period: server.grace_period,
             catalog: catalog?,
             kafka: kafka?,
@@ -241,6 +254,14 @@ impl Reader<'_> {
             .optional("admin_token")
             .and_then(|at| self.secrets.read(&at));
         let grace_period = duration(section, "grace_period", Duration::from_secs(25));
+        let tls = section.optional("tls").and_then(|at| self.tls(&at, "tls"));
+        let admin_tls = section
+            .optional("admin_tls")
+            .map_or_else(|| tls.clone(), |at| self.admin_tls(&at, tls.as_ref()));
+        let jwt = section
+            .optional("jwt")
+            .map(|at| self.jwt(&at))
+            .unwrap_or_default();
         let at = section.optional("admin_listen");
         section.finish();
         let (listen, admin_listen) = (listen?, admin_listen?);
@@ -259,6 +280,9 @@ impl Reader<'_> {
             admin_listen,
             data_dir,
             admin_token,
+            tls,
+            admin_tls,
+            jwt,
             grace_period: grace_period?,
         })
     }
@@ -378,6 +402,9 @@ struct Server {
     admin_listen: SocketAddr,
     data_dir: PathBuf,
     admin_token: Option<Secret>,
+    tls: Option<TlsFiles>,
+    admin_tls: Option<TlsFiles>,
+    jwt: JwtConfig,
     grace_period: Duration,
 }
 
@@ -447,11 +474,15 @@ fn limits(section: &mut Section<'_>) -> Option<HostLimits> {
             at.integer(1, 1_000_000)
                 .and_then(|number| usize::try_from(number).ok())
         });
+    let guest_memory = section
+        .optional("guest_memory")
+        .map_or(Some(None), |at| at.size().map(Some));
     section.finish();
     Some(HostLimits {
         component: component?,
         compile: compile?,
         concurrent_runs: concurrent_runs?,
+        guest_memory: guest_memory?,
     })
 }
 

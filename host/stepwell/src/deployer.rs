@@ -11,7 +11,8 @@ use stepwell_catalog::{
 };
 use stepwell_core::{Name, Problem};
 use stepwell_pipeline::{
-    Deployment, Draft, HostState, KnownPipeline, KnownPlugin, Pin, Registry, Validated, deploy,
+    Deployment, Draft, HostState, JwtHost, KnownPipeline, KnownPlugin, Pin, Registry, Validated,
+    deploy,
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -31,6 +32,7 @@ pub(crate) struct Deployer {
     factory: Factory,
     registry: Arc<Registry>,
     bindings: Vec<(stepwell_core::BindingKind, String)>,
+    jwt: JwtHost,
     /// Told of all deployments after every change: the triggers.
     on_change: OnChange,
     /// One reconciliation at a time: each works on what the one before left.
@@ -67,6 +69,7 @@ impl Deployer {
         factory: Factory,
         registry: Arc<Registry>,
         bindings: &Bindings,
+        jwt: JwtHost,
         on_change: OnChange,
     ) -> Self {
         Self {
@@ -74,6 +77,7 @@ impl Deployer {
             factory,
             registry,
             bindings: bindings.names(),
+            jwt,
             on_change,
             reconciling: tokio::sync::Mutex::default(),
             failures: Mutex::default(),
@@ -366,6 +370,7 @@ impl Deployer {
                 })
                 .collect(),
             bindings: self.bindings.clone(),
+            jwt: self.jwt.clone(),
             pipelines: snapshot
                 .pipelines
                 .iter()

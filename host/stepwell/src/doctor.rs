@@ -14,12 +14,16 @@ use stepwell_kafka_trigger::Brokers;
 use stepwell_keyvalue::{KeyValueBindingConfig, KeyValues};
 use stepwell_sql::{Databases, SqlBindingConfig};
 use stepwell_vector::{Health, VectorBackend, Vectors};
+use time::OffsetDateTime;
 
 use crate::build::toolchain;
 use crate::cli::DoctorArgs;
 use crate::client::Failure;
 use crate::config::{Config, DEFAULT_FILE, Overrides};
 use crate::output;
+
+/// Days before a certificate's end from which on it is a warning.
+const EXPIRES_SOON: i64 = 21;
 
 #[derive(Debug, Serialize)]
 struct Check {
@@ -117,6 +121,7 @@ impl Checks {
     async fn all(&mut self, config: &Config) {
         self.data_dir(&config.data_dir);
         self.listeners(config).await;
+        self.certificates(config);
         self.catalog(&config.catalog).await;
         self.kafka(config);
         self.models(config);
@@ -158,9 +163,16 @@ impl Checks {
 
     /// Whether the listeners' addresses are free, or taken by the very host that is asked about.
     async fn listeners(&mut self, config: &Config) {
-        let livez = format!("http://{}/livez", config.admin_listen);
+        let scheme = if config.admin_tls.is_some() {
+            "https"
+        } else {
+            "http"
+        };
+        let livez = format!("{scheme}://{}/livez", config.admin_listen);
         let client = reqwest::Client::builder()
             .no_proxy()
+            // Only whether something answers is asked, at an address of one's own.
+            .tls_danger_accept_invalid_certs(true)
             .timeout(Duration::from_secs(2))
             .build();
         let running = match client {
@@ -184,6 +196,37 @@ impl Checks {
                     format!("{address}: {error}"),
                     Some("something else listens there: choose another address in [server]".into()),
                 ),
+            }
+        }
+    }
+
+    /// How long the certificates are good for; that they can be used was found out with the configuration.
+    fn certificates(&mut self, config: &Config) {
+        let mut files: Vec<_> = config.tls.iter().chain(&config.admin_tls).collect();
+        files.dedup();
+        for files in files {
+            let what = format!("certificate ([server.{}])", files.section);
+            let mend = format!("renew {}", files.certificate.display());
+            let expires = files.load().ok().and_then(|loaded| loaded.expires);
+            let Some(expires) = expires else {
+                self.warning(what, "when it expires cannot be told", None);
+                continue;
+            };
+            let left = (expires - OffsetDateTime::now_utc()).whole_days();
+            if expires < OffsetDateTime::now_utc() {
+                self.failed(
+                    what,
+                    format!("it expired on {}", expires.date()),
+                    Some(mend),
+                );
+            } else if left < EXPIRES_SOON {
+                self.warning(
+                    what,
+                    format!("it expires on {}", expires.date()),
+                    Some(mend),
+                );
+            } else {
+                self.ok(what, format!("good until {}", expires.date()));
             }
         }
     }

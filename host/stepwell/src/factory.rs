@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use stepwell_catalog::Catalog;
-use stepwell_core::{Call, Event, Limits, StepError, StepScope};
-use stepwell_engine::{Engine, Environment, Plugin};
+use stepwell_core::{Call, CpuAccount, Event, Isolation, Limits, StepError, StepScope};
+use stepwell_engine::{Bind, Engine, Environment, Kept, Plugin};
 use stepwell_inference::JsonMapping;
 use stepwell_pipeline::{
-    Body, Function, ModelSpec, Pin, PrepareError, Prepared, Step, StepFactory,
+    Body, Dispatcher, Function, ModelSpec, Pin, PrepareError, Prepared, Step, StepFactory,
 };
 
-use crate::guest::GuestState;
+use crate::guest::{GuestCall, GuestState};
 use crate::services::Services;
 
 /// Loads plugins from the catalog into the engine, and models from their bindings.
@@ -19,6 +19,7 @@ pub(crate) struct Factory {
     pub(crate) engine: Engine<GuestState>,
     pub(crate) catalog: Arc<Catalog>,
     pub(crate) services: Arc<Services>,
+    pub(crate) dispatcher: Dispatcher,
 }
 
 #[async_trait]
@@ -27,6 +28,7 @@ impl StepFactory for Factory {
         &self,
         scope: &Arc<StepScope>,
         limits: Limits,
+        isolation: Isolation,
         pin: &Pin,
     ) -> Result<Prepared, PrepareError> {
         let (catalog, digest) = (self.catalog.clone(), pin.digest);
@@ -35,10 +37,18 @@ impl StepFactory for Factory {
             .load(digest, async move { catalog.component(digest).await })
             .await?;
         let is_function = plugin.world().is_function();
+        let kept = match isolation {
+            Isolation::Fresh => None,
+            Isolation::Reuse(reuse) => Some(plugin.keep(limits, reuse)),
+        };
         let step = Arc::new(PluginStep {
             plugin,
             limits,
+            kept,
             environment: Arc::new(Environment::new(scope.config.iter().cloned())),
+            cpu: self
+                .dispatcher
+                .cpu_account(&scope.namespace, &scope.pipeline),
             services: self.services.clone(),
         });
         Ok(if is_function {
@@ -69,17 +79,35 @@ impl StepFactory for Factory {
 struct PluginStep {
     plugin: Arc<Plugin<GuestState>>,
     limits: Limits,
+    /// The step's own instances; none: each call has a fresh one.
+    kept: Option<Kept<GuestState>>,
     environment: Arc<Environment>,
+    cpu: Arc<CpuAccount>,
     services: Arc<Services>,
+}
+
+impl PluginStep {
+    fn bind<'a>(&'a self, call: &'a Call) -> GuestCall<'a> {
+        GuestCall {
+            services: &self.services,
+            environment: &self.environment,
+            cpu: &self.cpu,
+            call,
+        }
+    }
 }
 
 #[async_trait]
 impl Step for PluginStep {
     async fn call(&self, call: &Call, event: Event) -> Result<Vec<Event>, StepError> {
-        let state = GuestState::new(&self.services, &self.environment, call);
-        self.plugin
-            .process(state, self.limits, call.deadline, event)
-            .await
+        let (plugin, guest, deadline) = (&self.plugin, self.bind(call), call.deadline);
+        match &self.kept {
+            Some(kept) => kept.process(plugin, &guest, deadline, event).await,
+            None => {
+                let state = guest.fresh();
+                plugin.process(state, self.limits, deadline, event).await
+            }
+        }
     }
 }
 
@@ -90,10 +118,14 @@ impl Function for PluginStep {
         call: &Call,
         request: http::Request<Body>,
     ) -> Result<http::Response<Body>, StepError> {
-        let state = GuestState::new(&self.services, &self.environment, call);
-        self.plugin
-            .handle(state, self.limits, call.deadline, request)
-            .await
+        let (plugin, guest, deadline) = (&self.plugin, self.bind(call), call.deadline);
+        match &self.kept {
+            Some(kept) => kept.handle(plugin, &guest, deadline, request).await,
+            None => {
+                let state = guest.fresh();
+                plugin.handle(state, self.limits, deadline, request).await
+            }
+        }
     }
 }
 

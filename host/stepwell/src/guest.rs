@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use stepwell_core::Call;
-use stepwell_engine::{Environment, LogSink, LogStream, StoreBase, StoreState};
+use stepwell_core::{Call, CpuAccount};
+use stepwell_engine::{Bind, Environment, LogSink, LogStream, StoreBase, StoreState};
 use stepwell_inference::{HasInference, InferenceView};
 use stepwell_keyvalue::{KeyValueCtx, KeyValueView};
 use stepwell_logging::{CallLog, Level, LoggingView, Source};
@@ -13,7 +13,7 @@ use wasmtime::component::Linker;
 
 use crate::services::Services;
 
-/// The state of one call.
+/// The state of one call at a time.
 pub(crate) struct GuestState {
     base: StoreBase,
     call: Call,
@@ -22,20 +22,53 @@ pub(crate) struct GuestState {
     services: Arc<Services>,
 }
 
-impl GuestState {
-    pub(crate) fn new(
-        services: &Arc<Services>,
-        environment: &Arc<Environment>,
-        call: &Call,
-    ) -> Self {
-        let log = CallLog::new(services.logs.clone(), call.clone());
-        Self {
-            base: StoreBase::new(environment.clone(), Arc::new(Streams(log.clone()))),
-            call: call.clone(),
-            keyvalue: KeyValueCtx::new(services.keyvalues.clone(), call.clone()),
+/// What a call brings to its store. The deployed step gives the environment, the grants and the services, so that they are the
+/// same for every call that a store ever has.
+pub(crate) struct GuestCall<'a> {
+    pub(crate) services: &'a Arc<Services>,
+    pub(crate) environment: &'a Arc<Environment>,
+    /// Who is charged for the guest's CPU time.
+    pub(crate) cpu: &'a Arc<CpuAccount>,
+    pub(crate) call: &'a Call,
+}
+
+impl GuestCall<'_> {
+    fn log(&self) -> CallLog {
+        CallLog::new(self.services.logs.clone(), self.call.clone())
+    }
+
+    fn keyvalue(&self) -> KeyValueCtx {
+        KeyValueCtx::new(self.services.keyvalues.clone(), self.call.clone())
+    }
+}
+
+impl Bind<GuestState> for GuestCall<'_> {
+    fn fresh(&self) -> GuestState {
+        let log = self.log();
+        let mut base = StoreBase::new(self.environment.clone(), Arc::new(Streams(log.clone())));
+        base.charge_to(self.cpu.clone());
+        GuestState {
+            base,
+            call: self.call.clone(),
+            keyvalue: self.keyvalue(),
             log,
-            services: services.clone(),
+            services: self.services.clone(),
         }
+    }
+
+    fn renew(&self, state: &mut GuestState) {
+        // Every field by name, so that a new one cannot be forgotten here.
+        let GuestState {
+            base,
+            call,
+            keyvalue,
+            log,
+            services: _,
+        } = state;
+        *log = self.log();
+        base.rebind(Arc::new(Streams(log.clone())));
+        *call = self.call.clone();
+        *keyvalue = self.keyvalue();
     }
 }
 

@@ -3,6 +3,7 @@
 //! This crate is the composition root: the only one that names every concrete type. `serve.rs` puts them together.
 
 mod build;
+mod callers;
 mod cli;
 mod client;
 mod commands;
@@ -11,13 +12,17 @@ mod deployer;
 mod doctor;
 mod factory;
 mod guest;
+mod jwks;
 mod management;
 mod new;
 mod output;
 mod readiness;
+mod runtimes;
 mod serve;
 mod services;
 mod telemetry;
+mod tls;
+mod validity;
 
 use std::process::ExitCode;
 

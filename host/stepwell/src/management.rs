@@ -21,6 +21,7 @@ use stepwell_engine::Engine;
 use stepwell_http_trigger::HttpTrigger;
 use stepwell_logging::Followed as FollowedEntry;
 use stepwell_pipeline::Registry;
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -31,6 +32,7 @@ use self::convert::{
 use crate::deployer::{Apply, Deployer};
 use crate::guest::GuestState;
 use crate::readiness::Health;
+use crate::runtimes::answered_on;
 use crate::services::Services;
 
 /// Everything that the API is a face of.
@@ -44,6 +46,8 @@ pub(crate) struct Host {
     pub(crate) health: Health,
     pub(crate) render_metrics: Box<dyn Fn() -> String + Send + Sync>,
     pub(crate) stopping: CancellationToken,
+    /// The runtime that guests are polled on.
+    pub(crate) guests: Handle,
 }
 
 #[async_trait]
@@ -296,7 +300,14 @@ impl Management for Host {
         request: Request<Body>,
     ) -> Response<Body> {
         match self.registry.get(namespace, pipeline) {
-            Some(deployment) => self.http.invoke(deployment, request).await.map(Body::new),
+            Some(deployment) => {
+                let http = self.http.clone();
+                let answer = async move { http.invoke(deployment, request).await };
+                let answered = answered_on(&self.guests, answer).await;
+                answered.unwrap_or_else(|| {
+                    ApiError::internal("the host stopped before the run had ended").into_response()
+                })
+            }
             None => {
                 let mut response =
                     ApiError::not_found(format!("pipeline {pipeline}")).into_response();

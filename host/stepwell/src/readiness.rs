@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::deployer::Deployer;
 use crate::services::Services;
+use crate::tls::LiveTls;
 
 /// Longest that one look at everything takes.
 const LIMIT: Duration = Duration::from_secs(4);
@@ -22,6 +23,8 @@ pub(crate) struct Health {
     pub(crate) services: Arc<Services>,
     pub(crate) kafka: Arc<KafkaTriggers>,
     pub(crate) deployer: Arc<Deployer>,
+    /// The certificates of the listeners that have one.
+    pub(crate) tls: Vec<Arc<LiveTls>>,
     pub(crate) stopping: CancellationToken,
 }
 
@@ -32,6 +35,13 @@ impl Health {
         let mut parts = vec![self.catalog().await];
         parts.extend(self.pipelines());
         parts.extend(self.subscriptions());
+        for live in &self.tls {
+            let part = live.part();
+            // Both listeners may have the same files.
+            if !parts.iter().any(|known: &Part| known.name == part.name) {
+                parts.push(part);
+            }
+        }
         for binding in self.bindings().await {
             parts.push(Part {
                 name: format!("{}/{}", binding.kind, binding.name),

@@ -10,25 +10,30 @@ use anyhow::{Context as _, Result, bail};
 use stepwell_api::ApiOptions;
 use stepwell_catalog::{Catalog, CatalogError};
 use stepwell_engine::{Engine, EngineConfig};
-use stepwell_http_trigger::{HttpTrigger, RouteTable, ServeConfig};
+use stepwell_http_trigger::{Auth, HttpTrigger, KeyTimes, RouteTable, ServeConfig};
 use stepwell_inference::Models;
 use stepwell_kafka_trigger::KafkaTriggers;
 use stepwell_logging::LogStore;
 use stepwell_pipeline::{Dispatcher, Registry, RunEnd, RunObserver};
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use crate::callers::OperatorToken;
 use crate::cli::ServeArgs;
 use crate::config::{Config, Overrides};
 use crate::deployer::{Deployer, OnChange};
 use crate::factory::Factory;
 use crate::guest;
+use crate::jwks::Fetcher;
 use crate::management::Host;
 use crate::readiness::Health;
+use crate::runtimes::{Runtimes, opened_on};
 use crate::services::{Services, start_models};
 use crate::telemetry::{Telemetry, join_trace};
+use crate::tls::{LiveTls, TlsListener};
 
 /// Runs the host until it is told to stop. The error is what kept it from starting, or what it could not finish.
 pub(crate) fn run(args: ServeArgs) -> Result<()> {
@@ -44,11 +49,9 @@ pub(crate) fn run(args: ServeArgs) -> Result<()> {
         warn!("configuration: {warning}");
     }
     let models = start_models(&config)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?;
-    let result = runtime.block_on(serve(&config, &telemetry, models));
-    runtime.shutdown_timeout(Duration::from_secs(1));
+    let runtimes = Runtimes::start()?;
+    let guests = runtimes.data();
+    let result = runtimes.run(serve(&config, &telemetry, models, guests));
     telemetry.stop();
     result
 }
@@ -66,21 +69,36 @@ fn describe_metrics() {
     stepwell_vector::describe_metrics();
 }
 
-async fn serve(config: &Config, telemetry: &Telemetry, models: Models) -> Result<()> {
+/// Runs on the control runtime; `guests` is the one that guests are polled on.
+async fn serve(
+    config: &Config,
+    telemetry: &Telemetry,
+    models: Models,
+    guests: Handle,
+) -> Result<()> {
     // From the very first: a host that is told to stop while it starts stops in order too.
     let mut signals = StopSignals::listen()?;
     // Sockets and the data directory first: what is taken already is found before anything is done.
-    let data = bind(config.listen, "data listener ([server] listen)").await?;
+    let data = bind(config.listen, "data listener ([server] listen)");
+    let data = opened_on(&guests, data).await?;
     let admin = bind(
         config.admin_listen,
         "admin listener ([server] admin_listen)",
     )
     .await?;
     let (data_address, admin_address) = (data.local_addr()?, admin.local_addr()?);
+    let live = |listener, files: &Option<_>| {
+        let start = |files| LiveTls::start(listener, files);
+        files.as_ref().map(start).transpose()
+    };
+    let (data_tls, admin_tls) = (
+        live("data", &config.tls)?,
+        live("admin", &config.admin_tls)?,
+    );
     let _lock = lock(&config.data_dir)?;
 
     let stopping = CancellationToken::new();
-    let services = Arc::new(Services::open(config, models).await?);
+    let services = Arc::new(opened_on(&guests, Services::open(config, models)).await?);
     let catalog = Arc::new(Catalog::new(&config.catalog)?);
     match catalog.migrate().await {
         Ok(()) => {}
@@ -89,12 +107,17 @@ async fn serve(config: &Config, telemetry: &Telemetry, models: Models) -> Result
         }
         Err(error) => return Err(error.into()),
     }
+    let engine_defaults = EngineConfig::new(config.data_dir.join("cache"));
     let engine = Engine::new(
         EngineConfig {
             max_component: config.limits.component,
             compile_timeout: config.limits.compile,
+            guest_memory: config
+                .limits
+                .guest_memory
+                .unwrap_or(engine_defaults.guest_memory),
             interfaces: guest::INTERFACES.map(str::to_owned).to_vec(),
-            ..EngineConfig::new(config.data_dir.join("cache"))
+            ..engine_defaults
         },
         guest::link,
     )?;
@@ -105,11 +128,15 @@ async fn serve(config: &Config, telemetry: &Telemetry, models: Models) -> Result
         Some(observer),
     );
     let registry = Arc::new(Registry::default());
-    let http = Arc::new(HttpTrigger::new(dispatcher.clone()));
-    let kafka = Arc::new(KafkaTriggers::start(
-        config.kafka.clone(),
-        Arc::new(dispatcher.clone()),
-    )?);
+    let auth = Auth::new(
+        Arc::new(OperatorToken::new(config.admin_token.as_ref())),
+        config.jwt.issuer.as_ref(),
+        Arc::new(Fetcher::new(config.jwt.host())?),
+        KeyTimes::default(),
+    );
+    let http = Arc::new(HttpTrigger::with_auth(dispatcher.clone(), auth));
+    let kafka = async { KafkaTriggers::start(config.kafka.clone(), Arc::new(dispatcher.clone())) };
+    let kafka = Arc::new(opened_on(&guests, kafka).await?);
     let triggers: OnChange = {
         let (http, kafka) = (http.clone(), kafka.clone());
         Box::new(move |deployments| {
@@ -121,12 +148,14 @@ async fn serve(config: &Config, telemetry: &Telemetry, models: Models) -> Result
         engine: engine.clone(),
         catalog: catalog.clone(),
         services: services.clone(),
+        dispatcher: dispatcher.clone(),
     };
     let deployer = Arc::new(Deployer::new(
         catalog.clone(),
         factory,
         registry.clone(),
         &config.bindings,
+        config.jwt.host(),
         triggers,
     ));
     if let Err(error) = deployer.reconcile().await {
@@ -145,10 +174,18 @@ async fn serve(config: &Config, telemetry: &Telemetry, models: Models) -> Result
             services: services.clone(),
             kafka: kafka.clone(),
             deployer: deployer.clone(),
+            tls: data_tls.iter().chain(&admin_tls).cloned().collect(),
             stopping: stopping.clone(),
         },
-        render_metrics: Box::new(move || metrics.render()),
+        render_metrics: {
+            let dispatcher = dispatcher.clone();
+            Box::new(move || {
+                dispatcher.record_use();
+                metrics.render()
+            })
+        },
         stopping: stopping.clone(),
+        guests: guests.clone(),
     });
     let api = stepwell_api::router(
         host,
@@ -158,16 +195,28 @@ async fn serve(config: &Config, telemetry: &Telemetry, models: Models) -> Result
         },
     );
     let admin_stop = CancellationToken::new();
-    let admin_server = tokio::spawn(
-        axum::serve(admin, api)
-            .with_graceful_shutdown(admin_stop.clone().cancelled_owned())
-            .into_future(),
-    );
-    let data_server = tokio::spawn(stepwell_http_trigger::serve(
+    let told_to_stop = admin_stop.clone().cancelled_owned();
+    let admin_server = match &admin_tls {
+        None => tokio::spawn(
+            axum::serve(admin, api)
+                .with_graceful_shutdown(told_to_stop)
+                .into_future(),
+        ),
+        Some(live) => tokio::spawn(
+            axum::serve(TlsListener::new(admin, live.tls.clone()), api)
+                .with_graceful_shutdown(told_to_stop)
+                .into_future(),
+        ),
+    };
+    for live in data_tls.iter().chain(&admin_tls) {
+        tokio::spawn(live.clone().follow(stopping.clone()));
+    }
+    let data_server = guests.spawn(stepwell_http_trigger::serve(
         data,
         http,
         ServeConfig {
             grace: config.grace_period,
+            tls: data_tls.as_ref().map(|live| live.tls.clone()),
             ..ServeConfig::default()
         },
         stopping.clone(),
@@ -188,9 +237,10 @@ async fn serve(config: &Config, telemetry: &Telemetry, models: Models) -> Result
             "embedded Kafka broker: for laptops, it keeps nothing on disk"
         );
     }
+    let url = |tls: bool, address| format!("{}://{address}", if tls { "https" } else { "http" });
     announce(
-        &data_address.to_string(),
-        &admin_address.to_string(),
+        &url(data_tls.is_some(), data_address),
+        &url(admin_tls.is_some(), admin_address),
         kafka.is_embedded().then(|| kafka.bootstrap()),
     );
 
@@ -260,14 +310,14 @@ fn announce(data: &str, admin: &str, kafka: Option<&str>) {
         let broker = kafka.map_or_else(String::new, |kafka| format!("  kafka {kafka} (embedded)"));
         writeln!(
             stdout,
-            "stepwell is ready: data http://{data}  admin http://{admin}{broker}"
+            "stepwell is ready: data {data}  admin {admin}{broker}"
         )
     } else {
         let mut line = serde_json::Map::new();
         let mut put = |key: &str, value: String| line.insert(key.to_owned(), value.into());
         put("event", "ready".to_owned());
-        put("data", format!("http://{data}"));
-        put("admin", format!("http://{admin}"));
+        put("data", data.to_owned());
+        put("admin", admin.to_owned());
         put("version", stepwell_core::VERSION.to_owned());
         if let Some(kafka) = kafka {
             put("kafka", kafka.to_owned());

@@ -8,12 +8,11 @@ use crate::load::Measured;
 use crate::machine::Machine;
 use crate::output::note;
 use crate::report;
+use crate::reuse;
 use crate::servers::{Programs, Server, command};
 
 /// Bytes of an echoed body.
 const BODY: usize = 4096;
-const HELLO: &str =
-    r#"{"hello":"from a wasi:http component","method":"GET","path":"/hello","query":""}"#;
 /// Lengths of the echoing pipelines.
 const STEPS: [usize; 3] = [1, 2, 4];
 
@@ -47,7 +46,7 @@ pub(crate) struct Sample {
 pub(crate) struct Group {
     /// What notes call it.
     #[serde(skip)]
-    short: &'static str,
+    pub(crate) short: &'static str,
     pub(crate) title: String,
     /// Requests a second of the paced measurements: half of what the slowest side takes.
     pub(crate) rate: f64,
@@ -63,6 +62,16 @@ pub(crate) struct Outcome {
     pub(crate) connections: usize,
     pub(crate) hello: Group,
     pub(crate) echo: Group,
+    pub(crate) hello_reused: Group,
+    pub(crate) echo_reused: Group,
+}
+
+/// Where servers stand in the list of them.
+#[derive(Clone, Copy)]
+pub(crate) struct Servers {
+    pub(crate) axum: usize,
+    pub(crate) stepwell: usize,
+    pub(crate) hyper: usize,
 }
 
 /// Measures everything and prints it.
@@ -83,10 +92,11 @@ pub(crate) async fn run(args: &BenchArgs) -> Result<()> {
     let bench = Bench {
         args,
         servers: vec![
-            programs.native().await?,
+            programs.native(false).await?,
             programs.host(&STEPS).await?,
             programs.wasmtime_serve(false).await?,
             programs.wasmtime_serve(true).await?,
+            programs.native(true).await?,
         ],
         programs,
     };
@@ -121,7 +131,13 @@ pub(crate) async fn run(args: &BenchArgs) -> Result<()> {
             BODY,
         )
     }));
-    for group in [&mut hello, &mut echo] {
+    let servers = Servers {
+        axum: 0,
+        stepwell: 1,
+        hyper: 4,
+    };
+    let [mut hello_reused, mut echo_reused] = reuse::groups(servers, &STEPS, BODY);
+    for group in [&mut hello, &mut echo, &mut hello_reused, &mut echo_reused] {
         bench.measure(group).await?;
     }
     for server in bench.servers {
@@ -134,6 +150,8 @@ pub(crate) async fn run(args: &BenchArgs) -> Result<()> {
         connections: args.connections,
         hello,
         echo,
+        hello_reused,
+        echo_reused,
     };
     if args.json {
         crate::output::line(&serde_json::to_string_pretty(&outcome)?);
@@ -143,7 +161,7 @@ pub(crate) async fn run(args: &BenchArgs) -> Result<()> {
     Ok(())
 }
 
-fn side(name: &str, server: usize, path: String, body: usize) -> Side {
+pub(crate) fn side(name: &str, server: usize, path: String, body: usize) -> Side {
     Side {
         name: name.to_owned(),
         full: Vec::new(),
@@ -224,7 +242,11 @@ impl Bench<'_> {
             .args(["--seconds", &seconds.to_string()])
             .args(["--body", &side.body.to_string()]);
         if side.body == 0 {
-            load.args(["--expect", HELLO]);
+            let hello = format!(
+                r#"{{"hello":"from a wasi:http component","method":"GET","path":"{}","query":""}}"#,
+                side.path
+            );
+            load.args(["--expect", &hello]);
         }
         if let Some(rate) = rate {
             load.args(["--rate", &rate.to_string()]);

@@ -8,6 +8,7 @@ mod machine;
 mod native;
 mod output;
 mod report;
+mod reuse;
 mod servers;
 
 use anyhow::Result;
@@ -48,7 +49,11 @@ pub(crate) struct BenchArgs {
 enum Part {
     /// Serve the native handlers
     #[command(hide = true)]
-    Native,
+    Native {
+        /// By hyper alone, without axum
+        #[arg(long)]
+        hyper: bool,
+    },
     /// Send load to one server
     #[command(hide = true)]
     Load(load::LoadArgs),
@@ -66,6 +71,7 @@ fn main() -> Result<()> {
         .build()?;
     runtime.block_on(async {
         match cli.part {
+            Some(Part::Native { hyper: true }) => native::serve_hyper().await,
             Some(_) => native::serve().await,
             None => {
                 let mut terminate = signal(SignalKind::terminate())?;

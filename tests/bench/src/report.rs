@@ -63,7 +63,12 @@ pub(crate) fn print(outcome: &Outcome) {
         "medians (least–most) of {} rounds of {} s by turns, {} connections; × is stepwell's median ratio to that side",
         outcome.rounds, outcome.seconds, outcome.connections
     ));
-    for group in [&outcome.hello, &outcome.echo] {
+    for group in [
+        &outcome.hello,
+        &outcome.echo,
+        &outcome.hello_reused,
+        &outcome.echo_reused,
+    ] {
         print_group(group);
     }
     line("");
@@ -160,6 +165,28 @@ fn goals(outcome: &Outcome) -> Vec<String> {
             step_cost(one, four),
             false,
             12.0,
+        );
+    }
+    if let [own, native, _] = outcome.hello_reused.sides.as_slice() {
+        goal(
+            "requests/s, reused ÷ native hyper",
+            ratio(&own.full, &native.full, rate),
+            true,
+            0.7,
+        );
+    }
+    if let [one, native, _, _, four] = outcome.echo_reused.sides.as_slice() {
+        goal(
+            "requests/s of one step, reused ÷ native axum",
+            ratio(&one.full, &native.full, rate),
+            true,
+            0.85,
+        );
+        goal(
+            "µs for one more step, reused (p50, 4 KB, one connection)",
+            step_cost(one, four),
+            false,
+            4.0,
         );
     }
     lines

@@ -71,8 +71,11 @@ impl Programs {
         self.guests.join(format!("{name}.wasm"))
     }
 
-    pub(crate) async fn native(&self) -> Result<Server> {
-        let command = command(&self.own, &["native"]);
+    pub(crate) async fn native(&self, hyper: bool) -> Result<Server> {
+        let mut command = command(&self.own, &["native"]);
+        if hyper {
+            command.arg("--hyper");
+        }
         Server::start(
             "the native server",
             command,
@@ -98,7 +101,8 @@ impl Programs {
         .await
     }
 
-    /// A host with defaults: the function at `/hello`, and pipelines of as many echoing steps at `/echo/N`.
+    /// A host with defaults: the function at `/hello`, and pipelines of as many echoing steps at `/echo/N`; the same below
+    /// `/reused` with instances that are reused.
     pub(crate) async fn host(&self, steps: &[usize]) -> Result<Server> {
         let directory = TempDir::new()?;
         let file = directory.path().join("stepwell.toml");
@@ -132,15 +136,17 @@ impl Programs {
             ];
             self.ask_host(&admin, &push).await?;
         }
-        let mut pipelines = vec![document("hello", "GET", "/hello", &["hello-http"])];
-        for &count in steps {
-            let path = format!("/echo/{count}");
-            pipelines.push(document(
-                &format!("echo-{count}"),
-                "POST",
-                &path,
-                &vec!["echo"; count],
-            ));
+        let mut pipelines = Vec::new();
+        for (isolation, below, prefix) in [("fresh", "", ""), ("reuse", "/reused", "reused-")] {
+            let pipeline = |name: &str, method, path: &str, plugins: &[&str]| {
+                let (name, path) = (format!("{prefix}{name}"), format!("{below}{path}"));
+                document(&name, method, &path, plugins, isolation)
+            };
+            pipelines.push(pipeline("hello", "GET", "/hello", &["hello-http"]));
+            pipelines.extend(steps.iter().map(|&count| {
+                let (name, path) = (format!("echo-{count}"), format!("/echo/{count}"));
+                pipeline(&name, "POST", &path, &vec!["echo"; count])
+            }));
         }
         for pipeline in pipelines {
             let file = directory.path().join("pipeline.json");
@@ -168,14 +174,20 @@ impl Programs {
 }
 
 /// A pipeline's document; YAML takes JSON as it is.
-fn document(name: &str, method: &str, path: &str, plugins: &[&str]) -> Value {
+fn document(name: &str, method: &str, path: &str, plugins: &[&str], isolation: &str) -> Value {
     let steps: Vec<Value> = plugins
         .iter()
         .enumerate()
         .map(|(index, plugin)| serde_json::json!({"id": format!("step-{index}"), "plugin": format!("{plugin}@1")}))
         .collect();
     let http = serde_json::json!({"method": method, "path": path});
-    serde_json::json!({"stepwell": 1, "name": name, "triggers": [{"http": http}], "steps": steps})
+    serde_json::json!({
+        "stepwell": 1,
+        "name": name,
+        "triggers": [{"http": http}],
+        "defaults": {"isolation": isolation},
+        "steps": steps
+    })
 }
 
 /// A program that ends with this one.

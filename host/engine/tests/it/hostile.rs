@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use stepwell_core::{Blame, ErrorKind, Event, Limits, StepError};
-use stepwell_engine::{LogStream, Plugin};
+use stepwell_core::{Blame, CpuAccount, ErrorKind, Event, Limits, StepError};
+use stepwell_engine::{LogStream, Plugin, StoreState as _};
 
-use crate::support::{Host, State, data, event, generous, guest, host};
+use crate::support::{Host, State, data, event, generous, guest, host, soon};
 
 async fn hostile() -> (Host, Arc<Plugin<State>>) {
     let host = host();
@@ -86,6 +86,28 @@ async fn an_endless_loop_ends_with_its_cpu_budget() {
         ..generous()
     };
     host.call(&plugin, limits, "spin-for:20").await.unwrap();
+}
+
+#[tokio::test]
+async fn cpu_time_is_charged_to_an_account() {
+    let (host, plugin) = hostile().await;
+    let account = Arc::new(CpuAccount::default());
+    for (what, least) in [("spin", 45), ("sleep:300", 0)] {
+        let limits = Limits {
+            cpu: Duration::from_millis(50),
+            ..generous()
+        };
+        let before = account.used();
+        let mut state = host.state();
+        state.base().charge_to(account.clone());
+        let outcome = plugin.process(state, limits, soon(), event(what)).await;
+        assert_eq!(outcome.is_err(), what == "spin");
+        let charged = account.used() - before;
+        assert!(
+            charged >= Duration::from_millis(least) && charged < Duration::from_millis(250),
+            "{what}: {charged:?}"
+        );
+    }
 }
 
 #[tokio::test]

@@ -13,5 +13,7 @@ mod hand_made;
 mod hostile;
 mod load;
 mod neighbours;
+mod reuse;
+mod reuse_http;
 mod service;
 mod support;

@@ -5,21 +5,24 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use stepwell_core::Limits;
-use stepwell_engine::Plugin;
+use stepwell_engine::{Environment, Plugin};
 
-use crate::support::{Host, State, generous, guest, host};
+use crate::support::{Host, State, event, generous, guest, host, soon};
 
 /// The slowest of a hundred, among calls that come one after the other with pauses between.
 async fn p99(host: &Arc<Host>, plugin: &Arc<Plugin<State>>) -> Duration {
     let mut times = Vec::new();
+    let step = Arc::new(Environment::default());
     for _ in 0..300 {
         tokio::time::sleep(Duration::from_millis(2)).await;
-        let (host, plugin) = (host.clone(), plugin.clone());
+        let (plugin, state) = (plugin.clone(), host.state_of(&step));
         let asked = Instant::now();
-        tokio::spawn(async move { host.call(&plugin, generous(), "echo").await })
-            .await
-            .unwrap()
-            .unwrap();
+        let call = async move {
+            plugin
+                .process(state, generous(), soon(), event("echo"))
+                .await
+        };
+        tokio::spawn(call).await.unwrap().unwrap();
         times.push(asked.elapsed());
     }
     times.sort();
@@ -70,9 +73,9 @@ async fn light_calls_do_not_queue_behind_heavy_ones() {
             call.await.unwrap();
         }
         eprintln!("{what}: {beside:?}, alone {alone:?}");
-        // Thirty-two that take turns of a millisecond on two threads would cost sixteen of these and more.
+        // Without the slow lane it is tens of milliseconds on an idle machine, and this one may be busy.
         assert!(
-            beside < alone * 2 + Duration::from_millis(50),
+            beside < alone * 2 + Duration::from_millis(100),
             "beside {what}: {beside:?}, alone {alone:?}"
         );
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use stepwell_core::{Digest, Event, Limits, StepError};
 use stepwell_engine::{
-    Engine, EngineConfig, Environment, LogSink, LogStream, Plugin, StoreBase, StoreState,
+    Bind, Engine, EngineConfig, Environment, LogSink, LogStream, Plugin, StoreBase, StoreState,
 };
 use tempfile::TempDir;
 
@@ -43,10 +43,15 @@ pub(crate) struct Host {
 }
 
 pub(crate) fn host() -> Host {
+    // Tests run side by side, each with its own pool.
+    host_of(100)
+}
+
+/// A host that holds so many instances.
+pub(crate) fn host_of(instances: u32) -> Host {
     let cache = tempfile::tempdir().unwrap();
     let mut config = EngineConfig::new(cache.path());
-    // Tests run side by side, each with its own pool.
-    config.instances = 100;
+    config.instances = instances;
     Host {
         engine: Engine::new(config, |_| Ok(())).unwrap(),
         lines: Arc::default(),
@@ -63,6 +68,17 @@ impl Host {
         State(StoreBase::new(self.environment.clone(), self.lines.clone()))
     }
 
+    pub(crate) fn calling(&self) -> Calling {
+        self.calling_with(&self.lines)
+    }
+
+    pub(crate) fn calling_with(&self, lines: &Arc<Lines>) -> Calling {
+        Calling {
+            environment: self.environment.clone(),
+            lines: lines.clone(),
+        }
+    }
+
     pub(crate) async fn plugin(&self, bytes: Vec<u8>) -> Arc<Plugin<State>> {
         self.engine.inspect(&bytes).unwrap();
         let bytes = Bytes::from(bytes);
@@ -71,6 +87,11 @@ impl Host {
             .load(Digest::of(&bytes), async move { Ok::<_, String>(fetched) })
             .await
             .unwrap()
+    }
+
+    /// The state of a call of another step.
+    pub(crate) fn state_of(&self, step: &Arc<Environment>) -> State {
+        State(StoreBase::new(step.clone(), self.lines.clone()))
     }
 
     pub(crate) async fn call(
@@ -82,6 +103,22 @@ impl Host {
         plugin
             .process(self.state(), limits, soon(), event(what))
             .await
+    }
+}
+
+/// A call in a kept instance, with a log of its own.
+pub(crate) struct Calling {
+    environment: Arc<Environment>,
+    lines: Arc<Lines>,
+}
+
+impl Bind<State> for Calling {
+    fn fresh(&self) -> State {
+        State(StoreBase::new(self.environment.clone(), self.lines.clone()))
+    }
+
+    fn renew(&self, state: &mut State) {
+        state.0.rebind(self.lines.clone());
     }
 }
 

@@ -125,6 +125,7 @@ impl CallLog {
             run_id: self.call.run,
             context: context.to_owned(),
             message,
+            fault: None,
             source,
         };
         mirror(&entry);

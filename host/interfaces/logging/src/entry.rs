@@ -2,7 +2,7 @@ use std::borrow::Cow;
 use std::fmt::{self, Write as _};
 
 use serde::{Deserialize, Serialize};
-use stepwell_core::{Name, RunId};
+use stepwell_core::{Fault, Name, RunId};
 use time::OffsetDateTime;
 
 /// How much a message matters.
@@ -109,6 +109,9 @@ pub struct LogEntry {
     pub context: String,
     /// The text.
     pub message: String,
+    /// Where the guest was when it was stopped, if this is about that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fault: Option<Box<Fault>>,
     /// Where it comes from.
     pub source: Source,
 }
@@ -122,6 +125,14 @@ impl LogEntry {
             + optional(&self.plugin)
             + self.context.len()
             + self.message.len()
+            + self.fault.as_ref().map_or(0, |fault| {
+                fault.kind.len()
+                    + fault
+                        .backtrace
+                        .iter()
+                        .map(|name| size_of::<String>() + name.len())
+                        .sum::<usize>()
+            })
     }
 }
 

@@ -97,10 +97,11 @@ impl LogStore {
             pipeline: pipeline.clone(),
             revision,
             step: error.step.clone(),
-            plugin: None,
+            plugin: error.plugin.clone(),
             run_id: run,
             context: error.kind.to_string(),
             message: error.message.clone(),
+            fault: error.fault.clone(),
             source: Source::Run,
         });
     }

@@ -11,7 +11,7 @@ use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use stepwell_core::{Call, ErrorKind, Grants, RunId, StepError, StepScope};
+use stepwell_core::{Call, ErrorKind, Fault, Grants, RunId, StepError, StepScope};
 use stepwell_logging::{
     CALL_BYTES, CallLog, Followed, Level, LogBudget, LogCapacity, LogEntry, LogFilter, LogStore,
     MAX_MESSAGE, Source,
@@ -151,7 +151,14 @@ fn filters() {
 fn a_failed_run_says_why() {
     let store = LogStore::default();
     let call = call("digits", "classify");
-    let error = StepError::new(ErrorKind::Trap, "unreachable executed").at_step("classify");
+    let fault = Fault {
+        kind: "unreachable-code-reached".to_owned(),
+        backtrace: vec!["inner".to_owned(), "outer".to_owned()],
+    };
+    let error = StepError::new(ErrorKind::Trap, "unreachable executed")
+        .at_step("classify")
+        .of_plugin("classify-digit@1.0.0")
+        .with_fault(fault.clone());
     let scope = &call.scope;
     store.run_error(&scope.namespace, &scope.pipeline, 3, call.run, &error);
     let run = Some(call.run.to_string());
@@ -165,6 +172,10 @@ fn a_failed_run_says_why() {
         (Level::Error, Source::Run)
     );
     assert_eq!(found[0].step.as_deref(), Some("classify"));
+    assert_eq!(found[0].plugin.as_deref(), Some("classify-digit@1.0.0"));
+    assert_eq!(found[0].fault.as_deref(), Some(&fault));
+    let json = serde_json::to_value(&*found[0]).unwrap();
+    assert_eq!(json["fault"]["backtrace"][1], "outer");
     let line = found[0].to_string();
     assert!(
         line.contains("digits/classify") && line.contains("[trap] unreachable"),

@@ -1,9 +1,10 @@
 use std::time::Duration;
 
-use stepwell_core::{BindingKind, Grants, Limits, Name, Problem};
+use stepwell_core::{BindingKind, Grants, Isolation, Limits, Name, Problem};
 use stepwell_document::{At, Key, Node, Position, Problems, Value, parse_yaml};
 
 use super::grants::GrantPlace;
+use super::isolation::read_isolation;
 use super::json::as_yaml;
 use super::limits::read_limits;
 use super::step::read_step;
@@ -48,6 +49,7 @@ pub(crate) struct StepDraft {
     /// Kinds with at least one grant, readable or not.
     pub(crate) grant_kinds: Vec<BindingKind>,
     pub(crate) limits: Limits,
+    pub(crate) isolation: Isolation,
     pub(crate) timeout: Option<Duration>,
     pub(crate) retry: Option<Retry>,
 }
@@ -255,6 +257,7 @@ impl StepDraft {
             config: self.config,
             grants: self.grants,
             limits: self.limits,
+            isolation: self.isolation,
             timeout: self.timeout,
             retry: self.retry,
         })
@@ -291,7 +294,8 @@ fn read_root(at: &At<'_>) -> Option<Parts> {
     let triggers = map.optional("triggers").map(|at| read_triggers(&at));
     let defaults = map
         .optional("defaults")
-        .map_or_else(Limits::default, |at| read_defaults(&at));
+        .map(|at| read_defaults(&at))
+        .unwrap_or_default();
     let steps = map.required("steps").map(|at| read_steps(&at, defaults));
     map.finish();
     Some(Parts {
@@ -302,13 +306,21 @@ fn read_root(at: &At<'_>) -> Option<Parts> {
     })
 }
 
-fn read_defaults(at: &At<'_>) -> Limits {
+/// What a plugin step has where it does not say otherwise.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Defaults {
+    pub(super) limits: Limits,
+    pub(super) isolation: Isolation,
+}
+
+fn read_defaults(at: &At<'_>) -> Defaults {
     let Some(mut map) = at.mapping() else {
-        return Limits::default();
+        return Defaults::default();
     };
     let limits = read_limits(map.optional("limits"), Limits::default());
+    let isolation = read_isolation(map.optional("isolation"), Isolation::default());
     map.finish();
-    limits
+    Defaults { limits, isolation }
 }
 
 fn read_triggers(at: &At<'_>) -> Vec<(String, TriggerSpec)> {
@@ -323,7 +335,7 @@ fn read_triggers(at: &At<'_>) -> Vec<(String, TriggerSpec)> {
         .collect()
 }
 
-fn read_steps(at: &At<'_>, defaults: Limits) -> Vec<StepDraft> {
+fn read_steps(at: &At<'_>, defaults: Defaults) -> Vec<StepDraft> {
     let Some(items) = at.sequence() else {
         return Vec::new();
     };

@@ -1,10 +1,11 @@
 //! The items of `steps`.
 
-use stepwell_core::{BindingKind, Grant, Grants, Limits, Name, PluginRef};
+use stepwell_core::{BindingKind, Grant, Grants, Name, PluginRef};
 use stepwell_document::{At, MapReader};
 
-use super::draft::StepDraft;
+use super::draft::{Defaults, StepDraft};
 use super::grants::{GrantPlace, read_config, read_grants};
+use super::isolation::read_isolation;
 use super::limits::{MAX_TIME, duration, read_limits, read_retry};
 use super::{ModelSpec, NodeSpec};
 
@@ -21,7 +22,7 @@ const NODES_TO_COME: [(&str, &[&str]); 6] = [
 /// Tensors that one model step may name.
 const MAX_TENSORS: usize = 64;
 
-pub(super) fn read_step(index: usize, at: &At<'_>, defaults: Limits) -> Option<StepDraft> {
+pub(super) fn read_step(index: usize, at: &At<'_>, defaults: Defaults) -> Option<StepDraft> {
     let mut map = at.mapping()?;
     let id_at = map.required("id");
     let id = id_at.as_ref().and_then(|at| at.name());
@@ -32,7 +33,10 @@ pub(super) fn read_step(index: usize, at: &At<'_>, defaults: Limits) -> Option<S
     let mut grants = Grants::default();
     let mut places = Vec::new();
     let mut written = Vec::new();
-    let mut limits = defaults;
+    let Defaults {
+        mut limits,
+        mut isolation,
+    } = defaults;
     if is_model {
         map.refuse("config", "a model step reads no config");
         map.refuse(
@@ -43,6 +47,10 @@ pub(super) fn read_step(index: usize, at: &At<'_>, defaults: Limits) -> Option<S
             "limits",
             "a model step runs no guest that could be limited: give it a 'timeout'",
         );
+        map.refuse(
+            "isolation",
+            "a model step runs no guest that could be kept apart",
+        );
     } else {
         config = map
             .optional("config")
@@ -51,7 +59,8 @@ pub(super) fn read_step(index: usize, at: &At<'_>, defaults: Limits) -> Option<S
         if let Some(at) = map.optional("grants") {
             (grants, places, written) = read_grants(&at);
         }
-        limits = read_limits(map.optional("limits"), defaults);
+        limits = read_limits(map.optional("limits"), limits);
+        isolation = read_isolation(map.optional("isolation"), isolation);
     }
     if let Some(NodeSpec::Model(model)) = &node {
         let path = format!("{}/model", at.path());
@@ -61,10 +70,6 @@ pub(super) fn read_step(index: usize, at: &At<'_>, defaults: Limits) -> Option<S
         .optional("timeout")
         .and_then(|at| duration(&at, MAX_TIME));
     let retry = map.optional("retry").and_then(|at| read_retry(&at));
-    if map.has("isolation") {
-        let message = "this host does not support `isolation` yet: every call has a fresh instance";
-        map.refuse("isolation", message);
-    }
     map.finish();
 
     Some(StepDraft {
@@ -78,6 +83,7 @@ pub(super) fn read_step(index: usize, at: &At<'_>, defaults: Limits) -> Option<S
         grant_places: places,
         grant_kinds: written,
         limits,
+        isolation,
         timeout,
         retry,
     })

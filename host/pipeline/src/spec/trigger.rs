@@ -4,21 +4,15 @@ use std::time::Duration;
 
 use stepwell_document::{At, nearest};
 
+use super::auth::read_auth;
 use super::limits::{MAX_BODY, MAX_TIME, duration, read_run_retry, size};
 use super::path::PathPattern;
-use crate::{HttpTriggerSpec, KafkaTriggerSpec, Order, TriggerSpec};
+use crate::{HttpAuth, HttpTriggerSpec, KafkaTriggerSpec, Order, TriggerSpec};
 
 /// The methods that a route may name.
 pub(crate) const METHODS: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
 
-const HTTP_TO_COME: [&str; 6] = [
-    "auth",
-    "cancel_on_disconnect",
-    "cors",
-    "host",
-    "mode",
-    "rate_limit",
-];
+const HTTP_TO_COME: [&str; 5] = ["cancel_on_disconnect", "cors", "host", "mode", "rate_limit"];
 const KAFKA_TO_COME: [&str; 7] = [
     "batch",
     "delivery",
@@ -70,6 +64,7 @@ fn read_http(at: &At<'_>) -> Option<HttpTriggerSpec> {
     let timeout = map
         .optional("timeout")
         .and_then(|at| duration(&at, MAX_TIME));
+    let auth = map.optional("auth").map(|at| read_auth(&at));
     for key in HTTP_TO_COME
         .into_iter()
         .filter(|key| map.has(key))
@@ -89,6 +84,10 @@ fn read_http(at: &At<'_>) -> Option<HttpTriggerSpec> {
         path: path?.to_string(),
         max_body: max_body.unwrap_or(DEFAULT_BODY),
         timeout: timeout.unwrap_or(DEFAULT_TIMEOUT),
+        auth: match auth {
+            None => HttpAuth::None,
+            Some(auth) => auth?,
+        },
     })
 }
 

@@ -57,20 +57,48 @@ pub(crate) async fn run(client: &Client, args: LogsArgs, json: bool) -> Result<(
     Ok(())
 }
 
-/// One entry on one line; a guest's control characters must not reach the terminal.
+/// One entry on one line, and what its guest was doing on lines of their own; a guest's control characters must not reach the
+/// terminal.
 fn show(entry: &Value) -> String {
     let cell = |key: &str| output::cell(entry, key);
-    let clean: String = cell("message")
-        .chars()
-        .map(|c| if c.is_control() && c != '\t' { '·' } else { c })
-        .collect();
     let run = cell("run_id");
     let short = run.get(run.len().saturating_sub(12)..).unwrap_or(&run);
-    format!(
-        "{}  {:<5}  {}/{}  {short}  {clean}",
+    let mut shown = format!(
+        "{}  {:<5}  {}/{}  {short}  {}",
         cell("time"),
         cell("level"),
         cell("pipeline"),
-        cell("step")
-    )
+        cell("step"),
+        clean(&cell("message"))
+    );
+    let backtrace = entry.pointer("/fields/backtrace").and_then(Value::as_array);
+    for name in backtrace.into_iter().flatten().filter_map(Value::as_str) {
+        shown.push_str("\n    in ");
+        shown.push_str(&clean(name));
+    }
+    shown
+}
+
+fn clean(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() && c != '\t' { '·' } else { c })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backtrace_follows_its_line_and_nothing_else_breaks_it() {
+        let entry = serde_json::json!({
+            "time": "t", "level": "error", "pipeline": "p", "step": "s", "run_id": "r",
+            "message": "the guest\r\ntrapped",
+            "fields": {"trap": "stack-overflow", "backtrace": ["inner\u{1b}[31m", "outer"]},
+        });
+        assert_eq!(
+            show(&entry),
+            "t  error  p/s  r  the guest··trapped\n    in inner·[31m\n    in outer"
+        );
+    }
 }

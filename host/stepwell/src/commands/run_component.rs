@@ -150,14 +150,9 @@ async fn serve(args: &RunComponentArgs, bytes: Bytes, json: bool) -> Result<()> 
     if !args.args.is_empty() {
         bail!("an HTTP function takes no arguments");
     }
-    // Before anything else, so that no request comes too early and no signal too soon.
+    // Before anything else, so that no signal comes too soon.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let listener = TcpListener::bind(&args.addr)
-        .await
-        .with_context(|| format!("cannot listen on {}", args.addr))?;
-    let address = listener.local_addr()?;
-
     let cache = tempfile::tempdir().context("cannot make a temporary directory")?;
     let engine = Engine::<State>::new(
         EngineConfig {
@@ -180,6 +175,10 @@ async fn serve(args: &RunComponentArgs, bytes: Bytes, json: bool) -> Result<()> 
             inspection.world
         );
     }
+    let listener = TcpListener::bind(&args.addr)
+        .await
+        .with_context(|| format!("cannot listen on {}", args.addr))?;
+    let address = listener.local_addr()?;
     let digest = Digest::of(&bytes);
     let plugin = engine
         .load(digest, ready(Ok::<_, std::convert::Infallible>(bytes)))

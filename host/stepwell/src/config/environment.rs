@@ -3,8 +3,8 @@ use stepwell_document::{Key, Node, Value};
 
 use super::{NOWHERE, Overrides};
 
-/// Keys that `STEPWELL_SECTION_KEY` may set.
-const KEYS: [(&str, &[&str]); 6] = [
+/// Keys that `STEPWELL_SECTION_KEY` may set; a section of a section stands behind a dot, which is an underscore in the variable.
+const KEYS: [(&str, &[&str]); 9] = [
     (
         "server",
         &[
@@ -15,10 +15,16 @@ const KEYS: [(&str, &[&str]); 6] = [
             "grace_period",
         ],
     ),
+    ("server.tls", &["certificate", "key"]),
+    ("server.admin_tls", &["certificate", "key"]),
+    ("server.jwt", &["issuer", "audience", "jwks"]),
     ("catalog", &["url"]),
     ("kafka", &["brokers", "drain_timeout"]),
     ("models", &["directory", "library"]),
-    ("limits", &["component", "compile", "concurrent_runs"]),
+    (
+        "limits",
+        &["component", "compile", "concurrent_runs", "guest_memory"],
+    ),
     ("telemetry", &["otlp_endpoint", "service_name"]),
 ];
 
@@ -57,10 +63,9 @@ pub(crate) fn overlay(
     // An empty variable is one that is not set.
     let set_in_environment = |name: &str| environment(name).filter(|text| !text.is_empty());
     let mut put = |root: &mut Node, section: &str, key: &str, text: String, source: String| {
-        overlaid
-            .0
-            .retain(|(path, _)| *path != format!("/{section}/{key}"));
-        overlaid.0.push((format!("/{section}/{key}"), source));
+        let path = format!("/{}/{key}", section.replace('.', "/"));
+        overlaid.0.retain(|(overlaid, _)| *overlaid != path);
+        overlaid.0.push((path, source));
         let value = match text.parse::<i64>() {
             Ok(number) if key == "concurrent_runs" => Value::Integer(number),
             _ => Value::String(text),
@@ -75,7 +80,8 @@ pub(crate) fn overlay(
     };
     for (section, keys) in KEYS {
         for key in keys {
-            let name = format!("STEPWELL_{}_{}", section.to_uppercase(), key.to_uppercase());
+            let section_name = section.replace('.', "_").to_uppercase();
+            let name = format!("STEPWELL_{section_name}_{}", key.to_uppercase());
             if let Some(text) = set_in_environment(&name) {
                 put(root, section, key, text, name);
             }
@@ -120,18 +126,24 @@ fn secret(value: Value) -> Value {
 }
 
 /// Sets a key of a section, which is made when it is not there.
-fn set_in(root: &mut Node, section: &str, key: &str, value: Value) {
-    let Value::Mapping(sections) = &mut root.value else {
+fn set_in(node: &mut Node, section: &str, key: &str, value: Value) {
+    let Value::Mapping(entries) = &mut node.value else {
         return;
     };
-    if !sections.iter().any(|(name, _)| name.name == section) {
-        sections.push(entry(section, Value::Mapping(Vec::new())));
-    }
-    for (_, node) in sections.iter_mut().filter(|(name, _)| name.name == section) {
-        if let Value::Mapping(entries) = &mut node.value {
+    let (name, inner) = match section.split_once('.') {
+        _ if section.is_empty() => {
             entries.retain(|(name, _)| name.name != key);
-            entries.push(entry(key, value.clone()));
+            entries.push(entry(key, value));
+            return;
         }
+        Some(split) => split,
+        None => (section, ""),
+    };
+    if !entries.iter().any(|(found, _)| found.name == name) {
+        entries.push(entry(name, Value::Mapping(Vec::new())));
+    }
+    for (_, node) in entries.iter_mut().filter(|(found, _)| found.name == name) {
+        set_in(node, inner, key, value.clone());
     }
 }
 

@@ -184,6 +184,10 @@ pub(super) fn line(entry: &LogEntry) -> LogLine {
     if !entry.context.is_empty() {
         fields.insert("context".into(), entry.context.as_str().into());
     }
+    if let Some(fault) = &entry.fault {
+        fields.insert("trap".into(), fault.kind.as_str().into());
+        fields.insert("backtrace".into(), fault.backtrace.clone().into());
+    }
     LogLine {
         time: entry.time,
         level: match entry.level {

@@ -4,18 +4,25 @@
 //! last; its body is read within a limit; and the run belongs to the dispatcher, so that a client that hangs up cannot
 //! stop one that is half done. A `GET` route answers `HEAD` too, as in most frameworks; `OPTIONS` needs a route of its own.
 
+mod auth;
 mod body;
 mod event;
+mod jwt;
+mod keys;
 mod percent;
 mod problem;
 mod reply;
 mod route;
 mod serve;
 mod telemetry;
+mod tls;
 mod trigger;
 
+pub use auth::{Auth, Subject, TokenVerifier, Unavailable};
+pub use keys::{FetchError, KeyFetcher, KeySource, KeyTimes, usable_keys};
 pub use problem::RUN_ID;
 pub use route::RouteTable;
 pub use serve::{ServeConfig, serve};
 pub use telemetry::describe_metrics;
+pub use tls::{HandshakeLimits, Tls};
 pub use trigger::HttpTrigger;

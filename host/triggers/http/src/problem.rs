@@ -1,10 +1,11 @@
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use http::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{Response, StatusCode};
 use serde::Serialize;
 use stepwell_core::{ErrorKind, RunId, StepError};
 use stepwell_pipeline::{Body, NotAdmitted};
 
+use crate::auth::Refusal;
 use crate::body;
 
 /// Every reply has this header: the key into logs and traces.
@@ -20,6 +21,8 @@ pub(crate) enum Problem {
     NoRoute,
     #[error("this path does not take this method")]
     WrongMethod { allow: String },
+    #[error("{0}")]
+    Refused(Refusal),
     #[error("the request's body is larger than {limit} bytes, which is the limit of this route")]
     TooLarge { limit: u64 },
     #[error("the request's body did not arrive in time")]
@@ -41,10 +44,15 @@ impl Problem {
         match self {
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::WrongMethod { .. } => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Refused(Refusal::Forbidden) => StatusCode::FORBIDDEN,
+            Self::Refused(Refusal::Unavailable(_)) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Refused(_) => StatusCode::UNAUTHORIZED,
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::TooSlow => StatusCode::REQUEST_TIMEOUT,
             Self::BrokenBody | Self::Malformed(_) => StatusCode::BAD_REQUEST,
-            Self::NotAdmitted(NotAdmitted::Busy { .. }) => StatusCode::TOO_MANY_REQUESTS,
+            Self::NotAdmitted(NotAdmitted::Busy { .. } | NotAdmitted::Quota { .. }) => {
+                StatusCode::TOO_MANY_REQUESTS
+            }
             Self::NotAdmitted(NotAdmitted::ShuttingDown) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Run(error) => match error.kind {
                 ErrorKind::Invalid => StatusCode::UNPROCESSABLE_ENTITY,
@@ -62,11 +70,15 @@ impl Problem {
         match self {
             Self::NoRoute => "not-found",
             Self::WrongMethod { .. } => "method-not-allowed",
+            Self::Refused(Refusal::Forbidden) => "forbidden",
+            Self::Refused(Refusal::Unavailable(_)) => "unavailable",
+            Self::Refused(_) => "unauthorized",
             Self::TooLarge { .. } => "too-large",
             Self::TooSlow => "too-slow",
             Self::BrokenBody => "broken-body",
             Self::Malformed(_) => "malformed",
             Self::NotAdmitted(NotAdmitted::Busy { .. }) => "busy",
+            Self::NotAdmitted(NotAdmitted::Quota { .. }) => "quota",
             Self::NotAdmitted(NotAdmitted::ShuttingDown) => "shutting-down",
             // Which limit or trap it was is for the pipeline's owner.
             Self::Run(error) => match error.kind {
@@ -104,7 +116,14 @@ impl Problem {
                     headers.insert(ALLOW, allow);
                 }
             }
-            Self::NotAdmitted(NotAdmitted::Busy { retry_after }) => {
+            Self::Refused(refusal) => {
+                if let Some(challenge) = refusal.challenge() {
+                    headers.insert(WWW_AUTHENTICATE, challenge);
+                }
+            }
+            Self::NotAdmitted(
+                NotAdmitted::Busy { retry_after } | NotAdmitted::Quota { retry_after, .. },
+            ) => {
                 let seconds = retry_after.as_secs_f64().ceil().max(1.0) as u64;
                 headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
             }

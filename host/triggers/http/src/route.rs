@@ -1,9 +1,9 @@
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use http::Method;
 use stepwell_core::Name;
-use stepwell_pipeline::{Deployment, HttpTriggerSpec, TriggerSpec};
+use stepwell_pipeline::{Deployment, HttpAuth, HttpTriggerSpec, JwtIssuer, TriggerSpec};
 
 use crate::percent;
 use crate::telemetry::RouteMetrics;
@@ -27,6 +27,8 @@ const RESERVED: [&[&str]; 8] = [
 #[derive(Default)]
 pub struct RouteTable {
     root: Node,
+    /// Whose JSON Web Tokens the routes take.
+    issuers: HashSet<JwtIssuer>,
 }
 
 /// One trigger of one revision.
@@ -36,6 +38,7 @@ pub(crate) struct Route {
     pub(crate) params: Vec<String>,
     pub(crate) max_body: u64,
     pub(crate) timeout: std::time::Duration,
+    pub(crate) auth: HttpAuth,
     pub(crate) metrics: RouteMetrics,
 }
 
@@ -87,6 +90,9 @@ impl RouteTable {
             tracing::error!(%namespace, %pipeline, method = spec.method, "a route has no usable method");
             return;
         };
+        if let HttpAuth::OwnJwt(issuer) = &spec.auth {
+            self.issuers.insert(issuer.clone());
+        }
         let pattern = format!("{prefix}{}", spec.path);
         let mut params = Vec::new();
         let mut node = &mut self.root;
@@ -119,6 +125,7 @@ impl RouteTable {
             params,
             max_body: spec.max_body,
             timeout: spec.timeout,
+            auth: spec.auth.clone(),
             metrics: RouteMetrics::new(namespace.as_str(), pipeline.as_str(), &pattern),
         });
         if root_of_tenant {
@@ -134,6 +141,10 @@ impl RouteTable {
         } else {
             node.here.push(route);
         }
+    }
+
+    pub(crate) fn issuers(&self) -> &HashSet<JwtIssuer> {
+        &self.issuers
     }
 
     pub(crate) fn find(&self, method: &Method, path: &str) -> Found {
@@ -259,7 +270,7 @@ fn split(path: &str) -> (&str, Option<&str>) {
 mod tests {
     use std::time::Duration;
 
-    use stepwell_pipeline::{Deployed, PathPattern};
+    use stepwell_pipeline::{Deployed, HttpAuth, PathPattern};
 
     use super::*;
 
@@ -276,6 +287,7 @@ mod tests {
                         path: (*path).to_owned(),
                         max_body: 1,
                         timeout: Duration::from_secs(1),
+                        auth: HttpAuth::None,
                     })],
                     body: Deployed::Steps(Vec::new()),
                 })

@@ -3,15 +3,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use http::header::HOST;
+use http::uri::{Authority, Scheme};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::tls::Tls;
 use crate::trigger::HttpTrigger;
 
 /// How long a new connection may take to bring its first request once the host stops.
@@ -21,7 +25,7 @@ const FIRST_REQUEST: Duration = Duration::from_secs(1);
 const BACKLOG: usize = 1024;
 
 /// What the data listener puts up with.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct ServeConfig {
     /// Connections at once; more of them wait to be accepted.
     pub connections: usize,
@@ -33,6 +37,8 @@ pub struct ServeConfig {
     pub header_bytes: usize,
     /// Time for open connections to end after `shutdown`.
     pub grace: Duration,
+    /// TLS; none: connections are plain.
+    pub tls: Option<Arc<Tls>>,
 }
 
 impl Default for ServeConfig {
@@ -43,6 +49,7 @@ impl Default for ServeConfig {
             headers: 100,
             header_bytes: 64 << 10,
             grace: Duration::from_secs(25),
+            tls: None,
         }
     }
 }
@@ -64,6 +71,7 @@ pub async fn serve(
     let take = |(stream, slot): Accepted| {
         let connection = connection(
             stream,
+            config.tls.clone(),
             trigger.clone(),
             builder.clone(),
             shutdown.clone(),
@@ -142,6 +150,7 @@ fn builder(config: &ServeConfig) -> Builder<TokioExecutor> {
 
 async fn connection(
     stream: TcpStream,
+    tls: Option<Arc<Tls>>,
     trigger: Arc<HttpTrigger>,
     builder: Builder<TokioExecutor>,
     shutdown: CancellationToken,
@@ -152,8 +161,37 @@ async fn connection(
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY could not be set");
     }
+    let Some(tls) = tls else {
+        return speak(stream, false, trigger, builder, shutdown).await;
+    };
+    let told_to_stop = async {
+        shutdown.cancelled().await;
+        tokio::time::sleep(FIRST_REQUEST).await;
+    };
+    let stream = tokio::select! {
+        stream = tls.accept(stream) => stream,
+        () = told_to_stop => None,
+    };
+    if let Some(stream) = stream {
+        speak(stream, true, trigger, builder, shutdown).await;
+    }
+}
+
+/// HTTP, until the connection ends.
+async fn speak<S>(
+    stream: S,
+    secure: bool,
+    trigger: Arc<HttpTrigger>,
+    builder: Builder<TokioExecutor>,
+    shutdown: CancellationToken,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let (begun, first) = (AtomicBool::new(false), Notify::new());
-    let service = service_fn(|request: http::Request<Incoming>| {
+    let service = service_fn(|mut request: http::Request<Incoming>| {
+        if secure {
+            say_https(&mut request);
+        }
         if !begun.swap(true, Ordering::Relaxed) {
             first.notify_one();
         }
@@ -178,6 +216,23 @@ async fn connection(
     };
     if let Err(error) = ended {
         tracing::debug!(error, "a connection ended early");
+    }
+}
+
+/// HTTP/1.1 does not say in a request whether it came over TLS, and functions want to know.
+fn say_https<B>(request: &mut http::Request<B>) {
+    let authority = request.uri().authority().cloned().or_else(|| {
+        let host = request.headers().get(HOST)?;
+        Authority::try_from(host.as_bytes()).ok()
+    });
+    if authority.is_none() || !request.uri().path().starts_with('/') {
+        return;
+    }
+    let mut parts = request.uri().clone().into_parts();
+    parts.scheme = Some(Scheme::HTTPS);
+    parts.authority = authority;
+    if let Ok(uri) = http::Uri::from_parts(parts) {
+        *request.uri_mut() = uri;
     }
 }
 

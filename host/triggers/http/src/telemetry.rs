@@ -22,6 +22,18 @@ pub fn describe_metrics() {
         "stepwell_http_connections",
         "open connections of the data listener"
     );
+    metrics::describe_counter!(
+        "stepwell_http_auth_refusals_total",
+        "HTTP requests that were refused for who calls, by pipeline and reason"
+    );
+    metrics::describe_counter!(
+        "stepwell_http_jwks_fetches_total",
+        "attempts to fetch an issuer's keys, by outcome"
+    );
+    metrics::describe_counter!(
+        "stepwell_tls_handshakes_total",
+        "TLS handshakes that are over, by listener and outcome"
+    );
 }
 
 /// Metric handles of one route, resolved when the table is built.

@@ -13,6 +13,7 @@ use stepwell_pipeline::{
     Body, Deployed, Deployment, Dispatcher, HttpTriggerSpec, RunRequest, TriggerSpec,
 };
 
+use crate::auth::{self, Auth};
 use crate::body::{self, BoxError, Exceeded, Limited};
 use crate::problem::{Problem, with_run_id};
 use crate::route::{Found, RouteTable};
@@ -29,6 +30,7 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Answers the requests of the data listener.
 pub struct HttpTrigger {
     dispatcher: Dispatcher,
+    auth: Option<Auth>,
     routes: ArcSwap<RouteTable>,
     unrouted: RouteMetrics,
 }
@@ -42,25 +44,39 @@ struct Intake {
     timeout: Duration,
     /// The path's parameters, still percent-encoded.
     params: Vec<(String, String)>,
+    /// Who calls, where that was asked.
+    caller: Option<Arc<str>>,
 }
 
 impl HttpTrigger {
-    /// A trigger without routes.
+    /// A trigger without routes, which cannot tell who calls: routes that ask for a token refuse everybody.
     pub fn new(dispatcher: Dispatcher) -> Self {
         Self {
             dispatcher,
+            auth: None,
             routes: ArcSwap::default(),
             unrouted: RouteMetrics::new("", "", ""),
         }
     }
 
+    /// The same with a check of who calls.
+    pub fn with_auth(dispatcher: Dispatcher, auth: Auth) -> Self {
+        Self {
+            auth: Some(auth),
+            ..Self::new(dispatcher)
+        }
+    }
+
     /// Replaces every route; requests that have found theirs keep it.
     pub fn set_routes(&self, routes: RouteTable) {
+        if let Some(auth) = &self.auth {
+            auth.prepare(routes.issuers());
+        }
         self.routes.store(Arc::new(routes));
     }
 
     /// Answers a request of any caller.
-    pub async fn handle<B>(&self, request: Request<B>) -> Response<Body>
+    pub async fn handle<B>(&self, mut request: Request<B>) -> Response<Body>
     where
         B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static,
     {
@@ -85,6 +101,17 @@ impl HttpTrigger {
             }
         };
         let measured = route.metrics.begin();
+        let checked = auth::caller(self.auth.as_ref(), &route, request.headers_mut()).await;
+        let caller = match checked {
+            Ok(caller) => caller,
+            Err(problem) => {
+                let (parts, body) = request.into_parts();
+                body::discard(&parts.headers, body).await;
+                let response = problem.into_response(run);
+                measured.answered(response.status());
+                return response;
+            }
+        };
         let intake = Intake {
             run,
             deployment: route.deployment.clone(),
@@ -92,6 +119,7 @@ impl HttpTrigger {
             max_body: route.max_body,
             timeout: route.timeout,
             params: route.params.iter().cloned().zip(values).collect(),
+            caller,
         };
         let result = self.answer(intake, request).await;
         let response = result.unwrap_or_else(|problem| problem.into_response(run));
@@ -125,6 +153,7 @@ impl HttpTrigger {
             max_body: spec.map_or(DEFAULT_MAX_BODY, |spec| spec.max_body),
             timeout: spec.map_or(DEFAULT_TIMEOUT, |spec| spec.timeout),
             params: Vec::new(),
+            caller: None,
             deployment,
         };
         let result = self.answer(intake, request).await;
@@ -152,7 +181,10 @@ impl HttpTrigger {
         B: http_body::Body<Data = Bytes>,
     {
         let (parts, body) = request.into_parts();
-        let extensions = extensions(&parts, &intake.params)?;
+        let mut extensions = extensions(&parts, &intake.params)?;
+        if let Some(caller) = &intake.caller {
+            extensions.push(("httpauthsubject".to_owned(), caller.to_string()));
+        }
         let headers = parts.headers;
         let body = body::read(&headers, body, intake.max_body, BODY_TIMEOUT).await?;
         let incoming = event::from_request(&headers, body, intake.run, &intake.deployment)
@@ -160,7 +192,7 @@ impl HttpTrigger {
         let mut event = incoming.event;
         event.extensions.extend(extensions);
         // Taken only now: whoever sends a body slowly must not keep others from running.
-        let permit = self.dispatcher.admit()?;
+        let permit = self.dispatcher.admit(&intake.deployment.namespace)?;
         let run = RunRequest {
             deployment: intake.deployment,
             run: intake.run,
@@ -187,7 +219,7 @@ impl HttpTrigger {
             body::discard(&parts.headers, body).await;
             return Err(Problem::TooLarge { limit });
         }
-        let permit = self.dispatcher.admit()?;
+        let permit = self.dispatcher.admit(&intake.deployment.namespace)?;
         let trace = event::trace(request.headers());
         let exceeded = Exceeded::default();
         let request =

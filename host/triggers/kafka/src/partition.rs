@@ -146,11 +146,12 @@ async fn run(
 ) -> Result<(Arc<Deployment>, Outcome), Stopped> {
     let mut pause = Duration::from_millis(5);
     let permit = loop {
-        match shared.dispatcher.admit() {
+        let admitted = shared.dispatcher.admit(&shared.deployment.load().namespace);
+        match admitted {
             Ok(permit) => break permit,
             Err(NotAdmitted::ShuttingDown) => return Err(Stopped),
             // The partition stands still meanwhile, which is all the back-pressure that Kafka needs.
-            Err(NotAdmitted::Busy { .. }) => sleep(pause, stop).await?,
+            Err(NotAdmitted::Busy { .. } | NotAdmitted::Quota { .. }) => sleep(pause, stop).await?,
         }
         pause = (pause * 2).min(Duration::from_millis(500));
     };

@@ -7,7 +7,7 @@
     reason = "test code"
 )]
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::{Headers, Message, OwnedMessage};
 use rdkafka::producer::{FutureProducer, FutureRecord};
-use stepwell_core::{Call, ErrorKind, Event, Name, StepError, StepScope};
+use stepwell_core::{Call, ErrorKind, Event, Name, Quotas, StepError, StepScope};
 use stepwell_kafka_trigger::{Brokers, KafkaConfig, KafkaTriggers};
 use stepwell_pipeline::{
     Deployed, DeployedStep, Deployment, Dispatcher, KafkaTriggerSpec, Order, RunRetry, Step,
@@ -90,6 +90,10 @@ fn shared_kafka() -> String {
 }
 
 fn triggers(brokers: Brokers) -> KafkaTriggers {
+    triggers_on(brokers, Dispatcher::new(64))
+}
+
+fn triggers_on(brokers: Brokers, dispatcher: Dispatcher) -> KafkaTriggers {
     let config = KafkaConfig {
         brokers,
         properties: vec![
@@ -98,7 +102,7 @@ fn triggers(brokers: Brokers) -> KafkaTriggers {
         ],
         drain_timeout: Duration::from_secs(10),
     };
-    KafkaTriggers::start(config, Arc::new(Dispatcher::new(64))).unwrap()
+    KafkaTriggers::start(config, Arc::new(dispatcher)).unwrap()
 }
 
 fn real() -> KafkaTriggers {
@@ -279,6 +283,35 @@ async fn records_pass_in_order_on_apache_kafka() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn records_pass_in_order_on_the_embedded_broker() {
     records_pass_in_order(triggers(Brokers::Embedded), "order").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_namespace_at_its_quota_stands_still_and_goes_on() {
+    let dispatcher = Dispatcher::new(64);
+    let quota = |runs| {
+        let quotas = Quotas {
+            runs_per_second: runs,
+            ..Quotas::default()
+        };
+        dispatcher.set_quotas(HashMap::from([(Name::default_namespace(), quotas)]));
+    };
+    quota(Some(0));
+    let triggers = triggers_on(Brokers::Embedded, dispatcher.clone());
+    let ran = Arc::new(AtomicU32::new(0));
+    let count = ran.clone();
+    let process: Box<Process> = Box::new(move |event| {
+        count.fetch_add(1, Ordering::SeqCst);
+        Ok(vec![event.clone()])
+    });
+    triggers.apply(&[deployment(spec("quota"), 1, Duration::ZERO, process)]);
+    let brokers = triggers.bootstrap().to_owned();
+    produce(&brokers, "quota-in", numbered(0..20)).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(ran.load(Ordering::SeqCst), 0, "a record ran over its quota");
+    quota(None);
+    let records = read(&brokers, "quota-out", 20).await;
+    assert_eq!((records.len(), ran.load(Ordering::SeqCst)), (20, 20));
+    stop(triggers).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -7,11 +7,15 @@
     reason = "test code"
 )]
 
+mod auth;
 mod events;
 mod functions;
 mod invoke;
+mod jwt;
+mod quotas;
 mod sockets;
 mod statuses;
+mod tls;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +29,7 @@ use serde_json::{Value, json};
 use stepwell_core::{Call, ErrorKind, Event, Grants, StepError, StepScope};
 use stepwell_http_trigger::{HttpTrigger, RouteTable};
 use stepwell_pipeline::{
-    Body, Deployed, DeployedFunction, DeployedStep, Deployment, Dispatcher, Function,
+    Body, Deployed, DeployedFunction, DeployedStep, Deployment, Dispatcher, Function, HttpAuth,
     HttpTriggerSpec, Step, TriggerSpec,
 };
 
@@ -109,6 +113,7 @@ fn spec(method: &str, path: &str) -> HttpTriggerSpec {
         path: path.to_owned(),
         max_body: 1_000,
         timeout: Duration::from_secs(20),
+        auth: HttpAuth::None,
     }
 }
 

@@ -19,14 +19,14 @@ use super::{
 };
 
 /// A server on a port of its own.
-struct Server {
-    address: SocketAddr,
-    shutdown: CancellationToken,
-    task: JoinHandle<()>,
+pub(super) struct Server {
+    pub(super) address: SocketAddr,
+    pub(super) shutdown: CancellationToken,
+    pub(super) task: JoinHandle<()>,
 }
 
 impl Server {
-    async fn start(trigger: Arc<HttpTrigger>, config: ServeConfig) -> Self {
+    pub(super) async fn start(trigger: Arc<HttpTrigger>, config: ServeConfig) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
@@ -43,7 +43,7 @@ impl Server {
     }
 
     /// Sends bytes and reads what comes back until the server closes the connection or nothing comes for a while.
-    async fn raw(&self, bytes: &[u8]) -> String {
+    pub(super) async fn raw(&self, bytes: &[u8]) -> String {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         // The server may answer, and close, before it has read everything.
         let _ = stream.write_all(bytes).await;

@@ -92,7 +92,9 @@ async fn no_permit_is_429_and_a_host_that_ends_is_503() {
         dispatcher.clone(),
         &[deployment(spec("POST", "/p"), 1, steps(vec![inspect()]))],
     );
-    let taken: Permit = dispatcher.admit().unwrap();
+    let taken: Permit = dispatcher
+        .admit(&stepwell_core::Name::default_namespace())
+        .unwrap();
     let reply = send(&trigger, post("/p"), "").await;
     reply.assert_problem(429, "busy");
     assert!(reply.header("retry-after").unwrap().parse::<u64>().unwrap() >= 1);

@@ -1,0 +1,62 @@
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+/// Mean CPU time of a step's calls from which on they begin in the slow lane: many calls that are each over before their slice
+/// is would otherwise make a queue as long as a few spinning ones.
+const HEAVY: u32 = 300;
+
+/// What a call counts at most, so that a step which once spun is light again after a few dozen light calls.
+const MOST: u32 = 20_000;
+
+/// Calls that the mean remembers, more or less.
+const WINDOW: u32 = 32;
+
+/// How much the calls of one step compute: a moving mean, in microseconds.
+#[derive(Debug, Default)]
+pub(crate) struct Temper(AtomicU32);
+
+impl Temper {
+    /// Whether the next call had better begin in the slow lane.
+    pub(crate) fn is_heavy(&self) -> bool {
+        self.0.load(Ordering::Relaxed) >= HEAVY
+    }
+
+    /// Learns from a call. Calls that end at the same time may overwrite each other's lesson, which does no harm.
+    pub(crate) fn note(&self, used: Duration) {
+        let used = u32::try_from(used.as_micros()).unwrap_or(MOST).min(MOST);
+        let mean = self.0.load(Ordering::Relaxed);
+        let next = mean - mean / WINDOW + used / WINDOW;
+        if next != mean {
+            self.0.store(next, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_is_what_its_last_calls_were() {
+        let temper = Temper::default();
+        assert!(!temper.is_heavy());
+        for _ in 0..1000 {
+            temper.note(Duration::from_micros(250));
+        }
+        assert!(!temper.is_heavy());
+        // One call in hundred that is slow says nothing.
+        temper.note(Duration::from_millis(1));
+        temper.note(Duration::from_micros(50));
+        assert!(!temper.is_heavy());
+        temper.note(Duration::from_secs(100));
+        assert!(temper.is_heavy());
+        for _ in 0..100 {
+            temper.note(Duration::from_micros(50));
+        }
+        assert!(!temper.is_heavy());
+        for _ in 0..100 {
+            temper.note(Duration::from_micros(700));
+        }
+        assert!(temper.is_heavy());
+    }
+}

@@ -1,0 +1,325 @@
+//! What each namespace may use of this host, and what it has used.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use stepwell_core::{CpuAccount, Name, Quotas};
+
+use crate::NotAdmitted;
+
+/// When to try again where only the end of another run helps.
+pub(crate) const SOON: Duration = Duration::from_secs(1);
+
+/// The quotas of every namespace, and what they have used. One dispatcher owns it.
+pub(crate) struct Accounts {
+    all: ArcSwap<HashMap<Name, Arc<Account>>>,
+    /// What one namespace may hold of all permits while there are others.
+    share: usize,
+    began: Instant,
+}
+
+/// One namespace's. It lives as long as the process, so that a change of quotas forgets nothing.
+pub(crate) struct Account {
+    quotas: ArcSwapOption<Quotas>,
+    running: AtomicUsize,
+    cpu: Arc<CpuAccount>,
+    pipelines: Mutex<HashMap<Name, Arc<CpuAccount>>>,
+    /// Runs that began within the last second.
+    starts: Mutex<Window<10>>,
+    /// CPU time, in nanoseconds, of the last minute.
+    spent: Mutex<Window<60>>,
+    /// What of `cpu` is in `spent` already.
+    seen: AtomicU64,
+    namespace: Name,
+}
+
+/// A run that counts; it counts no more when this is dropped.
+pub(crate) struct Counted(Arc<Account>);
+
+impl Accounts {
+    pub(crate) fn new(permits: usize) -> Self {
+        Self {
+            all: ArcSwap::default(),
+            share: permits.saturating_mul(3).div_ceil(4),
+            began: Instant::now(),
+        }
+    }
+
+    /// Sets the quotas of all namespaces at once; those that are not named have none.
+    pub(crate) fn set(&self, mut quotas: HashMap<Name, Quotas>) {
+        for (name, account) in self.all.load().iter() {
+            account.set(quotas.remove(name));
+        }
+        for (name, quotas) in quotas {
+            self.of(&name).set(Some(quotas));
+        }
+    }
+
+    pub(crate) fn of(&self, namespace: &Name) -> Arc<Account> {
+        if let Some(account) = self.all.load().get(namespace) {
+            return account.clone();
+        }
+        let new = Arc::new(Account::new(namespace));
+        self.all.rcu(|all| {
+            let mut all = HashMap::clone(all);
+            all.entry(namespace.clone()).or_insert_with(|| new.clone());
+            all
+        });
+        let all = self.all.load();
+        all.get(namespace).cloned().unwrap_or(new)
+    }
+
+    /// Counts a run of this namespace, unless its quotas of runs at once and of CPU time are used up.
+    pub(crate) fn enter(&self, namespace: &Name) -> Result<Counted, NotAdmitted> {
+        let account = self.of(namespace);
+        let running = account.running.fetch_add(1, Ordering::AcqRel);
+        let counted = Counted(account);
+        let account = &counted.0;
+        let quotas = account.quotas.load();
+        match quotas.as_ref().and_then(|quotas| quotas.concurrent_runs) {
+            Some(most) if running >= most as usize => {
+                account.refused("concurrent_runs");
+                return Err(used_up("concurrent_runs", SOON));
+            }
+            None if running >= self.share && self.all.load().len() > 1 => {
+                account.refused("share");
+                return Err(NotAdmitted::Busy { retry_after: SOON });
+            }
+            _ => {}
+        }
+        if let Some(most) = quotas.as_ref().and_then(|quotas| quotas.cpu_per_minute) {
+            account.check_cpu(most, self.now())?;
+        }
+        drop(quotas);
+        Ok(counted)
+    }
+
+    /// The account of what the guests of one pipeline use.
+    pub(crate) fn cpu(&self, namespace: &Name, pipeline: &Name) -> Arc<CpuAccount> {
+        let account = self.of(namespace);
+        let mut pipelines = lock(&account.pipelines);
+        pipelines
+            .entry(pipeline.clone())
+            .or_insert_with(|| Arc::new(CpuAccount::within(&account.cpu)))
+            .clone()
+    }
+
+    /// Sets the gauges of what was used; called before metrics are rendered.
+    pub(crate) fn record(&self) {
+        for (namespace, account) in self.all.load().iter() {
+            for (pipeline, cpu) in lock(&account.pipelines).iter() {
+                metrics::gauge!(
+                    "stepwell_guest_cpu_seconds_total",
+                    "namespace" => namespace.to_string(),
+                    "pipeline" => pipeline.to_string(),
+                )
+                .set(cpu.used().as_secs_f64());
+            }
+        }
+    }
+
+    pub(crate) fn now(&self) -> Duration {
+        self.began.elapsed()
+    }
+}
+
+impl Counted {
+    /// Counts the start of the run; the last thing that may keep it from starting.
+    pub(crate) fn start(&self, now: Duration) -> Result<(), NotAdmitted> {
+        let quotas = self.0.quotas.load();
+        let Some(most) = quotas.as_ref().and_then(|quotas| quotas.runs_per_second) else {
+            return Ok(());
+        };
+        let mut starts = lock(&self.0.starts);
+        let wait = starts.until_below(now, TENTH, u64::from(most));
+        if let Some(wait) = wait {
+            self.0.refused("runs_per_second");
+            return Err(used_up("runs_per_second", wait));
+        }
+        starts.add(now, TENTH, 1);
+        Ok(())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Account {
+    fn new(namespace: &Name) -> Self {
+        Self {
+            quotas: ArcSwapOption::empty(),
+            running: AtomicUsize::new(0),
+            cpu: Arc::default(),
+            pipelines: Mutex::default(),
+            starts: Mutex::new(Window::new()),
+            spent: Mutex::new(Window::new()),
+            seen: AtomicU64::new(0),
+            namespace: namespace.clone(),
+        }
+    }
+
+    fn set(&self, quotas: Option<Quotas>) {
+        let wants_cpu = |quotas: &Quotas| quotas.cpu_per_minute.is_some();
+        let before = self.quotas.swap(quotas.map(Arc::new));
+        if quotas.as_ref().is_some_and(wants_cpu) && !before.as_deref().is_some_and(wants_cpu) {
+            // Nobody has looked until now, and what was used long ago is nothing of the last minute.
+            self.seen.store(nanos(self.cpu.used()), Ordering::Relaxed);
+        }
+    }
+
+    fn refused(&self, quota: &'static str) {
+        metrics::counter!(
+            "stepwell_quota_refusals_total",
+            "namespace" => self.namespace.to_string(),
+            "quota" => quota,
+        )
+        .increment(1);
+    }
+
+    fn check_cpu(&self, most: Duration, now: Duration) -> Result<(), NotAdmitted> {
+        let mut spent = lock(&self.spent);
+        let used = nanos(self.cpu.used());
+        let seen = self.seen.swap(used, Ordering::Relaxed);
+        spent.add(now, SECOND, used.saturating_sub(seen));
+        match spent.until_below(now, SECOND, nanos(most)) {
+            None => Ok(()),
+            Some(wait) => {
+                self.refused("cpu_per_minute");
+                Err(used_up("cpu_per_minute", wait))
+            }
+        }
+    }
+}
+
+fn used_up(quota: &'static str, retry_after: Duration) -> NotAdmitted {
+    NotAdmitted::Quota { quota, retry_after }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+const TENTH: Duration = Duration::from_millis(100);
+const SECOND: Duration = Duration::from_secs(1);
+
+/// A sum over the last `N` slices of time.
+struct Window<const N: usize> {
+    slices: [u64; N],
+    sum: u64,
+    /// The newest slice's number.
+    newest: u64,
+}
+
+impl<const N: usize> Window<N> {
+    fn new() -> Self {
+        Self {
+            slices: [0; N],
+            sum: 0,
+            newest: 0,
+        }
+    }
+
+    fn add(&mut self, now: Duration, slice: Duration, amount: u64) {
+        self.slide(now, slice);
+        let place = place::<N>(self.newest);
+        if let Some(value) = self.slices.get_mut(place) {
+            *value = value.saturating_add(amount);
+            self.sum = self.sum.saturating_add(amount);
+        }
+    }
+
+    /// How long until the sum is below `most`; none: it is.
+    fn until_below(&mut self, now: Duration, slice: Duration, most: u64) -> Option<Duration> {
+        self.slide(now, slice);
+        let mut left = self.sum;
+        if left < most {
+            return None;
+        }
+        let into_slice = u64::try_from(now.as_nanos()).unwrap_or(0) % nanos(slice).max(1);
+        let rest_of_slice = slice.saturating_sub(Duration::from_nanos(into_slice));
+        for gone in 1..=N as u64 {
+            let oldest = place::<N>(self.newest.wrapping_add(gone));
+            left = left.saturating_sub(self.slices.get(oldest).copied().unwrap_or(0));
+            if left < most {
+                let whole = u32::try_from(gone - 1).unwrap_or(u32::MAX);
+                return Some(rest_of_slice.saturating_add(slice.saturating_mul(whole)));
+            }
+        }
+        // Not even an empty window is below nothing.
+        Some(slice.saturating_mul(N as u32))
+    }
+
+    /// Forgets what is older than the window.
+    fn slide(&mut self, now: Duration, slice: Duration) {
+        let number = nanos(now) / nanos(slice).max(1);
+        // The clock is read before the lock is taken, so that another caller may have been here with a later time.
+        let passed = number.saturating_sub(self.newest);
+        for step in 1..=passed.min(N as u64) {
+            let place = place::<N>(self.newest.wrapping_add(step));
+            if let Some(value) = self.slices.get_mut(place) {
+                self.sum = self.sum.saturating_sub(std::mem::take(value));
+            }
+        }
+        self.newest = self.newest.max(number);
+    }
+}
+
+fn place<const N: usize>(number: u64) -> usize {
+    usize::try_from(number % (N as u64).max(1)).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    #[test]
+    fn a_window_holds_what_it_is_told_and_says_when_there_is_room() {
+        let mut window = Window::<10>::new();
+        assert_eq!(window.until_below(ms(0), TENTH, 3), None);
+        window.add(ms(50), TENTH, 1);
+        window.add(ms(450), TENTH, 2);
+        assert_eq!(window.until_below(ms(460), TENTH, 4), None);
+        // The first goes when its slice, the first tenth, is a second old.
+        assert_eq!(window.until_below(ms(460), TENTH, 3), Some(ms(540)));
+        assert_eq!(window.until_below(ms(999), TENTH, 3), Some(ms(1)));
+        assert_eq!(window.until_below(ms(1000), TENTH, 3), None);
+        assert_eq!(window.until_below(ms(1000), TENTH, 2), Some(ms(400)));
+        assert_eq!(window.until_below(ms(1400), TENTH, 1), None);
+        window.add(ms(1400), TENTH, 7);
+        // Long after, nothing is left; and time that seems to go back breaks nothing.
+        assert_eq!(window.until_below(ms(90_000), TENTH, 1), None);
+        window.add(ms(80_000), TENTH, 1);
+        assert_eq!(window.until_below(ms(90_000), TENTH, 1), Some(ms(1000)));
+        assert_eq!(window.until_below(ms(90_000), TENTH, 0), Some(ms(1000)));
+    }
+
+    #[test]
+    fn cpu_time_of_the_last_minute_counts() {
+        let account = Account::new(&Name::default_namespace());
+        let seconds = Duration::from_secs;
+        assert_eq!(account.check_cpu(seconds(2), seconds(0)), Ok(()));
+        account.cpu.charge(ms(1_500));
+        assert_eq!(account.check_cpu(seconds(2), seconds(1)), Ok(()));
+        account.cpu.charge(ms(1_000));
+        let refused = account.check_cpu(seconds(2), seconds(10));
+        assert_eq!(refused, Err(used_up("cpu_per_minute", seconds(51))));
+        // Another quota, the same memory.
+        assert_eq!(account.check_cpu(seconds(3), seconds(10)), Ok(()));
+        assert!(account.check_cpu(seconds(2), seconds(60)).is_err());
+        assert_eq!(account.check_cpu(seconds(2), seconds(61)), Ok(()));
+    }
+}
