@@ -12,12 +12,14 @@ use bytes::{Bytes, BytesMut};
 use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
 use stepwell_core::ByteSize;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use crate::{ApiError, ErrorCode};
 
 /// How long a sender may pause.
 const PAUSE: Duration = Duration::from_secs(30);
+/// How long a whole body may take: whoever sends slower than a modem keeps others from sending.
+const WHOLE: Duration = Duration::from_secs(300);
 /// How long, and how much of, the body of a refused request is still read.
 const DRAIN: Duration = Duration::from_secs(10);
 const DRAIN_BYTES: u64 = 1 << 30;
@@ -45,8 +47,11 @@ impl BodyLimit {
         if announced.is_some_and(|length| length > self.limit) {
             return Err(self.too_large());
         }
-        let mut bytes = BytesMut::new();
-        while let Some(data) = next(&mut body).await? {
+        // What is announced is taken in one piece; it is memory only as far as it comes.
+        let announced = announced.and_then(|length| usize::try_from(length).ok());
+        let mut bytes = BytesMut::with_capacity(announced.unwrap_or_default());
+        let end = Instant::now() + WHOLE;
+        while let Some(data) = next(&mut body, end).await? {
             if (bytes.len() + data.len()) as u64 > self.limit {
                 return Err(self.too_large());
             }
@@ -74,14 +79,19 @@ impl BodyLimit {
     }
 }
 
-async fn next(body: &mut Body) -> Result<Option<Bytes>, ApiError> {
+async fn next(body: &mut Body, end: Instant) -> Result<Option<Bytes>, ApiError> {
     loop {
-        let frame = timeout(PAUSE, body.frame()).await.map_err(|_| {
-            ApiError::new(
-                ErrorCode::RequestTimeout,
-                format!("no part of the body came for {} s", PAUSE.as_secs()),
-            )
-        })?;
+        let pause = Instant::now() + PAUSE;
+        let frame = timeout_at(pause.min(end), body.frame())
+            .await
+            .map_err(|_| {
+                let detail = if end < pause {
+                    format!("the body did not come within {} s", WHOLE.as_secs())
+                } else {
+                    format!("no part of the body came for {} s", PAUSE.as_secs())
+                };
+                ApiError::new(ErrorCode::RequestTimeout, detail)
+            })?;
         match frame {
             None => return Ok(None),
             Some(Err(error)) => {

@@ -32,6 +32,7 @@ pub enum ErrorCode {
     UnknownImport,
     UnknownWorld,
     CompileTimeout,
+    CompileFailed,
     InvalidName,
     InvalidVersion,
     InvalidPipeline,
@@ -46,7 +47,7 @@ pub enum ErrorCode {
 
 impl ErrorCode {
     /// Every code.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 28] = [
         Self::BadRequest,
         Self::Unauthorized,
         Self::NotFound,
@@ -64,6 +65,7 @@ impl ErrorCode {
         Self::UnknownImport,
         Self::UnknownWorld,
         Self::CompileTimeout,
+        Self::CompileFailed,
         Self::InvalidName,
         Self::InvalidVersion,
         Self::InvalidPipeline,
@@ -111,11 +113,12 @@ impl ErrorCode {
             Self::UnknownImport => ("unknown-import", StatusCode::UNPROCESSABLE_ENTITY, "the component imports what nobody provides"),
             Self::UnknownWorld => ("unknown-world", StatusCode::UNPROCESSABLE_ENTITY, "the component's world is not known"),
             Self::CompileTimeout => ("compile-timeout", StatusCode::UNPROCESSABLE_ENTITY, "the component takes too long to compile"),
+            Self::CompileFailed => ("compile-failed", StatusCode::UNPROCESSABLE_ENTITY, "the component cannot be compiled"),
             Self::InvalidName => ("invalid-name", StatusCode::UNPROCESSABLE_ENTITY, "the name is not valid"),
             Self::InvalidVersion => ("invalid-version", StatusCode::UNPROCESSABLE_ENTITY, "the version is not valid"),
             Self::InvalidPipeline => ("invalid-pipeline", StatusCode::UNPROCESSABLE_ENTITY, "the pipeline document has mistakes"),
             Self::PluginGone => ("plugin-gone", StatusCode::CONFLICT, "a plugin version is gone"),
-            Self::Busy => ("busy", StatusCode::TOO_MANY_REQUESTS, "the host is busy"),
+            Self::Busy => ("busy", StatusCode::SERVICE_UNAVAILABLE, "the host is busy"),
             Self::Internal => ("internal", StatusCode::INTERNAL_SERVER_ERROR, "the host failed"),
             Self::Corrupt => ("corrupt", StatusCode::INTERNAL_SERVER_ERROR, "stored data is corrupt"),
             Self::Unsupported => ("unsupported", StatusCode::NOT_IMPLEMENTED, "this host cannot do that"),
@@ -159,6 +162,12 @@ impl ApiError {
             "the host failed to answer; its log says why",
         )
         .caused_by(cause)
+    }
+
+    /// As much of this is under way as the host takes on; it is worth another try in a few seconds.
+    pub fn busy(detail: impl Into<String>) -> Self {
+        Self::new(ErrorCode::Busy, detail)
+            .with_header(header::RETRY_AFTER, HeaderValue::from_static("5"))
     }
 
     /// The same, with every mistake that was found.

@@ -17,6 +17,7 @@ mod openapi;
 mod pipelines;
 mod plugins;
 mod router;
+mod uploads;
 
 pub use error::{ApiError, ErrorCode};
 pub use management::{

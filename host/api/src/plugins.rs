@@ -26,6 +26,7 @@ use crate::{ApiError, Items, Plugin, PluginVersion, etag};
         (status = 200, description = "It was there with the same bytes", body = PluginVersion),
         (status = 409, description = "`version-exists`: it is there with other bytes", body = crate::ProblemDetails, content_type = "application/problem+json"),
         (status = 413, description = "`too-large`", body = crate::ProblemDetails, content_type = "application/problem+json"),
+        (status = 503, description = "`busy`: too much is being uploaded or compiled; `Retry-After` says when to try again", body = crate::ProblemDetails, content_type = "application/problem+json"),
         (status = 422, description = "The component cannot be accepted; `code` says why", body = crate::ProblemDetails, content_type = "application/problem+json"),
         Failures,
     )
@@ -41,6 +42,8 @@ pub(crate) async fn put_plugin_version(
         setting: Some("limits.component"),
     };
     let (head, body) = request.into_parts();
+    // Held until the component is stored: so long its bytes are in memory.
+    let _room = api.uploads.room(&head.headers, limit.limit).await?;
     let component = limit.read(&head.headers, body).await?;
     let put = api
         .management

@@ -11,6 +11,7 @@ use crate::body::drain_refused;
 use crate::docs::get_asset;
 use crate::observe::observe;
 use crate::openapi::{handler, needs_token, openapi, operations};
+use crate::uploads::Uploads;
 use crate::{ApiError, ErrorCode, Management};
 
 /// What the operator decides of the API.
@@ -19,6 +20,8 @@ pub struct ApiOptions {
     pub admin_token: Option<Secret>,
     /// Bytes of the largest component that is accepted (`limits.component`).
     pub component_limit: u64,
+    /// Bytes of all components that are being uploaded (`limits.uploads`).
+    pub upload_bytes: u64,
 }
 
 /// What all handlers share.
@@ -26,6 +29,7 @@ pub(crate) struct Api {
     pub(crate) management: Arc<dyn Management>,
     pub(crate) token: Option<Token>,
     pub(crate) component_limit: u64,
+    pub(crate) uploads: Uploads,
 }
 
 /// The management API, ready to be served.
@@ -34,6 +38,7 @@ pub fn router(management: Arc<dyn Management>, options: ApiOptions) -> Router {
         management,
         token: options.admin_token.as_ref().map(Token::new),
         component_limit: options.component_limit,
+        uploads: Uploads::new(options.upload_bytes),
     });
     let (mut open, mut guarded) = (Router::new(), Router::new());
     for (path, mut item) in openapi().paths.paths {

@@ -162,13 +162,17 @@ pub enum Change {
     Unchanged,
 }
 
-/// Every pipeline's current revision at one moment.
+/// Current revisions of pipelines at one moment.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     /// The catalog's generation at that moment.
     pub generation: u64,
+    /// Whether these are all pipelines; otherwise they are those that have changed.
+    pub complete: bool,
     /// In the order of namespaces and names.
     pub pipelines: Vec<PipelineRevision>,
+    /// Namespaces and names of those that were deleted; of no interest where all that are left are there.
+    pub deleted: Vec<(Name, Name)>,
 }
 
 /// Which part of a list is wanted.

@@ -121,13 +121,18 @@ impl Catalog {
         }))
     }
 
-    /// Every pipeline's current revision, of all namespaces, at one moment.
+    /// Every pipeline's current revision, of all namespaces, at one moment; or only what has changed since a generation.
     ///
     /// # Errors
     /// [`CatalogError`]
-    pub async fn snapshot(&self) -> Result<Snapshot, CatalogError> {
+    pub async fn snapshot(&self, since: Option<u64>) -> Result<Snapshot, CatalogError> {
         let mut tx = self.db.read().await?;
         let generation = tx.generation().await?;
+        // A generation that is yet to come is another catalog's: this one was restored, or replaced.
+        let since = since.filter(|since| *since <= generation);
+        if let Some(since) = since {
+            return changes(&mut tx, generation, since).await;
+        }
         let rows = tx
             .rows(
                 select_revisions!(
@@ -139,7 +144,9 @@ impl Catalog {
             .await?;
         Ok(Snapshot {
             generation,
+            complete: true,
             pipelines: rows.iter().map(read).collect::<Result<_, _>>()?,
+            deleted: Vec::new(),
         })
     }
 
@@ -224,7 +231,9 @@ impl Catalog {
         .await?;
         let [namespace, name] = key;
         tx.execute(
-            "UPDATE pipelines SET deleted_at = $3 WHERE namespace = $1 AND name = $2",
+            "UPDATE pipelines SET deleted_at = $3, \
+             generation = (SELECT generation + 1 FROM catalog_state WHERE id = 1) \
+             WHERE namespace = $1 AND name = $2",
             &[namespace, name, Value::Int(now())],
         )
         .await?;
@@ -315,8 +324,10 @@ async fn append(
     let [space, pipeline] = key;
     let at = Value::Int(i64::try_from(number).unwrap_or(i64::MAX));
     tx.execute(
-        "INSERT INTO pipelines (namespace, name, revision) VALUES ($1, $2, $3) \
-         ON CONFLICT (namespace, name) DO UPDATE SET revision = excluded.revision, deleted_at = NULL",
+        "INSERT INTO pipelines (namespace, name, revision, generation) \
+         VALUES ($1, $2, $3, (SELECT generation + 1 FROM catalog_state WHERE id = 1)) \
+         ON CONFLICT (namespace, name) DO UPDATE SET \
+         revision = excluded.revision, generation = excluded.generation, deleted_at = NULL",
         &[space, pipeline, at],
     )
     .await?;
@@ -369,6 +380,36 @@ async fn append(
         },
         revision,
         generation,
+    })
+}
+
+/// What has changed after a generation. Changes are made one at a time, so none of them can be missed.
+async fn changes(tx: &mut Tx, generation: u64, since: u64) -> Result<Snapshot, CatalogError> {
+    let since = Value::Int(i64::try_from(since).unwrap_or(i64::MAX));
+    let rows = tx
+        .rows(
+            select_revisions!(
+                "JOIN pipelines p ON p.namespace = r.namespace AND p.name = r.name AND p.revision = r.revision \
+                 WHERE p.deleted_at IS NULL AND p.generation > $1 ORDER BY p.namespace, p.name"
+            ),
+            &[since],
+        )
+        .await?;
+    let deleted = tx
+        .rows(
+            "SELECT namespace, name FROM pipelines \
+             WHERE deleted_at IS NOT NULL AND generation > $1 ORDER BY namespace, name",
+            &[since],
+        )
+        .await?;
+    Ok(Snapshot {
+        generation,
+        complete: false,
+        pipelines: rows.iter().map(read).collect::<Result<_, _>>()?,
+        deleted: deleted
+            .iter()
+            .map(|row| Ok((row.parsed(0)?, row.parsed(1)?)))
+            .collect::<Result<_, CatalogError>>()?,
     })
 }
 

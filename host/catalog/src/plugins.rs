@@ -123,7 +123,7 @@ impl Catalog {
         }))
     }
 
-    /// Every version of every plugin of a namespace, in the order of names: what a host that starts needs to have compiled.
+    /// Every version of every plugin of a namespace, in the order of names.
     ///
     /// # Errors
     /// [`CatalogError`]
@@ -140,6 +140,34 @@ impl Catalog {
         .iter()
         .map(read_version)
         .collect()
+    }
+
+    /// The world of a component; none: no version has these bytes.
+    ///
+    /// # Errors
+    /// [`CatalogError`]
+    pub async fn world(&self, digest: Digest) -> Result<Option<String>, CatalogError> {
+        let mut tx = self.db.read().await?;
+        let row = tx
+            .row(
+                "SELECT world FROM plugin_versions WHERE digest = $1 LIMIT 1",
+                &[Value::Text(&digest.to_string())],
+            )
+            .await?;
+        row.map(|row| row.text(0)).transpose()
+    }
+
+    /// The world of every component, of all namespaces: for a host that starts with many.
+    ///
+    /// # Errors
+    /// [`CatalogError`]
+    pub async fn worlds(&self) -> Result<Vec<(Digest, String)>, CatalogError> {
+        let mut tx = self.db.read().await?;
+        tx.rows("SELECT DISTINCT digest, world FROM plugin_versions", &[])
+            .await?
+            .iter()
+            .map(|row| Ok((row.parsed(0)?, row.text(1)?)))
+            .collect()
     }
 
     /// Deletes a version, and its bytes unless another version has the same. Old revisions of pipelines may still pin it: they

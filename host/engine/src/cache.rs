@@ -3,8 +3,11 @@ use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
+use metrics::counter;
 use sha2::{Digest as _, Sha256};
 use stepwell_core::Digest;
 use wasmtime::component::Component;
@@ -13,31 +16,49 @@ use crate::config::Flavor;
 
 /// Compiled components on disk, by digest and by the compatibility of the engine that made them. The host is the only writer.
 ///
-/// A file appears whole or not at all (temporary file, fsync, rename), and beside it lies its SHA-256. What cannot be read, does
-/// not match its sum or is of another engine counts as missing: it is compiled again.
+/// Beside each file lies its SHA-256. What cannot be read, does not match its sum or is of another engine counts as missing: it
+/// is compiled again. That is why nothing here is synchronised to the disk: what a crash takes or tears is noticed.
 pub(crate) struct Cache {
     dir: PathBuf,
     /// What this process has checked already, or written itself.
     verified: Mutex<HashSet<Digest>>,
+    /// Of all files together, about; unknown until they have been counted.
+    bytes: AtomicU64,
+    most_bytes: u64,
 }
 
-const TEMPORARY: &str = ".tmp-";
+/// Files that are being written, in a directory of their own: what a process left there when it was killed goes as a whole.
+const UNFINISHED: &str = "unfinished";
+const CODE: &str = "cwasm";
+const SUM: &str = "sha256";
+/// How long the compiled code of another version of this program is kept after its last use.
+const OTHER_VERSIONS: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// What engines that run the same code have in common.
+pub(crate) fn fingerprint(engine: &wasmtime::Engine) -> String {
+    let mut hasher = DefaultHasher::new();
+    engine.precompile_compatibility_hash().hash(&mut hasher);
+    format!("{:016x}", hasher.finish())
+}
 
 impl Cache {
-    pub(crate) fn open(base: &Path, flavor: Flavor, engine: &wasmtime::Engine) -> io::Result<Self> {
-        let mut hasher = DefaultHasher::new();
-        engine.precompile_compatibility_hash().hash(&mut hasher);
-        let dir = base.join(format!("{}-{:016x}", flavor.as_str(), hasher.finish()));
-        fs::create_dir_all(&dir)?;
-        // Left behind by a process that was killed while it wrote.
-        for entry in fs::read_dir(&dir)?.flatten() {
-            if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
-                let _ = fs::remove_file(entry.path());
-            }
+    pub(crate) fn open(
+        base: &Path,
+        flavor: Flavor,
+        engine: &wasmtime::Engine,
+        most_bytes: u64,
+    ) -> io::Result<Self> {
+        let dir = base.join(format!("{}-{}", flavor.as_str(), fingerprint(engine)));
+        let unfinished = dir.join(UNFINISHED);
+        match fs::remove_dir_all(&unfinished) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => fs::create_dir_all(&unfinished)?,
         }
         Ok(Self {
             dir,
             verified: Mutex::default(),
+            bytes: AtomicU64::new(0),
+            most_bytes,
         })
     }
 
@@ -52,18 +73,40 @@ impl Cache {
         })
     }
 
-    /// The compiled component, mapped into memory. Reads and hashes the whole file the first time: call it off the request's path.
+    /// The compiled component, mapped into memory. Reads and hashes the whole file the first time, unless that was done ahead.
     pub(crate) fn load(&self, engine: &wasmtime::Engine, digest: &Digest) -> Option<Component> {
         let path = self.path(digest);
         if !path.exists() {
             return None;
         }
         match self.verify(digest, &path).and_then(|()| map(engine, &path)) {
-            Ok(component) => Some(component),
+            Ok(component) => {
+                touch(&path);
+                Some(component)
+            }
             Err(reason) => {
-                tracing::warn!(%digest, reason, "a compiled component cannot be used, it is compiled again");
-                self.remove(digest);
+                self.discard(digest, &reason);
                 None
+            }
+        }
+    }
+
+    /// Whether the compiled component was found to be sound.
+    pub(crate) fn is_verified(&self, digest: &Digest) -> bool {
+        self.lock().contains(digest)
+    }
+
+    /// Checks the compiled component ahead of its first use; answers whether it is there and sound.
+    pub(crate) fn verify_now(&self, digest: &Digest) -> bool {
+        let path = self.path(digest);
+        if !path.exists() {
+            return false;
+        }
+        match self.verify(digest, &path) {
+            Ok(()) => true,
+            Err(reason) => {
+                self.discard(digest, &reason);
+                false
             }
         }
     }
@@ -73,8 +116,11 @@ impl Cache {
         // The sum goes first: a component without one counts as missing.
         self.write(&self.sum_path(digest), &Sha256::digest(compiled))?;
         self.write(&self.path(digest), compiled)?;
-        fs::File::open(&self.dir)?.sync_all()?;
         self.lock().insert(*digest);
+        let size = compiled.len() as u64;
+        if self.bytes.fetch_add(size, Ordering::Relaxed) + size > self.most_bytes {
+            self.prune();
+        }
         Ok(())
     }
 
@@ -84,8 +130,73 @@ impl Cache {
         let _ = fs::remove_file(self.sum_path(digest));
     }
 
+    /// Drops what other versions of this program have left, and what there is too much of. It takes a while where there is much:
+    /// call it once, after the start.
+    pub(crate) fn tidy(&self) {
+        touch(&self.dir);
+        let own = self.dir.file_name();
+        let others = self.dir.parent().map(fs::read_dir);
+        for other in others.into_iter().flatten().flatten().flatten() {
+            let unused = other.metadata().and_then(|metadata| metadata.modified());
+            let old =
+                unused.is_ok_and(|used| used.elapsed().is_ok_and(|unused| unused > OTHER_VERSIONS));
+            if Some(other.file_name().as_os_str()) != own && is_ours(&other.path()) && old {
+                tracing::info!(directory = ?other.file_name(), "dropping code that another version of this program compiled");
+                let _ = fs::remove_dir_all(other.path());
+            }
+        }
+        self.prune();
+    }
+
+    /// Drops the components that were not loaded for longest until a tenth of the room is free, if there are too many. One that
+    /// is called again is compiled again.
+    fn prune(&self) {
+        let mut files: Vec<(SystemTime, u64, Digest)> = fs::read_dir(&self.dir)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|entry| {
+                let path = entry.path();
+                let metadata = entry.metadata().ok()?;
+                let digest = format!("sha256:{}", path.file_stem()?.to_str()?);
+                let is_code = path.extension()? == CODE;
+                let file = (
+                    metadata.modified().ok()?,
+                    metadata.len(),
+                    digest.parse().ok()?,
+                );
+                is_code.then_some(file)
+            })
+            .collect();
+        let mut total: u64 = files.iter().map(|(_, size, _)| size).sum();
+        if total > self.most_bytes {
+            files.sort_by_key(|(used, ..)| *used);
+            let enough = self.most_bytes / 10 * 9;
+            let mut count = 0u64;
+            for (_, size, digest) in files {
+                if total <= enough {
+                    break;
+                }
+                self.remove(&digest);
+                total = total.saturating_sub(size);
+                count += 1;
+            }
+            tracing::info!(
+                components = count,
+                "the cache of compiled code was full; the setting is limits.cache"
+            );
+            counter!("stepwell_compile_cache_dropped_total").increment(count);
+        }
+        self.bytes.store(total, Ordering::Relaxed);
+    }
+
+    fn discard(&self, digest: &Digest, reason: &str) {
+        tracing::warn!(%digest, reason, "a compiled component cannot be used, it is compiled again");
+        self.remove(digest);
+    }
+
     fn verify(&self, digest: &Digest, path: &Path) -> Result<(), String> {
-        if self.lock().contains(digest) {
+        if self.is_verified(digest) {
             return Ok(());
         }
         let expected =
@@ -99,11 +210,8 @@ impl Cache {
     }
 
     fn write(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
-        let mut file = tempfile::Builder::new()
-            .prefix(TEMPORARY)
-            .tempfile_in(&self.dir)?;
+        let mut file = tempfile::NamedTempFile::new_in(self.dir.join(UNFINISHED))?;
         file.write_all(bytes)?;
-        file.as_file().sync_all()?;
         file.persist(path)?;
         Ok(())
     }
@@ -113,7 +221,7 @@ impl Cache {
     }
 
     fn sum_path(&self, digest: &Digest) -> PathBuf {
-        self.dir.join(format!("{}.sha256", digest.hex()))
+        self.dir.join(format!("{}.{SUM}", digest.hex()))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashSet<Digest>> {
@@ -121,8 +229,28 @@ impl Cache {
     }
 }
 
+/// Whether a directory is one of those that [`Cache::open`] makes.
+fn is_ours(dir: &Path) -> bool {
+    dir.join(UNFINISHED).is_dir()
+}
+
+/// Remembers that something was used now.
+fn touch(path: &Path) {
+    use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, utimensat};
+    let at = |nanoseconds| Timespec {
+        tv_sec: 0,
+        tv_nsec: nanoseconds,
+    };
+    let now = Timestamps {
+        last_access: at(UTIME_OMIT),
+        last_modification: at(UTIME_NOW),
+    };
+    // Without it, the component is merely taken for older than it is.
+    let _ = utimensat(CWD, path, &now, AtFlags::empty());
+}
+
 fn file_name(digest: &Digest) -> String {
-    format!("{}.cwasm", digest.hex())
+    format!("{}.{CODE}", digest.hex())
 }
 
 fn sum(path: &Path) -> io::Result<Vec<u8>> {
@@ -167,6 +295,10 @@ mod tests {
         wasmtime::Engine::new(&wasmtime_config(flavor, Allocation::OnDemand)).unwrap()
     }
 
+    fn open(dir: &Path, engine: &wasmtime::Engine) -> Cache {
+        Cache::open(dir, Flavor::Lean, engine, u64::MAX).unwrap()
+    }
+
     fn compiled(engine: &wasmtime::Engine) -> (Digest, Vec<u8>) {
         let bytes = wat::parse_str(
             "(component (core module $m (func (export \"f\"))) (core instance (instantiate $m)))",
@@ -183,11 +315,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let engine = engine(Flavor::Lean);
         let (digest, code) = compiled(&engine);
-        let cache = Cache::open(dir.path(), Flavor::Lean, &engine).unwrap();
+        let cache = open(dir.path(), &engine);
         assert!(cache.load(&engine, &digest).is_none());
         cache.store(&digest, &code).unwrap();
         assert!(cache.load(&engine, &digest).is_some());
-        let next = Cache::open(dir.path(), Flavor::Lean, &engine).unwrap();
+        let next = open(dir.path(), &engine);
         assert!(next.load(&engine, &digest).is_some());
         next.remove(&digest);
         assert!(next.load(&engine, &digest).is_none());
@@ -199,11 +331,8 @@ mod tests {
         let engine = engine(Flavor::Lean);
         let (digest, code) = compiled(&engine);
         for damage in ["flip", "cut", "no sum", "empty"] {
-            Cache::open(dir.path(), Flavor::Lean, &engine)
-                .unwrap()
-                .store(&digest, &code)
-                .unwrap();
-            let cache = Cache::open(dir.path(), Flavor::Lean, &engine).unwrap();
+            open(dir.path(), &engine).store(&digest, &code).unwrap();
+            let cache = open(dir.path(), &engine);
             let path = cache.path(&digest);
             match damage {
                 "flip" => {
@@ -226,10 +355,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (lean, concurrent) = (engine(Flavor::Lean), engine(Flavor::Concurrent));
         let (digest, code) = compiled(&concurrent);
-        let cache = Cache::open(dir.path(), Flavor::Lean, &lean).unwrap();
+        let cache = open(dir.path(), &lean);
         assert_ne!(
             cache.dir,
-            Cache::open(dir.path(), Flavor::Concurrent, &concurrent)
+            Cache::open(dir.path(), Flavor::Concurrent, &concurrent, 0)
                 .unwrap()
                 .dir
         );
@@ -242,10 +371,73 @@ mod tests {
     fn leftovers_of_a_killed_process_are_swept() {
         let dir = tempfile::tempdir().unwrap();
         let engine = engine(Flavor::Lean);
-        let cache = Cache::open(dir.path(), Flavor::Lean, &engine).unwrap();
-        let leftover = cache.dir.join(".tmp-abc");
+        let cache = open(dir.path(), &engine);
+        let leftover = cache.dir.join(UNFINISHED).join("half");
         fs::write(&leftover, b"half").unwrap();
-        Cache::open(dir.path(), Flavor::Lean, &engine).unwrap();
+        open(dir.path(), &engine);
         assert!(!leftover.exists());
+    }
+
+    #[test]
+    fn what_was_checked_ahead_is_not_checked_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = engine(Flavor::Lean);
+        let (digest, code) = compiled(&engine);
+        assert!(!open(dir.path(), &engine).verify_now(&digest));
+        open(dir.path(), &engine).store(&digest, &code).unwrap();
+        let cache = open(dir.path(), &engine);
+        assert!(!cache.is_verified(&digest));
+        assert!(cache.verify_now(&digest) && cache.is_verified(&digest));
+        fs::remove_file(cache.sum_path(&digest)).unwrap();
+        assert!(cache.load(&engine, &digest).is_some());
+        let next = open(dir.path(), &engine);
+        assert!(!next.verify_now(&digest));
+        assert!(!next.path(&digest).exists());
+    }
+
+    #[test]
+    fn what_was_not_used_for_longest_makes_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = engine(Flavor::Lean);
+        let (_, code) = compiled(&engine);
+        let most = code.len() as u64 * 5 / 2;
+        let cache = Cache::open(dir.path(), Flavor::Lean, &engine, most).unwrap();
+        let digests = [b"a", b"b", b"c"].map(|name| Digest::of(name));
+        for (age, digest) in [3, 2].into_iter().zip(&digests) {
+            cache.store(digest, &code).unwrap();
+            let file = fs::File::options().write(true).open(cache.path(digest));
+            let then = SystemTime::now() - Duration::from_secs(age * 3600);
+            file.unwrap().set_modified(then).unwrap();
+        }
+        // The older one is of use again.
+        assert!(cache.load(&engine, &digests[0]).is_some());
+        cache.store(&digests[2], &code).unwrap();
+        let there = digests.map(|digest| cache.load(&engine, &digest).is_some());
+        assert_eq!(there, [true, false, true]);
+        assert!(!cache.is_verified(&digests[1]) && !cache.sum_path(&digests[1]).exists());
+    }
+
+    #[test]
+    fn code_of_other_versions_goes_when_it_was_not_used_for_long() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = engine(Flavor::Lean);
+        let cache = open(dir.path(), &engine);
+        let other = |name: &str, days: u64, ours: bool| {
+            let path = dir.path().join(name);
+            fs::create_dir_all(path.join(if ours { UNFINISHED } else { "theirs" })).unwrap();
+            let then = SystemTime::now() - Duration::from_secs(days * 24 * 3600);
+            fs::File::open(&path).unwrap().set_modified(then).unwrap();
+            path
+        };
+        let (recent, old) = (other("lean-1", 6, true), other("lean-2", 8, true));
+        let foreign = other("something-else", 100, false);
+        let then = SystemTime::now() - Duration::from_secs(100 * 24 * 3600);
+        fs::File::open(&cache.dir)
+            .unwrap()
+            .set_modified(then)
+            .unwrap();
+        cache.tidy();
+        assert!(cache.dir.exists() && recent.exists() && foreign.exists());
+        assert!(!old.exists());
     }
 }

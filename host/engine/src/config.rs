@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use wasmtime::{Config, Enabled, InstanceAllocationStrategy, PoolingAllocationConfig};
 
+use crate::compile::CompileBy;
 use crate::memory::half_of_the_machine;
 
 /// What an [`Engine`](crate::Engine) is made with.
@@ -14,8 +15,20 @@ pub struct EngineConfig {
     pub max_component: u64,
     /// Time that compiling one component may take (`limits.compile`).
     pub compile_timeout: Duration,
+    /// Bytes of memory that compiling one component may take (`limits.compile_memory`).
+    pub compile_memory: u64,
     /// Components that are compiled side by side.
     pub compile_concurrency: usize,
+    /// Components that may wait to be compiled; a few more of tenants that have none waiting.
+    pub compile_queue: usize,
+    /// How components are compiled.
+    pub compile_by: CompileBy,
+    /// Bytes of compiled code that are kept on disk (`limits.cache`).
+    pub cache_bytes: u64,
+    /// Components that stay loaded between calls (`limits.loaded_components`).
+    pub loaded_components: usize,
+    /// Bytes of their compiled code.
+    pub loaded_bytes: u64,
     /// Instances that live at once; further calls wait.
     pub instances: u32,
     /// Bytes of the linear memories of all instances together (`limits.guest_memory`).
@@ -37,8 +50,14 @@ impl EngineConfig {
             cache_dir: cache_dir.into(),
             max_component: 64 << 20,
             compile_timeout: Duration::from_secs(120),
+            compile_memory: 4 << 30,
             // One compilation already uses every core while it generates code.
             compile_concurrency: (cores / 2).max(1),
+            compile_queue: 64,
+            compile_by: CompileBy::InProcess,
+            cache_bytes: 10 << 30,
+            loaded_components: 1000,
+            loaded_bytes: 8 << 30,
             instances: 1000,
             guest_memory: half_of_the_machine(),
             host_call_bytes: 16 << 20,
@@ -62,6 +81,15 @@ impl Flavor {
         match self {
             Self::Lean => "lean",
             Self::Concurrent => "concurrent",
+        }
+    }
+
+    /// The flavour of this name.
+    pub(crate) fn parse(name: &str) -> Option<Self> {
+        match name {
+            "lean" => Some(Self::Lean),
+            "concurrent" => Some(Self::Concurrent),
+            _ => None,
         }
     }
 }
@@ -173,6 +201,20 @@ mod tests {
         let (engine, allocation) = wasmtime_engine(Flavor::Lean, 1000).unwrap();
         assert_eq!(allocation, Allocation::Pool(1000));
         assert!(engine.pooling_allocator_metrics().is_some());
+    }
+
+    #[test]
+    fn what_is_compiled_without_a_pool_runs_in_one() {
+        for flavor in [Flavor::Lean, Flavor::Concurrent] {
+            let fingerprint = |allocation| {
+                let config = wasmtime_config(flavor, allocation);
+                crate::cache::fingerprint(&wasmtime::Engine::new(&config).unwrap())
+            };
+            assert_eq!(
+                fingerprint(Allocation::OnDemand),
+                fingerprint(Allocation::Pool(10))
+            );
+        }
     }
 
     #[test]

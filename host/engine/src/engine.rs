@@ -5,16 +5,20 @@ use std::time::Duration;
 use bytes::Bytes;
 use metrics::gauge;
 use stepwell_core::Digest;
-use tokio::sync::Semaphore;
 use wasmtime::PoolingAllocatorMetrics;
 use wasmtime::component::Linker;
 
+use crate::chores::Chores;
+use crate::compile::{CompileLimits, Compiler};
 use crate::config::EngineConfig;
+use crate::handle::{Fetch, Handle};
 use crate::inspect::{Inspection, Refused, inspect};
 use crate::interfaces::Interfaces;
 use crate::load::{LoadError, Loader};
 use crate::machine::Machines;
 use crate::plugin::Plugin;
+use crate::queue::{Lane, Queue};
+use crate::residents::Residents;
 use crate::store::StoreState;
 
 /// Runs components. `S` is what the store of each call holds. Cheap to clone.
@@ -27,7 +31,7 @@ pub struct Engine<S: StoreState> {
 /// What came of [`Engine::compile`].
 #[derive(Clone, Copy, Debug)]
 pub struct CompileReport {
-    /// How long the compiler took; zero when the component had been compiled before.
+    /// How long the compiler took, its process included; zero when the component had been compiled before.
     pub compile_time: Duration,
     /// Whether the component had been compiled before.
     pub cached: bool,
@@ -49,14 +53,28 @@ impl<S: StoreState> Engine<S> {
         link: impl Fn(&mut Linker<S>) -> wasmtime::Result<()> + Send + Sync + 'static,
     ) -> Result<Self, EngineError> {
         let interfaces = Arc::new(Interfaces::new(&config.interfaces));
-        let (max_component, compile_timeout) = (config.max_component, config.compile_timeout);
-        let compiling = Arc::new(Semaphore::new(config.compile_concurrency.max(1)));
+        let max_component = config.max_component;
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let chores = Chores::start(cores / 2)
+            .map_err(|error| EngineError(format!("its threads: {error}")))?;
+        let compiler = Compiler::new(
+            config.compile_by.clone(),
+            CompileLimits {
+                time: config.compile_timeout,
+                memory: config.compile_memory,
+                threads: cores,
+            },
+            Queue::new(config.compile_concurrency, config.compile_queue),
+            Some(config.cache_dir.join("functions")),
+        );
+        let residents = Residents::new(config.loaded_components, config.loaded_bytes);
         let machines = Machines::new(config, Box::new(link))?;
         Ok(Self {
             loader: Arc::new(Loader {
                 machines,
-                compile_timeout,
-                compiling,
+                compiler: Arc::new(compiler),
+                residents: Arc::new(residents),
+                chores: Arc::new(chores),
                 plugins: Mutex::default(),
             }),
             interfaces,
@@ -64,7 +82,8 @@ impl<S: StoreState> Engine<S> {
         })
     }
 
-    /// Checks an upload without compiling it. It takes milliseconds for large components: call it off the async threads.
+    /// Checks an upload without compiling it. It takes milliseconds for large components: call it off the async threads, or
+    /// [`Engine::examine`].
     ///
     /// # Errors
     /// [`Refused`], with the code that the management API answers.
@@ -72,21 +91,46 @@ impl<S: StoreState> Engine<S> {
         inspect(bytes, &self.interfaces, self.max_component)
     }
 
-    /// Compiles a component into the cache and checks that it links. Doing it again costs little.
+    /// Hashes and checks an upload, on threads that give way to requests.
+    ///
+    /// # Errors
+    /// [`Refused`], as [`Engine::inspect`].
+    pub async fn examine(&self, bytes: Bytes) -> Result<(Digest, Inspection), Refused> {
+        let engine = self.clone();
+        let chore = move || {
+            let inspection = engine.inspect(&bytes)?;
+            Ok((Digest::of(&bytes), inspection))
+        };
+        self.loader.chores.run(chore).await.unwrap_or_else(|| {
+            Err(Refused::new(
+                "invalid-component",
+                "the component cannot be read: checking it failed".to_owned(),
+                "rebuild it, and check it with wasm-tools validate",
+            ))
+        })
+    }
+
+    /// Compiles a tenant's component into the cache and checks that it links. Doing it again costs little.
     ///
     /// # Errors
     /// [`LoadError`].
-    pub async fn compile(&self, digest: Digest, bytes: Bytes) -> Result<CompileReport, LoadError> {
-        let plugin = self.load(digest, ready(Ok::<_, LoadError>(bytes))).await?;
+    pub async fn compile(
+        &self,
+        tenant: &str,
+        digest: Digest,
+        bytes: Bytes,
+    ) -> Result<CompileReport, LoadError> {
+        let lane = Lane::Tenant(tenant.to_owned());
+        let bytes = ready(Ok::<_, LoadError>(bytes));
+        let plugin = self.loader.load(digest, lane, bytes).await?;
         Ok(CompileReport {
             compile_time: plugin.compiled_in.unwrap_or_default(),
             cached: plugin.compiled_in.is_none(),
         })
     }
 
-    /// The component, ready to be called: mapped from the cache, or compiled from what `fetch` gives if it is not there. Called
-    /// when something is deployed, not for each request; it is loaded once however many ask, and unloaded when the last one drops
-    /// it.
+    /// The component, ready to be called: mapped from the cache, or compiled from what `fetch` gives if it is not there. It is
+    /// loaded once however many ask, and unloaded when the last one drops it.
     ///
     /// # Errors
     /// [`LoadError`].
@@ -95,7 +139,39 @@ impl<S: StoreState> Engine<S> {
         F: Future<Output = Result<Bytes, E>> + Send + 'static,
         E: std::fmt::Display,
     {
-        self.loader.load(digest, fetch).await
+        self.loader.load(digest, Lane::Calls, fetch).await
+    }
+
+    /// The component as a deployment holds it: nothing is read until it is called, and it is unloaded when thousands of others
+    /// are called more often.
+    pub fn handle(&self, digest: Digest, fetch: Fetch) -> Handle<S> {
+        Handle {
+            digest,
+            fetch,
+            seat: self.loader.residents.seat(digest),
+            loader: self.loader.clone(),
+        }
+    }
+
+    /// Whether a component's compiled code is there and was checked.
+    pub fn is_ready(&self, digest: &Digest) -> bool {
+        self.loader.is_ready(digest)
+    }
+
+    /// Makes sure, ahead of its first call, that a component can be loaded: its compiled code is checked, or compiled from what
+    /// `fetch` gives. It waits for nothing but what the host does ahead.
+    ///
+    /// # Errors
+    /// [`LoadError`].
+    pub async fn prepare(&self, digest: Digest, fetch: &Fetch) -> Result<(), LoadError> {
+        self.loader.prepare(digest, fetch(digest)).await
+    }
+
+    /// Drops compiled code that is no longer of use. It takes a while where there is much: called once, after the start.
+    pub async fn tidy(&self) {
+        let loader = self.loader.clone();
+        let tidy = move || loader.machines.made().for_each(|made| made.cache.tidy());
+        self.loader.chores.run(tidy).await;
     }
 
     /// Drops a component from the cache. Calls of those that have it loaded go on.
@@ -105,6 +181,10 @@ impl<S: StoreState> Engine<S> {
 
     /// Sets the gauges of what is in use now; called before metrics are rendered.
     pub fn record_use(&self) {
+        let (components, bytes) = self.loader.residents.loaded();
+        gauge!("stepwell_components_loaded").set(components as f64);
+        gauge!("stepwell_components_loaded_bytes").set(bytes as f64);
+        gauge!("stepwell_compile_waiting").set(self.loader.compiler.waiting() as f64);
         let made = || self.loader.machines.made();
         let calls: usize = made().map(|machine| machine.shared.ticker.calls()).sum();
         gauge!("stepwell_guest_calls_active").set(calls as f64);
@@ -166,6 +246,29 @@ pub fn describe_metrics() {
     describe_counter!(
         "stepwell_compile_cache_misses_total",
         "Components that had to be compiled."
+    );
+    describe_counter!(
+        "stepwell_compile_cache_dropped_total",
+        "Compiled components that were dropped to make room on disk."
+    );
+    describe_counter!(
+        "stepwell_compile_failures_total",
+        "Components that were not compiled, by reason."
+    );
+    describe_gauge!("stepwell_compiling", "Components that are being compiled.");
+    describe_gauge!(
+        "stepwell_compile_waiting",
+        "Components that wait to be compiled."
+    );
+    describe_gauge!("stepwell_components_loaded", "Components in memory.");
+    describe_gauge!(
+        "stepwell_components_loaded_bytes",
+        Unit::Bytes,
+        "Compiled code of the components in memory; it is mapped, and resident as far as it is used."
+    );
+    describe_counter!(
+        "stepwell_components_evicted_total",
+        "Components that were unloaded to make room for others."
     );
     describe_histogram!(
         "stepwell_compile_seconds",

@@ -1,24 +1,27 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared as SharedFuture};
-use metrics::{counter, histogram};
-use stepwell_core::{Digest, show_duration};
-use tokio::sync::Semaphore;
+use metrics::counter;
+use stepwell_core::{ByteSize, Digest, show_duration};
 use wasmtime::component::Component;
 use wasmtime::component::types::{ComponentFunc, ComponentInstance, ComponentItem};
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
 use wasmtime_wasi_http::p3::bindings::ServicePre;
 
 use crate::cache::from_memory;
+use crate::chores::Chores;
+use crate::compile::{Compiled, Compiler};
 use crate::config::Flavor;
 use crate::inspect::{Refused, World, flavor, target};
 use crate::machine::{Machine, Machines};
 use crate::plugin::{Code, Plugin};
+use crate::queue::Lane;
+use crate::residents::Residents;
 use crate::step::{Input, Output, StepPre};
 use crate::store::StoreState;
 use crate::{function, service};
@@ -35,6 +38,21 @@ pub enum LoadError {
         /// `limits.compile`.
         limit: Duration,
     },
+    /// Compiling takes too much memory.
+    #[error("compiling the component needs more than {} of memory; the setting is limits.compile_memory", ByteSize(*.limit))]
+    TooBig {
+        /// `limits.compile_memory`.
+        limit: u64,
+    },
+    /// The compiler did not come to its end.
+    #[error("the compiler failed on the component: {reason}")]
+    Crashed {
+        /// How it ended.
+        reason: String,
+    },
+    /// Too many others wait to be compiled.
+    #[error("too many components are waiting to be compiled")]
+    Busy,
     /// The component is not compiled, and its bytes cannot be had.
     #[error("cannot read the component {digest}: {reason}")]
     Unreadable {
@@ -59,11 +77,26 @@ pub enum LoadError {
     },
 }
 
-/// Loads components, each once however many ask for it, and compiles those that are not in the cache.
+impl LoadError {
+    /// A word for metrics.
+    pub(crate) fn reason(&self) -> &'static str {
+        match self {
+            Self::Refused(_) => "refused",
+            Self::TooSlow { .. } => "time",
+            Self::TooBig { .. } => "memory",
+            Self::Crashed { .. } => "crash",
+            Self::Busy => "busy",
+            Self::Unreadable { .. } | Self::Damaged { .. } | Self::Host { .. } => "host",
+        }
+    }
+}
+
+/// Loads components, each once however many ask for it, and has those compiled that are not in the cache.
 pub(crate) struct Loader<S: StoreState> {
     pub(crate) machines: Machines<S>,
-    pub(crate) compile_timeout: Duration,
-    pub(crate) compiling: Arc<Semaphore>,
+    pub(crate) compiler: Arc<Compiler>,
+    pub(crate) residents: Arc<Residents<S>>,
+    pub(crate) chores: Arc<Chores>,
     pub(crate) plugins: Mutex<HashMap<Digest, Entry<S>>>,
 }
 
@@ -71,7 +104,7 @@ type Loading<S> = SharedFuture<BoxFuture<'static, Result<Arc<Plugin<S>>, LoadErr
 
 pub(crate) enum Entry<S: StoreState> {
     Loading(Loading<S>),
-    /// Whoever deployed it keeps it; when nobody does any more, its code is unmapped.
+    /// Whoever uses it keeps it; when nobody does any more, its code is unmapped.
     Loaded(Weak<Plugin<S>>),
 }
 
@@ -79,21 +112,61 @@ impl<S: StoreState> Loader<S> {
     pub(crate) async fn load<F, E>(
         self: &Arc<Self>,
         digest: Digest,
+        lane: Lane,
         fetch: F,
     ) -> Result<Arc<Plugin<S>>, LoadError>
     where
         F: Future<Output = Result<Bytes, E>> + Send + 'static,
         E: std::fmt::Display,
     {
-        match self.find_or_start(digest, fetch) {
+        match self.find_or_start(digest, lane, fetch) {
             Ok(plugin) => Ok(plugin),
             Err(loading) => loading.await,
+        }
+    }
+
+    /// Sees to it that a component can be loaded from the cache: it is checked there, or compiled into it.
+    pub(crate) async fn prepare<F, E>(
+        self: &Arc<Self>,
+        digest: Digest,
+        fetch: F,
+    ) -> Result<(), LoadError>
+    where
+        F: Future<Output = Result<Bytes, E>> + Send + 'static,
+        E: std::fmt::Display,
+    {
+        let loader = self.clone();
+        let check = move || {
+            let (lean, digest) = (loader.machines.lean(), &digest);
+            lean.cache.verify_now(digest)
+                || loader
+                    .machines
+                    .concurrent_with(digest)
+                    .is_some_and(|concurrent| concurrent.cache.verify_now(digest))
+        };
+        let ready = self.is_ready(&digest) || self.chores.run(check).await == Some(true);
+        if ready {
+            return Ok(());
+        }
+        self.load(digest, Lane::Ahead, fetch).await.map(drop)
+    }
+
+    pub(crate) fn is_ready(&self, digest: &Digest) -> bool {
+        let mut made = self.machines.made();
+        made.any(|machine| machine.cache.is_verified(digest))
+    }
+
+    pub(crate) fn forget(&self, digest: &Digest) {
+        self.lock().remove(digest);
+        for machine in self.machines.made() {
+            machine.cache.remove(digest);
         }
     }
 
     fn find_or_start<F, E>(
         self: &Arc<Self>,
         digest: Digest,
+        lane: Lane,
         fetch: F,
     ) -> Result<Arc<Plugin<S>>, Loading<S>>
     where
@@ -105,34 +178,34 @@ impl<S: StoreState> Loader<S> {
             Some(Entry::Loading(loading)) => Err(loading.clone()),
             Some(Entry::Loaded(plugin)) if let Some(plugin) = plugin.upgrade() => Ok(plugin),
             _ => {
-                let loading = self.start(digest, fetch);
+                let loading = self.start(digest, lane, fetch);
                 plugins.insert(digest, Entry::Loading(loading.clone()));
                 Err(loading)
             }
         }
     }
 
-    pub(crate) fn forget(&self, digest: &Digest) {
-        self.lock().remove(digest);
-        for machine in self.machines.made() {
-            machine.cache.remove(digest);
-        }
-    }
-
     /// Loads as a task of its own: who asked may go away, and others may be waiting for it.
-    fn start<F, E>(self: &Arc<Self>, digest: Digest, fetch: F) -> Loading<S>
+    fn start<F, E>(self: &Arc<Self>, digest: Digest, lane: Lane, fetch: F) -> Loading<S>
     where
         F: Future<Output = Result<Bytes, E>> + Send + 'static,
         E: std::fmt::Display,
     {
         let loader = self.clone();
         let task = tokio::spawn(async move {
-            let outcome = loader.prepare(digest, fetch).await;
+            let outcome = loader.map_or_compile(digest, lane, fetch).await;
             let mut plugins = loader.lock();
             match &outcome {
                 Ok(plugin) => plugins.insert(digest, Entry::Loaded(Arc::downgrade(plugin))),
                 Err(_) => plugins.remove(&digest),
             };
+            // Those that have gone leave little behind, and thousands of them leave much.
+            if plugins.len().is_power_of_two() {
+                plugins.retain(|_, entry| match entry {
+                    Entry::Loading(_) => true,
+                    Entry::Loaded(plugin) => plugin.strong_count() > 0,
+                });
+            }
             outcome
         });
         task.map(move |ended| {
@@ -147,9 +220,10 @@ impl<S: StoreState> Loader<S> {
         .shared()
     }
 
-    async fn prepare<F, E>(
+    async fn map_or_compile<F, E>(
         self: &Arc<Self>,
         digest: Digest,
+        lane: Lane,
         fetch: F,
     ) -> Result<Arc<Plugin<S>>, LoadError>
     where
@@ -157,36 +231,51 @@ impl<S: StoreState> Loader<S> {
         E: std::fmt::Display,
     {
         let loader = self.clone();
-        let cached = blocking(digest, move || Ok(loader.cached(&digest))).await?;
-        let (flavor, component, compiled_in) = match cached {
-            Some((flavor, component)) => {
-                counter!("stepwell_compile_cache_hits_total").increment(1);
-                (flavor, component, None)
-            }
-            None => {
-                counter!("stepwell_compile_cache_misses_total").increment(1);
-                let bytes = fetch.await.map_err(|error| LoadError::Unreadable {
-                    digest,
-                    reason: error.to_string(),
-                })?;
-                let (flavor, bytes) = blocking(digest, move || Ok((flavor(&bytes), bytes))).await?;
-                let (component, took) = self.compile(digest, flavor, bytes).await?;
-                (flavor, component, Some(took))
-            }
-        };
-        let machine = self.machine(digest, flavor)?;
-        Ok(Arc::new(link(machine, &component, compiled_in)?))
+        let mapped = blocking(digest, move || {
+            let mapped = loader.mapped(&digest);
+            mapped
+                .map(|(machine, component)| link(machine, &component, None))
+                .transpose()
+        })
+        .await?;
+        if let Some(plugin) = mapped {
+            counter!("stepwell_compile_cache_hits_total").increment(1);
+            return Ok(Arc::new(plugin));
+        }
+        counter!("stepwell_compile_cache_misses_total").increment(1);
+        let bytes = fetch.await.map_err(|error| LoadError::Unreadable {
+            digest,
+            reason: error.to_string(),
+        })?;
+        let loader = self.clone();
+        let (flavor, engine, bytes) = blocking(digest, move || {
+            let flavor = flavor(&bytes);
+            let engine = loader.machine(digest, flavor)?.shared.engine.clone();
+            Ok((flavor, engine, bytes))
+        })
+        .await?;
+        let Compiled { code, took } = self
+            .compiler
+            .compile(&engine, flavor, digest, bytes, lane)
+            .await?;
+        let loader = self.clone();
+        blocking(digest, move || {
+            let machine = loader.machine(digest, flavor)?;
+            let component = keep(machine, &digest, &code)?;
+            link(machine, &component, Some(took)).map(Arc::new)
+        })
+        .await
     }
 
     /// Looks for compiled code; it lies in the cache of the component's flavour.
-    fn cached(&self, digest: &Digest) -> Option<(Flavor, Component)> {
+    fn mapped(&self, digest: &Digest) -> Option<(&Machine<S>, Component)> {
         let lean = self.machines.lean();
         if let Some(component) = lean.cache.load(&lean.shared.engine, digest) {
-            return Some((Flavor::Lean, component));
+            return Some((lean, component));
         }
         let concurrent = self.machines.concurrent_with(digest)?;
         let component = concurrent.cache.load(&concurrent.shared.engine, digest)?;
-        Some((Flavor::Concurrent, component))
+        Some((concurrent, component))
     }
 
     fn machine(&self, digest: Digest, flavor: Flavor) -> Result<&Machine<S>, LoadError> {
@@ -196,58 +285,23 @@ impl<S: StoreState> Loader<S> {
         })
     }
 
-    async fn compile(
-        self: &Arc<Self>,
-        digest: Digest,
-        flavor: Flavor,
-        bytes: Bytes,
-    ) -> Result<(Component, Duration), LoadError> {
-        let limit = self.compile_timeout;
-        let permit = tokio::time::timeout(limit, self.compiling.clone().acquire_owned())
-            .await
-            .ok()
-            .and_then(Result::ok)
-            .ok_or_else(|| LoadError::Host {
-                digest,
-                reason: format!(
-                    "the compiler was busy with other components for {}",
-                    show_duration(limit)
-                ),
-            })?;
-        let loader = self.clone();
-        let work = blocking(digest, move || {
-            // The compiler cannot be stopped: it keeps its permit until it is done, even if nobody waits any more.
-            let _permit = permit;
-            if Digest::of(&bytes) != digest {
-                return Err(LoadError::Damaged { digest });
-            }
-            let machine = loader.machine(digest, flavor)?;
-            let engine = &machine.shared.engine;
-            let began = Instant::now();
-            let code = engine
-                .precompile_component(&bytes)
-                .map_err(|error| refused(&error))?;
-            let took = began.elapsed();
-            histogram!("stepwell_compile_seconds").record(took.as_secs_f64());
-            if took > limit {
-                return Err(LoadError::TooSlow { limit });
-            }
-            if let Err(error) = machine.cache.store(&digest, &code) {
-                tracing::warn!(%digest, %error, "cannot keep a compiled component, it will be compiled again at the next start");
-            } else if let Some(component) = machine.cache.load(engine, &digest) {
-                return Ok((component, took));
-            }
-            let component = from_memory(engine, &code).map_err(|error| refused(&error))?;
-            Ok((component, took))
-        });
-        tokio::time::timeout(limit, work)
-            .await
-            .unwrap_or(Err(LoadError::TooSlow { limit }))
-    }
-
     fn lock(&self) -> MutexGuard<'_, HashMap<Digest, Entry<S>>> {
         self.plugins.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn keep<S: StoreState>(
+    machine: &Machine<S>,
+    digest: &Digest,
+    code: &[u8],
+) -> Result<Component, LoadError> {
+    let engine = &machine.shared.engine;
+    if let Err(error) = machine.cache.store(digest, code) {
+        tracing::warn!(%digest, %error, "cannot keep a compiled component, it will be compiled again at the next start");
+    } else if let Some(component) = machine.cache.load(engine, digest) {
+        return Ok(component);
+    }
+    from_memory(engine, code).map_err(|error| refused(&error))
 }
 
 fn link<S: StoreState>(
@@ -290,7 +344,14 @@ fn link<S: StoreState>(
         code,
         shared: machine.shared.clone(),
         compiled_in,
+        code_bytes: image_bytes(component),
     })
+}
+
+/// Bytes that the component's compiled code takes up when it is mapped.
+fn image_bytes(component: &Component) -> u64 {
+    let image = component.image_range();
+    image.end.addr().saturating_sub(image.start.addr()) as u64
 }
 
 /// Checks the type of a function now, so that calls need not fail on it later.
@@ -326,16 +387,20 @@ async fn blocking<T: Send + 'static>(
         .unwrap_or_else(|error| {
             Err(LoadError::Host {
                 digest,
-                reason: format!("the compiler stopped: {error}"),
+                reason: format!("loading stopped: {error}"),
             })
         })
 }
 
 /// What the compiler does not accept.
-fn refused(error: &wasmtime::Error) -> LoadError {
+pub(crate) fn refused(error: &wasmtime::Error) -> LoadError {
+    refused_text(&text(error))
+}
+
+pub(crate) fn refused_text(text: &str) -> LoadError {
     LoadError::Refused(Refused::new(
         "invalid-component",
-        format!("the component cannot be compiled: {}", text(error)),
+        format!("the component cannot be compiled: {text}"),
         "rebuild it, and check it with wasm-tools validate",
     ))
 }
@@ -348,6 +413,6 @@ fn unlinkable(error: &wasmtime::Error) -> Refused {
     )
 }
 
-fn text(error: &wasmtime::Error) -> String {
+pub(crate) fn text(error: &wasmtime::Error) -> String {
     format!("{error:#}").chars().take(500).collect()
 }

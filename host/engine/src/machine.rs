@@ -127,7 +127,7 @@ impl<S: StoreState> Machine<S> {
             add_wasi_03(&mut linker).map_err(fail)?;
         }
         link(&mut linker).map_err(fail)?;
-        let cache = Cache::open(&config.cache_dir, flavor, &engine)
+        let cache = Cache::open(&config.cache_dir, flavor, &engine, config.cache_bytes)
             .map_err(|error| EngineError(format!("the cache of compiled components: {error}")))?;
         let ticker =
             Ticker::start(&engine).map_err(|error| EngineError(format!("its clock: {error}")))?;

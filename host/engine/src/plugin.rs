@@ -22,6 +22,8 @@ pub struct Plugin<S: StoreState> {
     pub(crate) shared: Arc<Shared>,
     /// How long compiling took, if this process had to.
     pub(crate) compiled_in: Option<Duration>,
+    /// Bytes of its compiled code.
+    pub(crate) code_bytes: u64,
 }
 
 pub(crate) enum Code<S: 'static> {

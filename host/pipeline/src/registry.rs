@@ -1,49 +1,56 @@
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use arc_swap::ArcSwap;
 use stepwell_core::Name;
 
 use crate::Deployment;
 
-/// What is deployed now. Readers take a snapshot without waiting; each change swaps whole `Arc`s, so nobody ever sees half of one.
+/// What is deployed now. Each change swaps one `Arc`, however many there are, so nobody ever sees half of one; the lock is held
+/// for a look-up only.
 #[derive(Default)]
 pub struct Registry {
-    deployments: ArcSwap<HashMap<(Name, Name), Arc<Deployment>>>,
+    deployments: RwLock<Deployments>,
 }
+
+type Deployments = HashMap<(Name, Name), Arc<Deployment>>;
 
 impl Registry {
     /// The current deployment of a pipeline.
     pub fn get(&self, namespace: &Name, pipeline: &Name) -> Option<Arc<Deployment>> {
-        self.deployments
-            .load()
-            .get(&(namespace.clone(), pipeline.clone()))
-            .cloned()
+        let key = (namespace.clone(), pipeline.clone());
+        self.read().get(&key).cloned()
     }
 
     /// Every current deployment.
     pub fn all(&self) -> Vec<Arc<Deployment>> {
-        self.deployments.load().values().cloned().collect()
+        self.read().values().cloned().collect()
     }
 
     /// Replaces or adds one deployment.
     pub fn put(&self, deployment: Arc<Deployment>) {
         let key = (deployment.namespace.clone(), deployment.name.clone());
-        self.deployments.rcu(|current| {
-            let mut next = HashMap::clone(current);
-            next.insert(key.clone(), deployment.clone());
-            next
-        });
+        let old = self.write().insert(key, deployment);
+        // Dropped after the lock: a deployment may hold much.
+        drop(old);
     }
 
-    /// Removes one deployment; runs that have started go on.
-    pub fn remove(&self, namespace: &Name, pipeline: &Name) {
+    /// Removes one deployment, if it is there; runs that have started go on.
+    pub fn remove(&self, namespace: &Name, pipeline: &Name) -> bool {
         let key = (namespace.clone(), pipeline.clone());
-        self.deployments.rcu(|current| {
-            let mut next = HashMap::clone(current);
-            next.remove(&key);
-            next
-        });
+        let old = self.write().remove(&key);
+        old.is_some()
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Deployments> {
+        self.deployments
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Deployments> {
+        self.deployments
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 

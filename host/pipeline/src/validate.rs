@@ -1,6 +1,7 @@
 //! A document against the host: does all that it names exist, and is it free to be taken?
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use semver::Version;
 use serde::{Deserialize, Serialize};
@@ -18,7 +19,7 @@ pub struct HostState {
     /// Every binding.
     pub bindings: Vec<(BindingKind, String)>,
     /// Every other pipeline, of every namespace, and those that are applied together with this one.
-    pub pipelines: Vec<KnownPipeline>,
+    pub pipelines: Vec<Arc<KnownPipeline>>,
     /// What it allows of JSON Web Tokens.
     pub jwt: JwtHost,
 }

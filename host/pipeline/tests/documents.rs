@@ -7,6 +7,7 @@
 )]
 //! Pipeline documents: the example of the contract, and every mistake with its exact place.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use stepwell_core::{Action, BindingKind, Digest, ErrorKind, Isolation, Limits, Name, Reuse};
@@ -68,7 +69,7 @@ fn host() -> HostState {
             (BindingKind::Keyvalue, "main-redis".into()),
             (BindingKind::Sql, "results".into()),
         ],
-        pipelines: vec![
+        pipelines: [
             KnownPipeline {
                 namespace: name("default"),
                 name: name("other"),
@@ -92,7 +93,9 @@ fn host() -> HostState {
                     kafka("digits", "digit-reader"),
                 ],
             },
-        ],
+        ]
+        .map(Arc::new)
+        .to_vec(),
         jwt: JwtHost {
             has_issuer: false,
             trusted: vec!["http://keys.internal:8080".to_owned()],

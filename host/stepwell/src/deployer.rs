@@ -1,15 +1,14 @@
 //! Keeps what is deployed the same as what the catalog says.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures::StreamExt as _;
 use stepwell_catalog::{
     Applied, Catalog, CatalogError, Change, Expected, NewRevision, PinnedStep, PipelineRevision,
-    Precondition, Snapshot,
+    Precondition,
 };
-use stepwell_core::{Name, Problem};
+use stepwell_core::{Digest, Name, Problem};
 use stepwell_pipeline::{
     Deployment, Draft, HostState, JwtHost, KnownPipeline, KnownPlugin, Pin, Registry, Validated,
     deploy,
@@ -17,11 +16,9 @@ use stepwell_pipeline::{
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use crate::ahead::{Ahead, Key};
 use crate::config::Bindings;
 use crate::factory::Factory;
-
-/// Deployments that are prepared side by side at the start.
-const CONCURRENCY: usize = 8;
 
 /// Told of every deployment whenever one has changed.
 pub(crate) type OnChange = Box<dyn Fn(&[Arc<Deployment>]) + Send + Sync>;
@@ -35,10 +32,21 @@ pub(crate) struct Deployer {
     jwt: JwtHost,
     /// Told of all deployments after every change: the triggers.
     on_change: OnChange,
-    /// One reconciliation at a time: each works on what the one before left.
-    reconciling: tokio::sync::Mutex<()>,
+    ahead: Ahead,
+    /// One change at a time: each works on what the one before left.
+    known: tokio::sync::Mutex<Known>,
     /// Revisions that could not be deployed, and why.
-    failures: Mutex<BTreeMap<String, String>>,
+    failures: Mutex<BTreeMap<Key, (u64, String)>>,
+}
+
+/// What the catalog said last: each look at it asks for what is new since then.
+#[derive(Default)]
+struct Known {
+    generation: Option<u64>,
+    /// What every current revision is started by, deployed or not.
+    pipelines: BTreeMap<Key, Arc<KnownPipeline>>,
+    /// Current revisions that could not be deployed: they are tried again.
+    undeployed: BTreeMap<Key, PipelineRevision>,
 }
 
 /// A document was not applied.
@@ -67,6 +75,7 @@ impl Deployer {
     pub(crate) fn new(
         catalog: Arc<Catalog>,
         factory: Factory,
+        ahead: Ahead,
         registry: Arc<Registry>,
         bindings: &Bindings,
         jwt: JwtHost,
@@ -79,7 +88,8 @@ impl Deployer {
             bindings: bindings.names(),
             jwt,
             on_change,
-            reconciling: tokio::sync::Mutex::default(),
+            ahead,
+            known: tokio::sync::Mutex::default(),
             failures: Mutex::default(),
         }
     }
@@ -95,9 +105,10 @@ impl Deployer {
         dry_run: bool,
     ) -> Result<Apply, ApplyError> {
         loop {
-            let snapshot = self.catalog.snapshot().await?;
-            let host = self.host_state(namespace, name, &snapshot).await?;
+            let mut known = self.known.lock().await;
+            self.refresh(&mut known).await?;
             let mut draft = Draft::parse(source);
+            let host = self.host_state(namespace, name, &known, &draft).await?;
             if let Some(own) = draft.name().filter(|own| *own != name).cloned() {
                 let hint = format!("apply it to pipelines/{own}, or write name: {name}");
                 draft.problem(
@@ -112,7 +123,12 @@ impl Deployer {
             if dry_run {
                 return Ok(Apply::Valid(Box::new(validated)));
             }
-            // Everything that can fail is done before anything is stored.
+            // Everything that can fail is done before anything is stored; what takes long, while others may change the catalog.
+            if !self.are_ready(&validated.pins) {
+                drop(known);
+                self.make_ready(&validated.pins).await?;
+                continue;
+            }
             deploy(
                 namespace,
                 0,
@@ -130,7 +146,7 @@ impl Deployer {
             };
             let precondition = Precondition {
                 expected,
-                generation: Some(snapshot.generation),
+                generation: known.generation,
             };
             match self
                 .catalog
@@ -145,7 +161,7 @@ impl Deployer {
                         let revision = applied.revision.revision;
                         info!(%namespace, pipeline = %name, revision, "pipeline applied");
                     }
-                    self.reconcile().await?;
+                    self.refresh(&mut known).await?;
                     return Ok(Apply::Done(Box::new(applied)));
                 }
             }
@@ -161,7 +177,8 @@ impl Deployer {
         expected: Expected,
     ) -> Result<Applied, ApplyError> {
         loop {
-            let snapshot = self.catalog.snapshot().await?;
+            let mut known = self.known.lock().await;
+            self.refresh(&mut known).await?;
             let current = self.catalog.pipeline(namespace, name).await?;
             let number = match to {
                 Some(number) => number,
@@ -180,7 +197,8 @@ impl Deployer {
                 .pipeline_revision(namespace, name, number)
                 .await?;
             // Its route may be taken by now, or a binding gone. What its steps were pinned to stays, so that is what is checked.
-            let mut host = self.host_state(namespace, name, &snapshot).await?;
+            let draft = Draft::from_json(&old.document);
+            let mut host = self.host_state(namespace, name, &known, &draft).await?;
             host.plugins.retain(|known| {
                 let mut pins = old
                     .steps
@@ -189,15 +207,20 @@ impl Deployer {
                     .peekable();
                 pins.peek().is_none() || pins.any(|step| step.version == known.version)
             });
-            let checked = Draft::from_json(&old.document)
+            let checked = draft
                 .validate(namespace, &host)
                 .map_err(ApplyError::Invalid)?;
+            if !self.are_ready(&pins(&old)) {
+                drop(known);
+                self.make_ready(&pins(&old)).await?;
+                continue;
+            }
             deploy(namespace, 0, &checked.spec, &pins(&old), &self.factory)
                 .await
                 .map_err(|error| ApplyError::NotDeployable(error.to_string()))?;
             let precondition = Precondition {
                 expected,
-                generation: Some(snapshot.generation),
+                generation: known.generation,
             };
             match self
                 .catalog
@@ -207,7 +230,7 @@ impl Deployer {
                 Err(CatalogError::Moved) => continue,
                 Err(error) => return Err(error.into()),
                 Ok(applied) => {
-                    self.reconcile().await?;
+                    self.refresh(&mut known).await?;
                     return Ok(applied);
                 }
             }
@@ -236,69 +259,88 @@ impl Deployer {
     /// Deploys what is new or changed in the catalog, drops what is gone, and tells the triggers. A revision that cannot be
     /// deployed is reported, and the one before it stays.
     pub(crate) async fn reconcile(&self) -> Result<(), CatalogError> {
-        let _one_at_a_time = self.reconciling.lock().await;
-        let snapshot = self.catalog.snapshot().await?;
+        let mut known = self.known.lock().await;
+        self.refresh(&mut known).await
+    }
+
+    async fn refresh(&self, known: &mut Known) -> Result<(), CatalogError> {
+        let snapshot = self.catalog.snapshot(known.generation).await?;
         let mut changed = false;
-        for old in self.registry.all() {
-            let stays = snapshot
+        let gone: Vec<Key> = if snapshot.complete {
+            let there: BTreeSet<(&Name, &Name)> = snapshot
                 .pipelines
                 .iter()
-                .any(|revision| revision.namespace == old.namespace && revision.name == old.name);
-            if !stays {
-                self.registry.remove(&old.namespace, &old.name);
-                changed = true;
-            }
+                .map(|revision| (&revision.namespace, &revision.name))
+                .collect();
+            let missing = |key: &&Key| !there.contains(&(&key.0, &key.1));
+            known.pipelines.keys().filter(missing).cloned().collect()
+        } else {
+            snapshot.deleted
+        };
+        for key in gone {
+            known.pipelines.remove(&key);
+            known.undeployed.remove(&key);
+            self.ahead.remove(&key);
+            self.failed().remove(&key);
+            changed |= self.registry.remove(&key.0, &key.1);
         }
-        let wanted: Vec<PipelineRevision> = snapshot
-            .pipelines
-            .into_iter()
-            .filter(|revision| {
-                self.registry
-                    .get(&revision.namespace, &revision.name)
-                    .is_none_or(|deployed| deployed.revision != revision.revision)
-            })
+        let mut wanted = std::mem::take(&mut known.undeployed);
+        for revision in snapshot.pipelines {
+            let key = (revision.namespace.clone(), revision.name.clone());
+            wanted.insert(key, revision);
+        }
+        let digests: Vec<Digest> = wanted
+            .values()
+            .flat_map(|revision| revision.steps.iter().map(|step| step.digest))
             .collect();
-        let mut failures = BTreeMap::new();
-        let mut results = futures::stream::iter(wanted)
-            .map(|revision| async move {
-                let prepared = self.prepare(&revision).await;
-                (revision, prepared)
-            })
-            .buffer_unordered(CONCURRENCY);
-        while let Some((revision, result)) = results.next().await {
-            match result {
+        if let Err(error) = self.factory.learn_all(&digests).await {
+            known.undeployed = wanted;
+            return Err(error);
+        }
+        for (key, revision) in wanted {
+            let draft = Draft::from_json(&revision.document);
+            known
+                .pipelines
+                .insert(key.clone(), Arc::new(triggers(&key, &draft)));
+            let deployed = self.registry.get(&key.0, &key.1);
+            if deployed.is_some_and(|deployed| deployed.revision == revision.revision) {
+                continue;
+            }
+            match self.prepare(&revision, draft).await {
                 Ok(deployment) => {
                     self.registry.put(Arc::new(deployment));
                     changed = true;
+                    self.failed().remove(&key);
+                    let components = revision.steps.iter().map(|step| step.digest).collect();
+                    self.ahead.add(key, revision.revision, components);
                 }
                 Err(reason) => {
-                    let (name, number) = (&revision.name, revision.revision);
-                    error!(pipeline = %name, revision = number, reason, "revision not deployed");
-                    failures.insert(
-                        format!("{}/{name} revision {number}", revision.namespace),
-                        reason,
-                    );
+                    let number = revision.revision;
+                    error!(pipeline = %key.1, revision = number, reason, "revision not deployed");
+                    self.failed().insert(key.clone(), (number, reason));
+                    known.undeployed.insert(key, revision);
                 }
             }
         }
-        drop(results);
-        *self.failures.lock().unwrap_or_else(PoisonError::into_inner) = failures;
+        known.generation = Some(snapshot.generation);
         if changed {
             (self.on_change)(&self.registry.all());
         }
         Ok(())
     }
 
-    async fn prepare(&self, revision: &PipelineRevision) -> Result<Deployment, String> {
-        let spec = Draft::from_json(&revision.document)
-            .finish()
-            .map_err(|problems| {
-                let shown: Vec<String> = problems.iter().map(ToString::to_string).collect();
-                format!(
-                    "this program does not accept its document: {}",
-                    shown.join("; ")
-                )
-            })?;
+    async fn prepare(
+        &self,
+        revision: &PipelineRevision,
+        draft: Draft,
+    ) -> Result<Deployment, String> {
+        let spec = draft.finish().map_err(|problems| {
+            let shown: Vec<String> = problems.iter().map(ToString::to_string).collect();
+            format!(
+                "this program does not accept its document: {}",
+                shown.join("; ")
+            )
+        })?;
         deploy(
             &revision.namespace,
             revision.revision,
@@ -310,14 +352,39 @@ impl Deployer {
         .map_err(|error| error.to_string())
     }
 
+    fn are_ready(&self, pins: &[Pin]) -> bool {
+        pins.iter().all(|pin| self.factory.is_ready(&pin.digest))
+    }
+
+    async fn make_ready(&self, pins: &[Pin]) -> Result<(), ApplyError> {
+        for pin in pins {
+            let ready = self.factory.prepare(pin.digest).await;
+            ready.map_err(|error| {
+                ApplyError::NotDeployable(format!(
+                    "step '{}' cannot be prepared: {error}",
+                    pin.step
+                ))
+            })?;
+        }
+        Ok(())
+    }
+
     /// Follows the catalog until `stop`: other hosts change it too, and it may be away for a while.
     pub(crate) async fn follow(&self, stop: CancellationToken) {
+        tokio::select! {
+            () = self.follow_changes(stop) => {}
+            () = self.ahead.work() => {}
+        }
+    }
+
+    async fn follow_changes(&self, stop: CancellationToken) {
         let mut changes = self.catalog.changes();
         let mut retry = Duration::from_millis(200);
         loop {
             match self.reconcile().await {
                 Ok(()) => {
                     retry = Duration::from_millis(200);
+                    self.ahead.retry();
                     let retry_failures = async {
                         if self.failures().is_empty() {
                             std::future::pending::<()>().await;
@@ -343,21 +410,47 @@ impl Deployer {
         }
     }
 
-    /// Revisions that could not be deployed, and why.
+    /// Revisions that could not be deployed, or cannot be called, and why.
     pub(crate) fn failures(&self) -> BTreeMap<String, String> {
-        self.failures
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        let mut failures = self.ahead.failures();
+        failures.extend(self.failed().clone());
+        failures
+            .into_iter()
+            .map(|((namespace, name), (revision, reason))| {
+                (format!("{namespace}/{name} revision {revision}"), reason)
+            })
+            .collect()
     }
 
+    fn failed(&self) -> MutexGuard<'_, BTreeMap<Key, (u64, String)>> {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a document is checked against: the plugins that it names, and every other pipeline.
     async fn host_state(
         &self,
         namespace: &Name,
         name: &Name,
-        snapshot: &Snapshot,
+        known: &Known,
+        draft: &Draft,
     ) -> Result<HostState, CatalogError> {
-        let plugins = self.catalog.plugin_versions(namespace).await?;
+        let mut plugins = Vec::new();
+        for plugin in draft.plugins() {
+            match self.catalog.plugin(namespace, &plugin).await {
+                Ok(plugin) => plugins.extend(plugin.versions),
+                // All of them, for a hint at the one that was meant.
+                Err(CatalogError::NotFound(_)) => {
+                    plugins = self.catalog.plugin_versions(namespace).await?;
+                    break;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        for plugin in &plugins {
+            self.factory.learn(plugin.digest, &plugin.world);
+        }
+        let own = (namespace.clone(), name.clone());
+        let others = known.pipelines.iter().filter(|(key, _)| **key != own);
         Ok(HostState {
             plugins: plugins
                 .into_iter()
@@ -371,20 +464,16 @@ impl Deployer {
                 .collect(),
             bindings: self.bindings.clone(),
             jwt: self.jwt.clone(),
-            pipelines: snapshot
-                .pipelines
-                .iter()
-                .filter(|other| (&other.namespace, &other.name) != (namespace, name))
-                .map(|other| KnownPipeline {
-                    namespace: other.namespace.clone(),
-                    name: other.name.clone(),
-                    triggers: Draft::from_json(&other.document)
-                        .triggers()
-                        .cloned()
-                        .collect(),
-                })
-                .collect(),
+            pipelines: others.map(|(_, pipeline)| pipeline.clone()).collect(),
         })
+    }
+}
+
+fn triggers(key: &Key, draft: &Draft) -> KnownPipeline {
+    KnownPipeline {
+        namespace: key.0.clone(),
+        name: key.1.clone(),
+        triggers: draft.triggers().cloned().collect(),
     }
 }
 

@@ -1,11 +1,14 @@
 //! Makes the code behind the steps of a deployment.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use async_trait::async_trait;
-use stepwell_catalog::Catalog;
-use stepwell_core::{Call, CpuAccount, Event, Isolation, Limits, StepError, StepScope};
-use stepwell_engine::{Bind, Engine, Environment, Kept, Plugin};
+use stepwell_catalog::{Catalog, CatalogError};
+use stepwell_core::{
+    Call, CpuAccount, Digest, Event, Isolation, Limits, Reuse, StepError, StepScope,
+};
+use stepwell_engine::{Bind, Engine, Environment, Fetch, Handle, Kept, LoadError, Plugin};
 use stepwell_inference::JsonMapping;
 use stepwell_pipeline::{
     Body, Dispatcher, Function, ModelSpec, Pin, PrepareError, Prepared, Step, StepFactory,
@@ -14,12 +17,105 @@ use stepwell_pipeline::{
 use crate::guest::{GuestCall, GuestState};
 use crate::services::Services;
 
-/// Loads plugins from the catalog into the engine, and models from their bindings.
+/// Makes steps of plugins, whose components come from the catalog into the engine when they are called, and of models.
 pub(crate) struct Factory {
-    pub(crate) engine: Engine<GuestState>,
-    pub(crate) catalog: Arc<Catalog>,
-    pub(crate) services: Arc<Services>,
-    pub(crate) dispatcher: Dispatcher,
+    engine: Engine<GuestState>,
+    catalog: Arc<Catalog>,
+    services: Arc<Services>,
+    dispatcher: Dispatcher,
+    fetch: Fetch,
+    /// Which components answer HTTP requests themselves, of all that were ever deployed here.
+    functions: Mutex<HashMap<Digest, bool>>,
+}
+
+/// Unknown components from which on all are asked for at once.
+const MANY: usize = 32;
+
+impl Factory {
+    pub(crate) fn new(
+        engine: Engine<GuestState>,
+        catalog: Arc<Catalog>,
+        services: Arc<Services>,
+        dispatcher: Dispatcher,
+    ) -> Self {
+        Self {
+            engine,
+            fetch: fetch(&catalog),
+            catalog,
+            services,
+            dispatcher,
+            functions: Mutex::default(),
+        }
+    }
+
+    /// Makes a component ready to be called: checked, or compiled.
+    pub(crate) async fn prepare(&self, digest: Digest) -> Result<(), LoadError> {
+        self.engine.prepare(digest, &self.fetch).await
+    }
+
+    /// Whether it need not be made ready.
+    pub(crate) fn is_ready(&self, digest: &Digest) -> bool {
+        self.engine.is_ready(digest)
+    }
+
+    /// Remembers the world of a component.
+    pub(crate) fn learn(&self, digest: Digest, world: &str) {
+        self.functions().insert(digest, is_function(world));
+    }
+
+    /// Looks up the worlds of components ahead where there are many.
+    pub(crate) async fn learn_all(&self, digests: &[Digest]) -> Result<(), CatalogError> {
+        let unknown = {
+            let functions = self.functions();
+            digests
+                .iter()
+                .filter(|digest| !functions.contains_key(digest))
+                .count()
+        };
+        if unknown >= MANY {
+            let worlds = self.catalog.worlds().await?;
+            self.functions().extend(
+                worlds
+                    .iter()
+                    .map(|(digest, world)| (*digest, is_function(world))),
+            );
+        }
+        Ok(())
+    }
+
+    async fn is_function(&self, pin: &Pin) -> Result<bool, CatalogError> {
+        let known = self.functions().get(&pin.digest).copied();
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let world = self.catalog.world(pin.digest).await?.ok_or_else(|| {
+            CatalogError::NotFound(format!("plugin {}@{}", pin.plugin, pin.version))
+        })?;
+        self.learn(pin.digest, &world);
+        Ok(is_function(&world))
+    }
+
+    fn functions(&self) -> MutexGuard<'_, HashMap<Digest, bool>> {
+        self.functions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Where the engine gets the bytes of components that it has to compile.
+pub(crate) fn fetch(catalog: &Arc<Catalog>) -> Fetch {
+    let catalog = catalog.clone();
+    Arc::new(move |digest| {
+        let catalog = catalog.clone();
+        Box::pin(async move {
+            let bytes = catalog.component(digest).await;
+            bytes.map_err(|error| error.to_string())
+        })
+    })
+}
+
+fn is_function(world: &str) -> bool {
+    world.starts_with("wasi:http/")
 }
 
 #[async_trait]
@@ -31,20 +127,15 @@ impl StepFactory for Factory {
         isolation: Isolation,
         pin: &Pin,
     ) -> Result<Prepared, PrepareError> {
-        let (catalog, digest) = (self.catalog.clone(), pin.digest);
-        let plugin = self
-            .engine
-            .load(digest, async move { catalog.component(digest).await })
-            .await?;
-        let is_function = plugin.world().is_function();
-        let kept = match isolation {
-            Isolation::Fresh => None,
-            Isolation::Reuse(reuse) => Some(plugin.keep(limits, reuse)),
-        };
+        let is_function = self.is_function(pin).await?;
         let step = Arc::new(PluginStep {
-            plugin,
+            plugin: self.engine.handle(pin.digest, self.fetch.clone()),
             limits,
-            kept,
+            reuse: match isolation {
+                Isolation::Fresh => None,
+                Isolation::Reuse(reuse) => Some(reuse),
+            },
+            kept: OnceLock::new(),
             environment: Arc::new(Environment::new(scope.config.iter().cloned())),
             cpu: self
                 .dispatcher
@@ -77,16 +168,23 @@ impl StepFactory for Factory {
 
 /// A plugin with what all calls of one deployed step share.
 struct PluginStep {
-    plugin: Arc<Plugin<GuestState>>,
+    plugin: Handle<GuestState>,
     limits: Limits,
-    /// The step's own instances; none: each call has a fresh one.
-    kept: Option<Kept<GuestState>>,
+    /// How its instances are kept; none: each call has a fresh one.
+    reuse: Option<Reuse>,
+    /// The step's own instances, from its first call on.
+    kept: OnceLock<Kept<GuestState>>,
     environment: Arc<Environment>,
     cpu: Arc<CpuAccount>,
     services: Arc<Services>,
 }
 
 impl PluginStep {
+    fn kept(&self, plugin: &Plugin<GuestState>) -> Option<&Kept<GuestState>> {
+        let reuse = self.reuse?;
+        Some(self.kept.get_or_init(|| plugin.keep(self.limits, reuse)))
+    }
+
     fn bind<'a>(&'a self, call: &'a Call) -> GuestCall<'a> {
         GuestCall {
             services: &self.services,
@@ -100,9 +198,10 @@ impl PluginStep {
 #[async_trait]
 impl Step for PluginStep {
     async fn call(&self, call: &Call, event: Event) -> Result<Vec<Event>, StepError> {
-        let (plugin, guest, deadline) = (&self.plugin, self.bind(call), call.deadline);
-        match &self.kept {
-            Some(kept) => kept.process(plugin, &guest, deadline, event).await,
+        let plugin = self.plugin.get(call.deadline).await?;
+        let (guest, deadline) = (self.bind(call), call.deadline);
+        match self.kept(&plugin) {
+            Some(kept) => kept.process(&plugin, &guest, deadline, event).await,
             None => {
                 let state = guest.fresh();
                 plugin.process(state, self.limits, deadline, event).await
@@ -118,9 +217,10 @@ impl Function for PluginStep {
         call: &Call,
         request: http::Request<Body>,
     ) -> Result<http::Response<Body>, StepError> {
-        let (plugin, guest, deadline) = (&self.plugin, self.bind(call), call.deadline);
-        match &self.kept {
-            Some(kept) => kept.handle(plugin, &guest, deadline, request).await,
+        let plugin = self.plugin.get(call.deadline).await?;
+        let (guest, deadline) = (self.bind(call), call.deadline);
+        match self.kept(&plugin) {
+            Some(kept) => kept.handle(&plugin, &guest, deadline, request).await,
             None => {
                 let state = guest.fresh();
                 plugin.handle(state, self.limits, deadline, request).await

@@ -2,6 +2,7 @@
 //!
 //! This crate is the composition root: the only one that names every concrete type. `serve.rs` puts them together.
 
+mod ahead;
 mod build;
 mod callers;
 mod cli;
@@ -32,6 +33,14 @@ use crate::cli::{Cli, Command};
 use crate::client::{Client, Failure};
 
 fn main() -> ExitCode {
+    // Before anything else: this one is started for each upload, and is to cost it next to nothing.
+    let mut arguments = std::env::args_os().skip(1).peekable();
+    if arguments
+        .next_if(|first| first == serve::COMPILE_WORKER)
+        .is_some()
+    {
+        return stepwell_engine::compile_worker(arguments);
+    }
     // TLS everywhere is rustls with ring; several libraries ask for the process's provider.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let cli = match Cli::try_parse() {

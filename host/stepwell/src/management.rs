@@ -16,7 +16,7 @@ use stepwell_api::{
     Page, Plugin, PluginVersion, PutPipeline, PutPlugin, Readiness, Revision,
 };
 use stepwell_catalog::{Catalog, CatalogError, NewPluginVersion, PutVersion};
-use stepwell_core::{Digest, Name, RunId};
+use stepwell_core::{Name, RunId};
 use stepwell_engine::Engine;
 use stepwell_http_trigger::HttpTrigger;
 use stepwell_logging::Followed as FollowedEntry;
@@ -59,16 +59,11 @@ impl Management for Host {
         version: &Version,
         component: Bytes,
     ) -> Result<PutPlugin, ApiError> {
-        let engine = self.engine.clone();
-        let (digest, inspected) = {
-            let component = component.clone();
-            tokio::task::spawn_blocking(move || {
-                (Digest::of(&component), engine.inspect(&component))
-            })
+        let (digest, inspection) = self
+            .engine
+            .examine(component.clone())
             .await
-            .map_err(ApiError::internal)?
-        };
-        let inspection = inspected.map_err(refused)?;
+            .map_err(refused)?;
         // A version that is there already is answered before anything is compiled.
         match self.catalog.plugin_version(namespace, name, version).await {
             Ok(stored) if stored.digest != digest => return Err(version_exists(&stored)),
@@ -77,7 +72,7 @@ impl Management for Host {
         }
         let report = self
             .engine
-            .compile(digest, component.clone())
+            .compile(namespace.as_str(), digest, component.clone())
             .await
             .map_err(not_loadable)?;
         let new = NewPluginVersion {

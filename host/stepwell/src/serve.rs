@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use stepwell_api::ApiOptions;
 use stepwell_catalog::{Catalog, CatalogError};
-use stepwell_engine::{Engine, EngineConfig};
+use stepwell_engine::{CompileBy, Engine, EngineConfig};
 use stepwell_http_trigger::{Auth, HttpTrigger, KeyTimes, RouteTable, ServeConfig};
 use stepwell_inference::Models;
 use stepwell_kafka_trigger::KafkaTriggers;
@@ -21,11 +21,12 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use crate::ahead::Ahead;
 use crate::callers::OperatorToken;
 use crate::cli::ServeArgs;
 use crate::config::{Config, Overrides};
 use crate::deployer::{Deployer, OnChange};
-use crate::factory::Factory;
+use crate::factory::{Factory, fetch};
 use crate::guest;
 use crate::jwks::Fetcher;
 use crate::management::Host;
@@ -34,6 +35,9 @@ use crate::runtimes::{Runtimes, opened_on};
 use crate::services::{Services, start_models};
 use crate::telemetry::{Telemetry, join_trace};
 use crate::tls::{LiveTls, TlsListener};
+
+/// The command of a compiler's process: the host starts it for each component, and nobody else.
+pub(crate) const COMPILE_WORKER: &str = "compile-worker";
 
 /// Runs the host until it is told to stop. The error is what kept it from starting, or what it could not finish.
 pub(crate) fn run(args: ServeArgs) -> Result<()> {
@@ -116,6 +120,14 @@ async fn serve(
                 .limits
                 .guest_memory
                 .unwrap_or(engine_defaults.guest_memory),
+            compile_memory: config.limits.compile_memory,
+            compile_by: CompileBy::Program {
+                // This program, even if another version lies in its place by now.
+                path: "/proc/self/exe".into(),
+                arguments: vec![COMPILE_WORKER.into()],
+            },
+            cache_bytes: config.limits.cache,
+            loaded_components: config.limits.loaded_components,
             interfaces: guest::INTERFACES.map(str::to_owned).to_vec(),
             ..engine_defaults
         },
@@ -144,15 +156,16 @@ async fn serve(
             kafka.apply(deployments);
         })
     };
-    let factory = Factory {
-        engine: engine.clone(),
-        catalog: catalog.clone(),
-        services: services.clone(),
-        dispatcher: dispatcher.clone(),
-    };
+    let factory = Factory::new(
+        engine.clone(),
+        catalog.clone(),
+        services.clone(),
+        dispatcher.clone(),
+    );
     let deployer = Arc::new(Deployer::new(
         catalog.clone(),
         factory,
+        Ahead::new(engine.clone(), fetch(&catalog)),
         registry.clone(),
         &config.bindings,
         config.jwt.host(),
@@ -161,6 +174,7 @@ async fn serve(
     if let Err(error) = deployer.reconcile().await {
         warn!(%error, "no pipelines yet");
     }
+    let tidy = engine.clone();
     let metrics = telemetry.metrics.clone();
     let host = Arc::new(Host {
         catalog: catalog.clone(),
@@ -192,6 +206,7 @@ async fn serve(
         ApiOptions {
             admin_token: config.admin_token.clone(),
             component_limit: config.limits.component,
+            upload_bytes: config.limits.uploads,
         },
     );
     let admin_stop = CancellationToken::new();
@@ -244,7 +259,11 @@ async fn serve(
         kafka.is_embedded().then(|| kafka.bootstrap()),
     );
 
+    // From here on there is time for it.
+    let tidy = tokio::spawn(async move { tidy.tidy().await });
+
     signals.next().await;
+    tidy.abort();
     info!(grace_period = ?config.grace_period, "stopping: a second signal stops at once");
     let deadline = Instant::now() + config.grace_period;
     stopping.cancel();

@@ -45,6 +45,7 @@ impl Client {
         let options = ApiOptions {
             admin_token: token.map(Secret::new),
             component_limit: 1 << 20,
+            upload_bytes: 1 << 30,
         };
         Self {
             router: router(fake.clone(), options),

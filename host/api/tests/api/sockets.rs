@@ -17,6 +17,7 @@ async fn connect() -> TcpStream {
     let options = ApiOptions {
         admin_token: Some(Secret::new("right")),
         component_limit: 1 << 20,
+        upload_bytes: 1 << 30,
     };
     let router = router(Arc::new(Fake::default()), options);
     tokio::spawn(async move { axum::serve(listener, router).await });

@@ -346,7 +346,7 @@ async fn pipelines_and_revisions_are_listed_in_parts(place: Place) {
 
 async fn a_snapshot_has_every_current_revision(place: Place) {
     let catalog = place.open().await;
-    let empty = catalog.snapshot().await.unwrap();
+    let empty = catalog.snapshot(None).await.unwrap();
     assert_eq!((empty.generation, empty.pipelines.len()), (0, 0));
     for (pipeline, text) in [("a", "1"), ("b", "1"), ("a", "2"), ("c", "1")] {
         catalog
@@ -358,7 +358,7 @@ async fn a_snapshot_has_every_current_revision(place: Place) {
         .delete_pipeline(&ns(), &name("b"), &ANY)
         .await
         .unwrap();
-    let snapshot = catalog.snapshot().await.unwrap();
+    let snapshot = catalog.snapshot(None).await.unwrap();
     let pipelines: Vec<_> = snapshot
         .pipelines
         .iter()
@@ -367,6 +367,36 @@ async fn a_snapshot_has_every_current_revision(place: Place) {
     assert_eq!(pipelines, [("a", 2), ("c", 1)]);
     assert_eq!(snapshot.generation, generation);
     assert_eq!(generation, 5);
+    assert!(snapshot.complete);
+    // And what has changed since then is told alone.
+    for (since, changed, deleted) in [
+        (0, &[("a", 2), ("c", 1)][..], &["b"][..]),
+        (2, &[("a", 2), ("c", 1)], &["b"]),
+        (3, &[("c", 1)], &["b"]),
+        (4, &[], &["b"]),
+        (5, &[], &[]),
+    ] {
+        let part = catalog.snapshot(Some(since)).await.unwrap();
+        let names = part
+            .pipelines
+            .iter()
+            .map(|one| (one.name.as_str(), one.revision));
+        assert_eq!(names.collect::<Vec<_>>(), changed, "since {since}");
+        let names = part.deleted.iter().map(|(_, name)| name.as_str());
+        assert_eq!(names.collect::<Vec<_>>(), deleted, "since {since}");
+        assert_eq!((part.generation, part.complete), (5, false));
+    }
+    // One that is made again is there again, and no longer among the deleted.
+    let again = catalog
+        .put_pipeline(&ns(), &name("b"), &revision("2", &[]), &ANY)
+        .await
+        .unwrap();
+    assert_eq!(again.generation, 6);
+    let part = catalog.snapshot(Some(5)).await.unwrap();
+    assert_eq!((part.pipelines.len(), part.deleted.len()), (1, 0));
+    // Whoever knows of a later generation knew another catalog.
+    let other = catalog.snapshot(Some(7)).await.unwrap();
+    assert_eq!((other.complete, other.pipelines.len()), (true, 3));
 }
 
 async fn a_change_is_told_and_a_refusal_is_not(place: Place) {

@@ -258,7 +258,7 @@ async fn what_the_host_cannot_hold_is_refused_at_upload() {
     let bytes = Bytes::from(bytes);
     let error = host
         .engine
-        .compile(Digest::of(&bytes), bytes.clone())
+        .compile("default", Digest::of(&bytes), bytes.clone())
         .await
         .unwrap_err();
     assert!(
@@ -282,7 +282,7 @@ async fn imports_of_the_wrong_type_are_refused_at_upload() {
     assert_eq!(inspection.world.to_string(), "wasi:http/proxy@0.2.0");
     let error = host
         .engine
-        .compile(Digest::of(&bytes), bytes)
+        .compile("default", Digest::of(&bytes), bytes)
         .await
         .unwrap_err();
     assert!(
@@ -303,7 +303,7 @@ async fn an_export_of_the_wrong_type_is_refused_at_upload() {
     let bytes = Bytes::from(wat::parse_str(text).unwrap());
     let error = host
         .engine
-        .compile(Digest::of(&bytes), bytes)
+        .compile("default", Digest::of(&bytes), bytes)
         .await
         .unwrap_err();
     assert!(

@@ -1,13 +1,16 @@
 //! Compiling, caching and loading.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use stepwell_core::Digest;
-use stepwell_engine::{Engine, EngineConfig, LoadError};
+use stepwell_core::{Blame, Digest, ErrorKind};
+use stepwell_engine::{Engine, EngineConfig, Fetch, LoadError};
 
-use crate::support::{State, guest, host};
+use crate::support::{State, event, generous, guest, host, soon};
 
 fn engine(dir: &Path) -> Engine<State> {
     let mut config = EngineConfig::new(dir);
@@ -46,7 +49,7 @@ async fn a_component_is_compiled_once_and_then_mapped() {
     let bytes = Bytes::from(guest("hostile.wasm"));
     let digest = Digest::of(&bytes);
     let report = engine(dir.path())
-        .compile(digest, bytes.clone())
+        .compile("default", digest, bytes.clone())
         .await
         .unwrap();
     assert!(!report.cached && report.compile_time > Duration::ZERO);
@@ -54,7 +57,7 @@ async fn a_component_is_compiled_once_and_then_mapped() {
     let engine = engine(dir.path());
     let plugin = engine.load(digest, never()).await.unwrap();
     assert_eq!(plugin.world().to_string(), "stepwell:pipeline/step@0.1.0");
-    let report = engine.compile(digest, bytes).await.unwrap();
+    let report = engine.compile("default", digest, bytes).await.unwrap();
     assert!(report.cached);
     engine.forget(&digest);
     drop(plugin);
@@ -68,7 +71,7 @@ async fn damaged_code_is_compiled_again() {
     let bytes = Bytes::from(guest("hostile.wasm"));
     let digest = Digest::of(&bytes);
     engine(dir.path())
-        .compile(digest, bytes.clone())
+        .compile("default", digest, bytes.clone())
         .await
         .unwrap();
     let path = file(dir.path(), "cwasm");
@@ -76,7 +79,10 @@ async fn damaged_code_is_compiled_again() {
     let middle = code.len() / 2;
     code[middle] ^= 0xff;
     std::fs::write(&path, &code).unwrap();
-    let report = engine(dir.path()).compile(digest, bytes).await.unwrap();
+    let report = engine(dir.path())
+        .compile("default", digest, bytes)
+        .await
+        .unwrap();
     assert!(!report.cached);
     assert_ne!(std::fs::read(&path).unwrap(), code);
     engine(dir.path()).load(digest, never()).await.unwrap();
@@ -116,7 +122,7 @@ async fn other_bytes_than_the_digests_are_refused() {
     let engine = engine(dir.path());
     let digest = Digest::of(b"something else");
     let error = engine
-        .compile(digest, Bytes::from(guest("hostile.wasm")))
+        .compile("default", digest, Bytes::from(guest("hostile.wasm")))
         .await
         .unwrap_err();
     assert!(matches!(error, LoadError::Damaged { .. }), "{error}");
@@ -131,7 +137,10 @@ async fn compiling_ends_with_its_time() {
     config.compile_timeout = Duration::from_millis(1);
     let engine = Engine::<State>::new(config, |_| Ok(())).unwrap();
     let bytes = Bytes::from(guest("hostile.wasm"));
-    let error = engine.compile(Digest::of(&bytes), bytes).await.unwrap_err();
+    let error = engine
+        .compile("default", Digest::of(&bytes), bytes)
+        .await
+        .unwrap_err();
     assert!(matches!(error, LoadError::TooSlow { .. }), "{error}");
     assert!(
         error.to_string().contains("1ms") && error.to_string().contains("limits.compile"),
@@ -149,10 +158,13 @@ async fn what_cannot_be_kept_is_run_from_memory() {
         .unwrap()
         .unwrap()
         .path();
-    std::fs::remove_dir(&place).unwrap();
+    std::fs::remove_dir_all(&place).unwrap();
     std::fs::write(&place, b"a file where the directory was").unwrap();
     let bytes = Bytes::from(guest("hostile.wasm"));
-    let report = engine.compile(Digest::of(&bytes), bytes).await.unwrap();
+    let report = engine
+        .compile("default", Digest::of(&bytes), bytes)
+        .await
+        .unwrap();
     assert!(!report.cached);
 }
 
@@ -177,4 +189,183 @@ async fn inspecting_and_loading_agree() {
         let plugin = host.plugin(bytes).await;
         assert_eq!(*plugin.world(), inspection.world);
     }
+}
+
+fn variant(name: &str) -> Bytes {
+    // A custom section changes the digest and nothing else.
+    let mut bytes = guest("echo.wasm");
+    bytes.extend([
+        0,
+        1 + u8::try_from(name.len()).unwrap(),
+        u8::try_from(name.len()).unwrap(),
+    ]);
+    bytes.extend(name.as_bytes());
+    Bytes::from(bytes)
+}
+
+/// Gives the bytes of components and counts how often.
+fn store(components: &[Bytes]) -> (Fetch, Arc<AtomicUsize>) {
+    let components: HashMap<Digest, Bytes> = components
+        .iter()
+        .map(|bytes| (Digest::of(bytes), bytes.clone()))
+        .collect();
+    let fetched = Arc::new(AtomicUsize::new(0));
+    let count = fetched.clone();
+    let fetch: Fetch = Arc::new(move |digest| {
+        let (bytes, count) = (components.get(&digest).cloned(), count.clone());
+        Box::pin(async move {
+            count.fetch_add(1, Ordering::Relaxed);
+            bytes.ok_or_else(|| "it is gone".to_owned())
+        })
+    });
+    (fetch, fetched)
+}
+
+#[tokio::test]
+async fn the_components_used_least_make_room_and_come_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = EngineConfig::new(dir.path());
+    config.instances = 10;
+    config.loaded_components = 2;
+    let engine = Engine::<State>::new(config, |_| Ok(())).unwrap();
+    let components = ["a", "b", "c"].map(variant);
+    let (fetch, fetched) = store(&components);
+    let handles = components
+        .each_ref()
+        .map(|bytes| engine.handle(Digest::of(bytes), fetch.clone()));
+    assert_eq!(
+        fetched.load(Ordering::Relaxed),
+        0,
+        "nothing is loaded before it is called"
+    );
+    let mut seen = Vec::new();
+    for index in [0, 1, 0, 2] {
+        seen.push(Arc::downgrade(&handles[index].get(soon()).await.unwrap()));
+    }
+    assert_eq!(fetched.load(Ordering::Relaxed), 3);
+    let alive = [&seen[0], &seen[1], &seen[3]].map(|plugin| plugin.strong_count() > 0);
+    assert_eq!(
+        alive,
+        [true, false, true],
+        "the second was used least lately"
+    );
+    // A call under way keeps what it uses.
+    let in_use = handles[1].get(soon()).await.unwrap();
+    handles[0].get(soon()).await.unwrap();
+    handles[2].get(soon()).await.unwrap();
+    let state = host().state();
+    let events = in_use
+        .process(state, generous(), soon(), event("x"))
+        .await
+        .unwrap();
+    assert_eq!(events.len(), 1);
+    assert_eq!(
+        fetched.load(Ordering::Relaxed),
+        3,
+        "compiled code was mapped again"
+    );
+    drop(handles);
+    assert_eq!(
+        seen.iter()
+            .filter(|plugin| plugin.strong_count() > 0)
+            .count(),
+        0
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_go_on_while_components_are_evicted() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = EngineConfig::new(dir.path());
+    config.instances = 10;
+    config.loaded_components = 2;
+    let engine = Engine::<State>::new(config, |_| Ok(())).unwrap();
+    let components: Vec<Bytes> = ["a", "b", "c", "d", "e"].map(variant).to_vec();
+    let (fetch, fetched) = store(&components);
+    for bytes in &components {
+        engine
+            .compile("default", Digest::of(bytes), bytes.clone())
+            .await
+            .unwrap();
+    }
+    let host = Arc::new(host());
+    let callers: Vec<_> = (0..8)
+        .map(|caller| {
+            let handles: Vec<_> = components
+                .iter()
+                .map(|bytes| engine.handle(Digest::of(bytes), fetch.clone()))
+                .collect();
+            let host = host.clone();
+            tokio::spawn(async move {
+                for round in 0..50 {
+                    let handle = &handles[(caller + round) % handles.len()];
+                    let plugin = handle.get(soon()).await.unwrap();
+                    host.call(&plugin, generous(), "x").await.unwrap();
+                }
+            })
+        })
+        .collect();
+    for caller in callers {
+        caller.await.unwrap();
+    }
+    assert_eq!(
+        fetched.load(Ordering::Relaxed),
+        0,
+        "nothing was compiled again"
+    );
+}
+
+#[tokio::test]
+async fn damaged_code_is_compiled_again_while_its_first_caller_waits() {
+    let dir = tempfile::tempdir().unwrap();
+    let bytes = variant("a");
+    let digest = Digest::of(&bytes);
+    engine(dir.path())
+        .compile("default", digest, bytes.clone())
+        .await
+        .unwrap();
+    std::fs::write(file(dir.path(), "cwasm"), b"rubbish").unwrap();
+    let engine = engine(dir.path());
+    let (fetch, fetched) = store(&[bytes]);
+    let handle = engine.handle(digest, fetch);
+    let past = handle.get(Instant::now()).await.unwrap_err();
+    assert_eq!((past.kind, past.blame), (ErrorKind::Timeout, Blame::Host));
+    handle.get(soon()).await.unwrap();
+    assert_eq!(fetched.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn a_component_that_cannot_be_had_says_so_to_each_caller_and_recovers() {
+    let dir = tempfile::tempdir().unwrap();
+    let bytes = variant("a");
+    let digest = Digest::of(&bytes);
+    let engine = engine(dir.path());
+    let (nowhere, _) = store(&[]);
+    let handle = engine.handle(digest, nowhere.clone());
+    for _ in 0..2 {
+        let error = handle.get(soon()).await.unwrap_err();
+        assert_eq!(
+            (error.kind, error.blame),
+            (ErrorKind::Unavailable, Blame::Host)
+        );
+        assert!(error.message.contains("it is gone"), "{error}");
+    }
+    let error = engine.prepare(digest, &nowhere).await.unwrap_err();
+    assert!(matches!(error, LoadError::Unreadable { .. }), "{error}");
+    engine.compile("default", digest, bytes).await.unwrap();
+    handle.get(soon()).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_prepared_needs_no_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let bytes = variant("a");
+    let digest = Digest::of(&bytes);
+    let (fetch, fetched) = store(&[bytes]);
+    engine(dir.path()).prepare(digest, &fetch).await.unwrap();
+    assert_eq!(fetched.load(Ordering::Relaxed), 1, "compiled ahead");
+    let next = engine(dir.path());
+    next.prepare(digest, &fetch).await.unwrap();
+    next.handle(digest, fetch).get(soon()).await.unwrap();
+    assert_eq!(fetched.load(Ordering::Relaxed), 1, "mapped");
 }

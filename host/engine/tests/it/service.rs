@@ -362,7 +362,10 @@ async fn the_next_process_finds_the_flavour_by_itself() {
     };
     let bytes = Bytes::from(guest("service.wasm"));
     let digest = Digest::of(&bytes);
-    let report = engine().compile(digest, bytes.clone()).await.unwrap();
+    let report = engine()
+        .compile("default", digest, bytes.clone())
+        .await
+        .unwrap();
     assert!(!report.cached);
     let engine = engine();
     let never = async { Err::<Bytes, _>("the bytes must not be needed") };
@@ -370,5 +373,11 @@ async fn the_next_process_finds_the_flavour_by_itself() {
     assert_eq!(plugin.world().to_string(), "wasi:http/service@0.3.0");
     engine.forget(&digest);
     drop(plugin);
-    assert!(!engine.compile(digest, bytes).await.unwrap().cached);
+    assert!(
+        !engine
+            .compile("default", digest, bytes)
+            .await
+            .unwrap()
+            .cached
+    );
 }

@@ -160,6 +160,7 @@ async fn serve(args: &RunComponentArgs, bytes: Bytes, json: bool) -> Result<()> 
             compile_timeout: EVER,
             host_call_bytes: u64::MAX,
             log_bytes: usize::MAX,
+            guest_memory: u64::MAX,
             ..EngineConfig::new(cache.path())
         },
         |_| Ok(()),

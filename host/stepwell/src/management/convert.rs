@@ -267,6 +267,10 @@ pub(super) fn not_loadable(error: LoadError) -> ApiError {
     match error {
         LoadError::Refused(why) => refused(why),
         LoadError::TooSlow { .. } => ApiError::new(ErrorCode::CompileTimeout, error.to_string()),
+        LoadError::TooBig { .. } | LoadError::Crashed { .. } => {
+            ApiError::new(ErrorCode::CompileFailed, error.to_string())
+        }
+        LoadError::Busy => ApiError::busy(error.to_string()),
         LoadError::Unreadable { .. } => ApiError::new(ErrorCode::Unavailable, error.to_string()),
         LoadError::Damaged { .. } => ApiError::new(ErrorCode::Corrupt, error.to_string()),
         LoadError::Host { .. } => ApiError::internal(error),

@@ -1,5 +1,5 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use http::Method;
 use stepwell_core::Name;
@@ -39,7 +39,18 @@ pub(crate) struct Route {
     pub(crate) max_body: u64,
     pub(crate) timeout: std::time::Duration,
     pub(crate) auth: HttpAuth,
-    pub(crate) metrics: RouteMetrics,
+    metrics: OnceLock<RouteMetrics>,
+    pattern: String,
+}
+
+impl Route {
+    /// Its metrics, which exist from its first request on: thousands of routes may never have one.
+    pub(crate) fn metrics(&self) -> &RouteMetrics {
+        let deployment = &self.deployment;
+        let (namespace, pipeline) = (deployment.namespace.as_str(), deployment.name.as_str());
+        self.metrics
+            .get_or_init(|| RouteMetrics::new(namespace, pipeline, &self.pattern))
+    }
 }
 
 #[derive(Default)]
@@ -126,7 +137,8 @@ impl RouteTable {
             max_body: spec.max_body,
             timeout: spec.timeout,
             auth: spec.auth.clone(),
-            metrics: RouteMetrics::new(namespace.as_str(), pipeline.as_str(), &pattern),
+            metrics: OnceLock::new(),
+            pattern,
         });
         if root_of_tenant {
             // `/@tenant/` is the root of the tenant's paths, `/@tenant` what people type.

@@ -36,7 +36,7 @@ pub fn describe_metrics() {
     );
 }
 
-/// Metric handles of one route, resolved when the table is built.
+/// Metric handles of one route, resolved once.
 pub(crate) struct RouteMetrics {
     namespace: String,
     pipeline: String,

@@ -100,7 +100,7 @@ impl HttpTrigger {
                 return response;
             }
         };
-        let measured = route.metrics.begin();
+        let measured = route.metrics().begin();
         let checked = auth::caller(self.auth.as_ref(), &route, request.headers_mut()).await;
         let caller = match checked {
             Ok(caller) => caller,

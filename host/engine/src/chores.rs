@@ -1,0 +1,89 @@
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use tokio::sync::oneshot;
+
+/// Threads for work that takes the processor for long and that no request waits for: they run when nothing else wants to.
+pub(crate) struct Chores {
+    sender: Mutex<Sender<Chore>>,
+}
+
+type Chore = Box<dyn FnOnce() + Send>;
+
+/// The niceness of whatever must not delay requests.
+pub(crate) const NICENESS: i32 = 19;
+
+impl Chores {
+    /// Starts this many threads; they end when this is dropped and their work is done.
+    pub(crate) fn start(threads: usize) -> std::io::Result<Self> {
+        let (sender, receiver) = channel::<Chore>();
+        let receiver = Arc::new(Mutex::new(receiver));
+        for _ in 0..threads.max(1) {
+            let receiver = receiver.clone();
+            thread::Builder::new()
+                .name("chores".into())
+                .spawn(move || work(&receiver))?;
+        }
+        Ok(Self {
+            sender: Mutex::new(sender),
+        })
+    }
+
+    /// Does some work on one of the threads; none: it panicked.
+    pub(crate) async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<T> {
+        let (sender, receiver) = oneshot::channel();
+        let chore: Chore = Box::new(move || {
+            // Work that nobody waits for any more is left undone.
+            if !sender.is_closed() {
+                let _ = sender.send(work());
+            }
+        });
+        let queued = self
+            .sender
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .send(chore);
+        match queued {
+            Ok(()) => receiver.await.ok(),
+            Err(_) => None,
+        }
+    }
+}
+
+fn work(receiver: &Mutex<Receiver<Chore>>) {
+    // Of a thread, in spite of its name. Where it is refused, the thread competes as any other.
+    if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
+        tracing::debug!(%error, "chores run at the usual priority");
+    }
+    loop {
+        let next = receiver
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .recv();
+        let Ok(chore) = next else {
+            return;
+        };
+        if std::panic::catch_unwind(std::panic::AssertUnwindSafe(chore)).is_err() {
+            tracing::error!("a chore panicked; this is a bug in the host");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn chores_run_at_the_lowest_priority_and_outlive_a_panic() {
+        let chores = Chores::start(1).unwrap();
+        let niceness = || rustix::process::getpriority_process(None).unwrap();
+        assert_eq!(chores.run(niceness).await, Some(NICENESS));
+        assert_ne!(niceness(), NICENESS, "only those threads are nice");
+        assert_eq!(chores.run(|| panic!("on purpose")).await, None::<()>);
+        assert_eq!(chores.run(|| 1).await, Some(1));
+    }
+}
