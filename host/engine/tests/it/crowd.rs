@@ -98,7 +98,7 @@ async fn fifty_calls_wait_together_in_one_instance() {
     // One after the other they would take ten seconds.
     assert!(took < Duration::from_secs(5), "{took:?}");
     // A call more than an instance takes at once starts another.
-    let busy = join_all((0..50).map(|_| crowd.count("/sleep/500")));
+    let busy = join_all((0..50).map(|_| crowd.count("/sleep/4000")));
     let other = async {
         tokio::time::sleep(Duration::from_millis(100)).await;
         crowd.count("/count").await
@@ -137,7 +137,7 @@ async fn an_instance_ends_with_its_last_call_and_its_idle_time() {
         assert_eq!(crowd.count("/count").await, expected);
     }
     let brief = Reuse {
-        idle: Duration::from_millis(100),
+        idle: Duration::from_secs(2),
         concurrency: 2,
         ..Reuse::default()
     };
@@ -147,8 +147,8 @@ async fn an_instance_ends_with_its_last_call_and_its_idle_time() {
     };
     assert_eq!(crowd.count("/count").await, 1);
     // Waiting for its own timer, it is not idle.
-    assert_eq!(crowd.count("/sleep/300").await, 2);
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(crowd.count("/sleep/2500").await, 2);
+    tokio::time::sleep(Duration::from_secs(4)).await;
     assert_eq!(crowd.count("/count").await, 1);
 }
 
@@ -229,13 +229,13 @@ async fn memory_is_the_instances() {
 #[tokio::test]
 async fn a_call_whose_time_is_up_leaves_the_others_alone() {
     let limits = Limits {
-        wall: Duration::from_millis(800),
+        wall: Duration::from_secs(6),
         ..generous()
     };
     let crowd = crowd(limits, of(10)).await;
     let late = async {
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        crowd.count("/sleep/500").await
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        crowd.count("/sleep/3000").await
     };
     let (overdue, late) = tokio::join!(crowd.get("/sleep/60000"), late);
     let error = overdue.unwrap_err();
