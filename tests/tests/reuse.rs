@@ -10,7 +10,7 @@
 use std::time::{Duration, Instant};
 
 use reqwest::{Method, StatusCode};
-use stepwell_tests::{Config, Host, guest, send};
+use stepwell_tests::{Config, Host, send};
 
 /// Three steps of one plugin, of which the last has a fresh instance each time.
 fn document(name: &str, path: &str, description: &str) -> String {
@@ -73,33 +73,6 @@ async fn nothing_is_shared_between_steps_pipelines_and_revisions() {
     assert!(rolled.status.is_success(), "{rolled:?}");
     assert_eq!(trail(&host, "/a").await, "1 1 1 ");
     assert_eq!(trail(&host, "/b").await, "3 3 1 ");
-}
-
-#[tokio::test]
-async fn nothing_is_shared_between_namespaces() {
-    let host = host().await;
-    let other = "/api/v1/namespaces/other";
-    let put = async |path: String, body: Vec<u8>| {
-        let reply = send(host.admin_request(Method::PUT, &path).body(body))
-            .await
-            .unwrap();
-        assert!(reply.status.is_success(), "{path}: {reply:?}");
-    };
-    let component = guest("keepsake").unwrap();
-    put(
-        format!("{other}/plugins/keepsake/versions/1.0.0"),
-        component,
-    )
-    .await;
-    let text = document("a", "/a", "first");
-    put(format!("{other}/pipelines/a"), text.clone().into_bytes()).await;
-    host.apply("a", &text).await.unwrap();
-    // The same plugin, digest, pipeline, revision and steps.
-    for expected in ["1 1 1 ", "2 2 1 "] {
-        assert_eq!(trail(&host, "/a").await, expected);
-    }
-    assert_eq!(trail(&host, "/@other/a").await, "1 1 1 ");
-    assert_eq!(trail(&host, "/a").await, "3 3 1 ");
 }
 
 #[tokio::test]

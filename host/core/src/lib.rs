@@ -20,6 +20,7 @@ mod secret;
 mod trace;
 mod units;
 mod version;
+mod within;
 
 pub use call::{Call, RunId, StepScope};
 pub use cpu::CpuAccount;
@@ -37,6 +38,7 @@ pub use secret::Secret;
 pub use trace::TraceContext;
 pub use units::{ByteSize, InvalidUnit, parse_duration, parse_size, show_duration};
 pub use version::{PluginRef, VersionSelector};
+pub use within::within;
 
 /// The version of Stepwell that this host is.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

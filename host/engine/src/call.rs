@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use stepwell_core::{Blame, ErrorKind, Limits, StepError, show_duration};
+use stepwell_core::{Blame, ErrorKind, Limits, StepError, show_duration, within};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
 use tracing::Instrument as _;
 use wasmtime::{PoolConcurrencyLimitError, Store, UpdateDeadline};
@@ -185,10 +185,11 @@ impl Guard {
             environment: self.environment,
             lane: self.lane,
         };
-        match tokio::time::timeout_at(self.until.into(), guest).await {
-            Ok(outcome) => outcome,
-            Err(_) => Err(timeout(&self.limits, self.by_wall)),
-        }
+        // The guest's use of the task's budget must not keep the alarm from being heard.
+        let alarm = || tokio::task::unconstrained(tokio::time::sleep_until(self.until.into()));
+        within(alarm, guest)
+            .await
+            .unwrap_or_else(|| Err(timeout(&self.limits, self.by_wall)))
     }
 }
 

@@ -1,8 +1,8 @@
 use std::future::{Future, poll_fn};
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
 
 use rustix::time::ClockId;
 use stepwell_core::CpuAccount;
@@ -25,6 +25,9 @@ pub(crate) struct CpuClock {
 
 /// Time from which on a call is timed exactly.
 const ROUGH: u64 = 1_000_000;
+
+/// What the monotonic clock is counted from.
+static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// Budgets below this are timed exactly from the start.
 const SMALL: Duration = Duration::from_millis(20);
@@ -99,10 +102,10 @@ impl CpuClock {
     }
 
     fn now(&self) -> u64 {
-        let time = rustix::time::clock_gettime(match self.exact.load(Ordering::Relaxed) {
-            true => ClockId::ThreadCPUTime,
-            false => ClockId::Monotonic,
-        });
+        if !self.exact.load(Ordering::Relaxed) {
+            return u64::try_from(START.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        }
+        let time = rustix::time::clock_gettime(ClockId::ThreadCPUTime);
         let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
         let nanos = u64::try_from(time.tv_nsec).unwrap_or(0);
         seconds.saturating_mul(1_000_000_000).saturating_add(nanos)

@@ -11,7 +11,7 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, Request, Response, header};
 use http_body::{Body as _, Frame};
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Empty, Full};
 use stepwell_core::{Blame, ErrorKind, Limits, StepError};
 use tokio::sync::oneshot;
 use wasmtime::component::Resource;
@@ -43,7 +43,7 @@ pub(crate) type Guest = Pin<Box<dyn Future<Output = Result<(), StepError>> + Sen
 /// body is polled. Its instance is free for the next call when it has returned: what it has written by then lives elsewhere.
 pub(crate) async fn handle<S: StoreState>(
     shared: &Arc<Shared>,
-    pre: ProxyPre<S>,
+    pre: Arc<ProxyPre<S>>,
     mut lease: Lease<S>,
     request: Request<Body>,
 ) -> Result<Response<Body>, StepError> {
@@ -196,6 +196,10 @@ fn incoming(mut request: Request<Body>) -> (Scheme, Request<WasiBody>) {
             .insert(header::HOST, HeaderValue::from_static("localhost"));
     }
     let request = request.map(|body| {
+        // Most requests have none, and a box of nothing is no allocation.
+        if body.is_end_stream() {
+            return Empty::new().map_err(|never| match never {}).boxed_unsync();
+        }
         body.map_err(|_| HttpError::ConnectionTerminated)
             .boxed_unsync()
     });
@@ -205,6 +209,7 @@ fn incoming(mut request: Request<Body>) -> (Scheme, Request<WasiBody>) {
 /// Takes as much of the body as is there at once. What fails before the head is sent fails the call as a whole.
 async fn collapse(mut body: GuestBody) -> Result<Body, StepError> {
     let mut taken = 0;
+    let mut only = None;
     let whole = poll_fn(|cx| {
         loop {
             match body.poll_guest(cx) {
@@ -213,7 +218,15 @@ async fn collapse(mut body: GuestBody) -> Result<Body, StepError> {
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
                 Poll::Ready(Some(Ok(frame))) => {
                     taken += frame.data_ref().map_or(0, Bytes::len);
-                    body.ready.push_back(frame);
+                    // Mostly the first frame is the only one, and needs no queue.
+                    match (frame.into_data(), &only) {
+                        (Ok(data), None) if body.ready.is_empty() => only = Some(data),
+                        (frame, _) => {
+                            body.ready.extend(only.take().map(Frame::data));
+                            body.ready
+                                .push_back(frame.map_or_else(|frame| frame, Frame::data));
+                        }
+                    }
                     if taken > COLLAPSE {
                         return Poll::Ready(Ok(false));
                     }
@@ -223,22 +236,16 @@ async fn collapse(mut body: GuestBody) -> Result<Body, StepError> {
     })
     .await?;
     if !whole || body.ready.iter().any(Frame::is_trailers) {
+        body.ready.extend(only.map(Frame::data));
         return Ok(body.boxed_unsync());
     }
-    let mut frames = std::mem::take(&mut body.ready);
-    let bytes = match frames.len() {
-        1 => frames
-            .pop_front()
-            .and_then(|frame| frame.into_data().ok())
-            .unwrap_or_default(),
-        _ => {
-            let mut all = BytesMut::with_capacity(taken);
-            for frame in frames {
-                all.extend_from_slice(frame.data_ref().unwrap_or(&Bytes::new()));
-            }
-            all.freeze()
+    let bytes = only.unwrap_or_else(|| {
+        let mut all = BytesMut::with_capacity(taken);
+        for frame in std::mem::take(&mut body.ready) {
+            all.extend_from_slice(frame.data_ref().unwrap_or(&Bytes::new()));
         }
-    };
+        all.freeze()
+    });
     Ok(Full::new(bytes)
         .map_err(|never| match never {})
         .boxed_unsync())

@@ -276,9 +276,15 @@ fn parse(bytes: &[u8], features: WasmFeatures) -> Result<Found, Refused> {
     let (mut imports, mut exports) = (Vec::new(), Vec::new());
     let (mut name, mut version) = (None, None);
     loop {
-        // The end of the outermost component is where the bytes end; every other end is said in advance.
-        let eof = rest.is_empty() && outer.is_empty();
-        let (consumed, payload) = match parser.parse(rest, eof).map_err(|error| invalid(&error))? {
+        // A component may end with what is in it. Where nothing is left, nothing can be wrong but that there is too little.
+        let parsed = parser.parse(rest, rest.is_empty()).map_err(|error| {
+            if rest.is_empty() {
+                truncated(bytes.len())
+            } else {
+                invalid(&error)
+            }
+        });
+        let (consumed, payload) = match parsed? {
             Chunk::NeedMoreData(_) => return Err(truncated(bytes.len())),
             Chunk::Parsed { consumed, payload } => (consumed, payload),
         };

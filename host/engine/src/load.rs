@@ -329,7 +329,7 @@ fn link<S: StoreState>(
         World::Http(_) => typed(engine, &handler, "handle", |f| {
             f.typecheck::<function::Input, ()>(&pre.instance_type())
         })
-        .and_then(|()| ProxyPre::new(pre).map(Code::Http)),
+        .and_then(|()| ProxyPre::new(pre).map(|pre| Code::Http(Arc::new(pre)))),
         World::Service(_) => typed(engine, &handler, "handle", |f| {
             if !f.async_() {
                 return Err(wasmtime::Error::msg("it is not async"));

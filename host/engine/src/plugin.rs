@@ -28,7 +28,8 @@ pub struct Plugin<S: StoreState> {
 
 pub(crate) enum Code<S: 'static> {
     Step(StepPre<S>),
-    Http(ProxyPre<S>),
+    /// Shared, since a guest may outlive the call of its function.
+    Http(Arc<ProxyPre<S>>),
     Service(ServicePre<S>),
 }
 

@@ -64,13 +64,18 @@ pub struct StoreBase {
     pub(crate) log: CallLog,
     pub(crate) cpu: Option<Arc<CpuAccount>>,
     pub(crate) environment: Arc<Environment>,
-    wasi: WasiCtx,
+    /// Made when the guest first asks for something of it: seeding its random numbers costs more than many calls take.
+    wasi: Option<Box<WasiCtx>>,
     http: WasiHttpCtx,
     egress: NoEgress,
 }
 
-/// Resource handles that one call may hold.
-pub(crate) const HANDLES: usize = 10_000;
+/// Resource handles that one call may hold. Each may stand for memory of the host: HTTP headers for up to 128 KiB, a body for twice
+/// [`BODY_CHUNK`].
+pub(crate) const HANDLES: usize = 1_000;
+
+/// Bytes that a guest may write to a body at once; two such pieces may wait to be read.
+const BODY_CHUNK: usize = 64 << 10;
 
 /// Resource handles that a guest may keep from one call to the next.
 const HANDLES_AT_REST: usize = 256;
@@ -78,12 +83,19 @@ const HANDLES_AT_REST: usize = 256;
 impl StoreBase {
     /// The base of one call's store. The guest gets no directory, no socket and no environment but the given one.
     pub fn new(environment: Arc<Environment>, sink: Arc<dyn LogSink>) -> Self {
-        let mut builder = WasiCtxBuilder::new();
-        builder
-            .allow_tcp(false)
-            .allow_udp(false)
-            .allow_ip_name_lookup(false);
-        Self::with(builder, environment, sink)
+        let log = CallLog::new(sink);
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(HANDLES);
+        Self {
+            table,
+            meter: Meter::new(Limits::default(), None),
+            log,
+            cpu: None,
+            environment,
+            wasi: None,
+            http: WasiHttpCtx::new(),
+            egress: NoEgress,
+        }
     }
 
     /// The base of one call's store outside of any pipeline: the guest sees of the machine what the surroundings say.
@@ -95,34 +107,11 @@ impl StoreBase {
         environment: Arc<Environment>,
         sink: Arc<dyn LogSink>,
     ) -> Result<Self, CommandError> {
-        let mut builder = WasiCtxBuilder::new();
+        let mut base = Self::new(environment, sink);
+        let mut builder = builder(&base.log);
         surroundings.apply(&mut builder)?;
-        Ok(Self::with(builder, environment, sink))
-    }
-
-    fn with(
-        mut builder: WasiCtxBuilder,
-        environment: Arc<Environment>,
-        sink: Arc<dyn LogSink>,
-    ) -> Self {
-        let log = CallLog::new(sink);
-        let mut table = ResourceTable::new();
-        table.set_max_capacity(HANDLES);
-        let wasi = builder
-            .stdout(log.stream(LogStream::Stdout))
-            .stderr(log.stream(LogStream::Stderr))
-            .max_random_size(1 << 20)
-            .build();
-        Self {
-            table,
-            meter: Meter::new(Limits::default(), None),
-            log,
-            cpu: None,
-            environment,
-            wasi,
-            http: WasiHttpCtx::new(),
-            egress: NoEgress,
-        }
+        base.wasi = Some(Box::new(builder.build()));
+        Ok(base)
     }
 
     /// The guest's streams go there from now on.
@@ -161,16 +150,20 @@ impl StoreBase {
     }
 
     pub(crate) fn wasi(&mut self) -> WasiCtxView<'_> {
+        let ctx = self
+            .wasi
+            .get_or_insert_with(|| Box::new(confined(&self.log)));
         WasiCtxView {
-            ctx: &mut self.wasi,
+            ctx,
             table: &mut self.table,
         }
     }
 
     pub(crate) fn cli(&mut self) -> WasiCliCtxView<'_> {
+        let WasiCtxView { ctx, table } = self.wasi();
         WasiCliCtxView {
-            ctx: self.wasi.cli(),
-            table: &mut self.table,
+            ctx: ctx.cli(),
+            table,
         }
     }
 
@@ -183,6 +176,24 @@ impl StoreBase {
     }
 }
 
+/// WASI without a directory and without a socket.
+fn confined(log: &CallLog) -> WasiCtx {
+    builder(log)
+        .allow_tcp(false)
+        .allow_udp(false)
+        .allow_ip_name_lookup(false)
+        .build()
+}
+
+fn builder(log: &CallLog) -> WasiCtxBuilder {
+    let mut builder = WasiCtxBuilder::new();
+    builder
+        .stdout(log.stream(LogStream::Stdout))
+        .stderr(log.stream(LogStream::Stderr))
+        .max_random_size(1 << 20);
+    builder
+}
+
 /// Outbound HTTP: linked for every guest, since some languages always import it, and refused.
 pub(crate) struct NoEgress;
 
@@ -192,6 +203,14 @@ type Response = (
 );
 
 impl WasiHttpHooks for NoEgress {
+    fn p2_outgoing_body_chunk_size(&mut self) -> usize {
+        BODY_CHUNK
+    }
+
+    fn p3_outgoing_body_chunk_size(&mut self) -> usize {
+        BODY_CHUNK
+    }
+
     fn send_request(
         &mut self,
         _request: http::Request<WasiBody>,

@@ -17,6 +17,12 @@ const SWEEP: Duration = Duration::from_secs(1);
 
 type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
+/// Whether a body is there as a whole, so that nothing is left for its function to do. A body that is still being written must not
+/// say how long it will be ([`Function`](crate::Function)).
+pub(crate) fn is_whole(body: &Body) -> bool {
+    body.is_end_stream() || body.size_hint().exact().is_some()
+}
+
 /// A function's response body: the run ends with it.
 ///
 /// A caller that goes away does not stop the function: the rest is read by a task and thrown away. A caller that stays and
@@ -45,13 +51,10 @@ struct Open {
 
 impl RunBody {
     pub(crate) fn new(inner: Body, run: Run, deadline: Instant) -> Self {
-        let id = run.id;
-        let shared = run.shared.clone();
+        let running = run.running.clone();
         let state = Mutex::new(State::Open(Open { inner, run }));
         let slot = Arc::new(Slot { deadline, state });
-        if let Some(running) = shared.running().get_mut(&id) {
-            running.body = Arc::downgrade(&slot);
-        }
+        running.set_body(&slot);
         Self(slot)
     }
 }
@@ -134,14 +137,20 @@ impl http_body::Body for RunBody {
             }
         };
         let frame = Pin::new(&mut open.inner).poll_frame(context);
+        // Nothing comes after trailers, and nobody asks whether something does.
+        let last = match &frame {
+            Poll::Ready(Some(Ok(frame))) => frame.is_trailers(),
+            Poll::Ready(None) => true,
+            _ => false,
+        };
         match &frame {
             Poll::Ready(Some(Err(error))) => open.broke_off(error),
-            Poll::Ready(None) => {
+            _ if last => {
                 let open = state.take(State::Done);
                 drop(state);
                 open.into_iter().for_each(Open::finish);
             }
-            Poll::Ready(Some(Ok(_))) | Poll::Pending => {}
+            _ => {}
         }
         frame
     }
@@ -190,9 +199,10 @@ pub(crate) async fn sweep(shared: Weak<Shared>) {
         };
         let now = Instant::now();
         let slots: Vec<Arc<Slot>> = shared
-            .running()
-            .values()
-            .filter_map(|running| running.body.upgrade())
+            .running
+            .all()
+            .iter()
+            .filter_map(|running| running.body())
             .filter(|slot| slot.deadline < now)
             .collect();
         for slot in slots {

@@ -23,7 +23,8 @@ pub trait Step: Send + Sync {
 #[async_trait]
 pub trait Function: Send + Sync {
     /// Answers one request; called once for each, from many tasks at once. The response's head decides success: an error is
-    /// only what happened before it.
+    /// only what happened before it. A body of an exact size hint is there as a whole, and the run ends with its head; one that
+    /// is still being written gives none.
     async fn handle(
         &self,
         call: &Call,

@@ -1,25 +1,27 @@
 use std::collections::HashMap;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError, Weak};
+use std::sync::{Arc, Once};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use http_body_util::BodyExt as _;
 use stepwell_core::{
     Blame, Call, CpuAccount, ErrorKind, Event, Name, Outcome, Quotas, RunId, StepError,
-    TraceContext,
+    TraceContext, within,
 };
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
-use tracing::{Instrument as _, Span};
+use tracing::Span;
 
 use crate::Body;
-use crate::body::{RunBody, Slot, sweep};
+use crate::body::{RunBody, is_whole, sweep};
 use crate::deployment::{Deployed, DeployedFunction, Deployment};
 use crate::quota::{Accounts, Counted, SOON};
 use crate::run;
+use crate::running::{RunTable, Running};
+use crate::spans::{Mark, marked};
 use crate::telemetry::{MetricsCache, RunEnd, RunMetrics, RunObserver};
 
 /// Where every trigger hands its events, and the only place where runs start.
@@ -32,21 +34,15 @@ pub(crate) struct Shared {
     permits: Arc<Semaphore>,
     accounts: Accounts,
     pub(crate) tasks: TaskTracker,
-    running: Mutex<HashMap<RunId, Running>>,
+    pub(crate) running: RunTable,
     sweeper: Once,
     metrics: MetricsCache,
     span_hook: Option<SpanHook>,
     observer: Option<Arc<dyn RunObserver>>,
 }
 
-/// What the dispatcher knows of a run under way.
-pub(crate) struct Running {
-    deployment: Arc<Deployment>,
-    /// A function's response, once its head is there.
-    pub(crate) body: Weak<Slot>,
-}
-
-/// Called with each run's span as soon as it is made, before anything is recorded in it, with the trace it belongs to.
+/// Called with each run's span as soon as it is made, before anything is recorded in it, with the trace it belongs to. Where there
+/// is none, runs and steps make their spans only when something is logged in them.
 pub type SpanHook = fn(&Span, &TraceContext);
 
 /// The right to one run; it is given back when dropped.
@@ -110,7 +106,7 @@ impl Dispatcher {
             permits: Arc::new(Semaphore::new(concurrent_runs.min(Semaphore::MAX_PERMITS))),
             accounts: Accounts::new(concurrent_runs),
             tasks: TaskTracker::new(),
-            running: Mutex::default(),
+            running: RunTable::default(),
             sweeper: Once::new(),
             metrics: MetricsCache::default(),
             span_hook,
@@ -173,7 +169,7 @@ impl Dispatcher {
     }
 
     /// Hands one HTTP request to a function, inside a run of its own (permit, span, metrics). The run ends with the
-    /// response's body.
+    /// response's body, or with its head if the body is there as a whole by then.
     ///
     /// The caller's own task polls the function until the response's head is there; a caller that hangs up before leaves it
     /// to a task of its own.
@@ -194,8 +190,8 @@ impl Dispatcher {
             .sweeper
             .call_once(|| drop(tokio::spawn(sweep(Arc::downgrade(shared)))));
         let run = self.0.start(permit, deployment, run, "http", &trace);
-        let span = run.span.clone();
-        let answer = run.function(request, deadline).instrument(span);
+        let mark = run.mark();
+        let answer = marked(mark, run.function(request, deadline));
         self.0.unstoppable(answer).await
     }
 
@@ -213,10 +209,10 @@ impl Dispatcher {
         if ended.is_ok() {
             return Vec::new();
         }
-        let running = self.0.running();
+        let running = self.0.running.all();
         let mut names: Vec<String> = running
             .iter()
-            .map(|(run, running)| format!("{} {run}", running.deployment.name))
+            .map(|run| format!("{} {}", run.deployment.name, run.id))
             .collect();
         names.sort();
         names
@@ -232,29 +228,16 @@ impl Shared {
         trigger: &'static str,
         trace: &TraceContext,
     ) -> Run {
-        let span = tracing::info_span!(
-            "run",
-            namespace = %deployment.namespace,
-            pipeline = %deployment.name,
-            revision = deployment.revision,
-            run_id = %run,
-            trigger,
-        );
-        if let Some(hook) = self.span_hook {
-            hook(&span, trace);
-        }
         let metrics = self.metrics.of(&deployment);
         metrics.in_flight.increment(1);
-        let running = Running {
-            deployment: deployment.clone(),
-            body: Weak::new(),
-        };
-        self.running().insert(run, running);
+        let running = Arc::new(Running::new(run, deployment, trigger));
+        if let Some(hook) = self.span_hook {
+            hook(running.span(), trace);
+        }
+        self.running.insert(running.clone());
         Run {
-            id: run,
-            deployment,
+            running,
             metrics,
-            span,
             started: Instant::now(),
             ended: false,
             shared: self.clone(),
@@ -276,31 +259,24 @@ impl Shared {
             trace,
         } = request;
         let run = self.start(permit, deployment, run, trigger, &trace);
-        let span = run.span.clone();
-        run.steps(event, deadline).instrument(span)
+        marked(run.mark(), run.steps(event, deadline))
     }
 
     fn unstoppable<T: Send + 'static>(
         &self,
         future: impl Future<Output = T> + Send + 'static,
-    ) -> Unstoppable<T> {
+    ) -> Unstoppable<'_, T> {
         Unstoppable {
             future: Some(Box::pin(future)),
-            tasks: self.tasks.clone(),
+            tasks: &self.tasks,
         }
-    }
-
-    pub(crate) fn running(&self) -> MutexGuard<'_, HashMap<RunId, Running>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// A run under way, and what has to be given back when it is over.
 pub(crate) struct Run {
-    pub(crate) id: RunId,
-    deployment: Arc<Deployment>,
-    metrics: Arc<RunMetrics>,
-    span: Span,
+    pub(crate) running: Arc<Running>,
+    pub(crate) metrics: Arc<RunMetrics>,
     started: Instant,
     ended: bool,
     pub(crate) shared: Arc<Shared>,
@@ -308,12 +284,18 @@ pub(crate) struct Run {
 }
 
 impl Run {
+    /// How the polls of this run are marked.
+    fn mark(&self) -> Mark {
+        Mark::run(&self.running, self.wants_spans())
+    }
+
+    pub(crate) fn wants_spans(&self) -> bool {
+        self.shared.span_hook.is_some()
+    }
+
     async fn steps(mut self, event: Event, deadline: Instant) -> Outcome {
-        let deployment = self.deployment.clone();
-        let result = match &deployment.body {
-            Deployed::Steps(steps) => {
-                run::walk(steps, &self.metrics, self.id, event, deadline).await
-            }
+        let result = match &self.running.deployment.body {
+            Deployed::Steps(steps) => run::walk(steps, &self, event, deadline).await,
             Deployed::Function(function) => {
                 let message = "this pipeline answers HTTP requests itself and takes no events";
                 let error = StepError::new(ErrorKind::Failed, message);
@@ -334,20 +316,23 @@ impl Run {
         request: http::Request<Body>,
         deadline: Instant,
     ) -> Result<http::Response<Body>, StepError> {
-        let deployment = self.deployment.clone();
-        let result = match &deployment.body {
+        let result = match &self.running.deployment.body {
             Deployed::Function(function) => self.head(function, request, deadline).await,
             Deployed::Steps(_) => {
                 let message = "this pipeline takes events and answers no HTTP requests itself";
                 Err(StepError::new(ErrorKind::Failed, message))
             }
         };
-        if let Err(error) = &result {
-            self.end(error.kind.as_str(), Some(error));
+        match &result {
+            Ok(response) if is_whole(response.body()) => self.end("delivered", None),
+            Ok(_) => {
+                return result.map(|response| {
+                    response.map(|inner| RunBody::new(inner, self, deadline).boxed_unsync())
+                });
+            }
+            Err(error) => self.end(error.kind.as_str(), Some(error)),
         }
-        result.map(|response| {
-            response.map(|inner| RunBody::new(inner, self, deadline).boxed_unsync())
-        })
+        result
     }
 
     async fn head(
@@ -356,21 +341,20 @@ impl Run {
         request: http::Request<Body>,
         deadline: Instant,
     ) -> Result<http::Response<Body>, StepError> {
-        let started = Instant::now();
         let scope = &function.scope;
         let call = Call {
             scope: scope.clone(),
-            run: self.id,
+            run: self.running.id,
             deadline,
         };
-        let span = tracing::info_span!("step", step = %scope.step, plugin = %scope.plugin);
-        let answer = run::caught(function.function.handle(&call, request)).instrument(span);
-        let result = tokio::time::timeout_at(deadline.into(), answer)
+        let mark = Mark::step(&self.running, scope, self.wants_spans());
+        let answer = marked(mark, run::caught(function.function.handle(&call, request)));
+        let result = within(run::alarm(deadline), answer)
             .await
-            .unwrap_or_else(|_| Err(StepError::new(ErrorKind::Timeout, "the run's time was up")))
+            .unwrap_or_else(|| Err(StepError::new(ErrorKind::Timeout, "the run's time was up")))
             .map_err(|error| error.at_step(scope.step.as_str()).of_plugin(&scope.plugin));
         if let Some(metrics) = self.metrics.steps.first() {
-            metrics.seconds.record(started.elapsed());
+            metrics.seconds.record(self.started.elapsed());
             if let Err(error) = &result {
                 metrics.erred(error.kind);
             }
@@ -389,25 +373,27 @@ impl Run {
         }
         let elapsed = self.started.elapsed();
         if let Some(error) = error {
-            let step = error.step.as_deref();
+            let (run_id, step) = (self.running.id, error.step.as_deref());
             let StepError { kind, message, .. } = error;
-            if *kind == ErrorKind::Invalid {
-                tracing::info!(parent: &self.span, run_id = %self.id, step, %kind, error = message, "run rejected its event");
-            } else {
-                let plugin = error.plugin.as_deref();
-                let trap = error.fault.as_ref().map(|fault| fault.kind.as_str());
-                let backtrace = error
-                    .fault
-                    .as_ref()
-                    .map(|fault| fault.backtrace.join(" < "));
-                tracing::warn!(parent: &self.span, run_id = %self.id, step, plugin, %kind, trap, backtrace, error = message, "run failed");
-            }
+            let plugin = error.plugin.as_deref();
+            let trap = error.fault.as_ref().map(|fault| fault.kind.as_str());
+            let backtrace = error
+                .fault
+                .as_ref()
+                .map(|fault| fault.backtrace.join(" < "));
+            self.running.span().in_scope(|| {
+                if *kind == ErrorKind::Invalid {
+                    tracing::info!(%run_id, step, %kind, error = message, "run rejected its event");
+                } else {
+                    tracing::warn!(%run_id, step, plugin, %kind, trap, backtrace, error = message, "run failed");
+                }
+            });
         }
         self.metrics.ended(outcome, elapsed);
         if let Some(observer) = &self.shared.observer {
             observer.run_ended(&RunEnd {
-                deployment: &self.deployment,
-                run: self.id,
+                deployment: &self.running.deployment,
+                run: self.running.id,
                 outcome,
                 error,
                 elapsed,
@@ -420,7 +406,7 @@ impl Drop for Run {
     fn drop(&mut self) {
         self.end(ErrorKind::Failed.as_str(), Some(&stopped()));
         self.metrics.in_flight.decrement(1);
-        self.shared.running().remove(&self.id);
+        self.shared.running.remove(self.running.id);
     }
 }
 
@@ -430,12 +416,12 @@ fn stopped() -> StepError {
 }
 
 /// A future that a tracked task finishes if whoever polls it goes away.
-struct Unstoppable<T: Send + 'static> {
+struct Unstoppable<'a, T: Send + 'static> {
     future: Option<Pin<Box<dyn Future<Output = T> + Send>>>,
-    tasks: TaskTracker,
+    tasks: &'a TaskTracker,
 }
 
-impl<T: Send + 'static> Future for Unstoppable<T> {
+impl<T: Send + 'static> Future for Unstoppable<'_, T> {
     type Output = T;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
@@ -448,7 +434,7 @@ impl<T: Send + 'static> Future for Unstoppable<T> {
     }
 }
 
-impl<T: Send + 'static> Drop for Unstoppable<T> {
+impl<T: Send + 'static> Drop for Unstoppable<'_, T> {
     fn drop(&mut self) {
         if let (Some(future), Ok(runtime)) = (self.future.take(), Handle::try_current()) {
             self.tasks.spawn_on(future, &runtime);

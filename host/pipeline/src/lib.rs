@@ -10,7 +10,9 @@ mod dispatch;
 mod quota;
 mod registry;
 mod run;
+mod running;
 mod schema;
+mod spans;
 mod spec;
 mod telemetry;
 mod trigger;
@@ -23,6 +25,7 @@ pub use deployment::{
 pub use dispatch::{Dispatcher, NotAdmitted, Permit, RunRequest, SpanHook};
 pub use registry::Registry;
 pub use schema::json_schema;
+pub use spans::current_span;
 pub use spec::{Draft, InvalidPath, ModelSpec, NodeSpec, PathPattern, PipelineSpec, StepSpec};
 pub use telemetry::{RunEnd, RunObserver, describe_metrics};
 pub use trigger::{

@@ -2,14 +2,18 @@
 
 use std::panic::AssertUnwindSafe;
 use std::time::{Duration, Instant};
+use std::vec;
 
 use futures::FutureExt as _;
 use rand::Rng as _;
-use stepwell_core::{Blame, ByteSize, Call, ErrorKind, Event, RunId, StepError, show_duration};
-use tracing::Instrument as _;
+use stepwell_core::{Blame, ByteSize, Call, ErrorKind, Event, StepError, show_duration, within};
+use tokio::task::Unconstrained;
+use tokio::time::Sleep;
 
 use crate::deployment::{DeployedStep, Retry};
-use crate::telemetry::{RunMetrics, StepMetrics};
+use crate::dispatch::Run;
+use crate::spans::{Mark, marked};
+use crate::telemetry::StepMetrics;
 
 /// Step calls that one run may make, so that a step that returns many events cannot keep the host busy for ever.
 pub(crate) const MAX_CALLS: usize = 10_000;
@@ -24,23 +28,29 @@ const MAX_BACKOFF: Duration = Duration::from_secs(30);
 /// does, so at any time only one step's output waits at each place.
 pub(crate) async fn walk(
     steps: &[DeployedStep],
-    metrics: &RunMetrics,
-    run: RunId,
+    run: &Run,
     event: Event,
     deadline: Instant,
 ) -> Result<Vec<Event>, StepError> {
     let mut delivered = Vec::new();
     let mut delivered_bytes = 0;
     let mut calls = 0;
-    let mut waiting = vec![(0, vec![event].into_iter())];
-    while let Some((position, events)) = waiting.last_mut() {
-        let position = *position;
-        let Some(event) = events.next() else {
-            waiting.pop();
+    // What has to wait until the event in hand has come to its end, and at which step it goes on.
+    let mut waiting: Vec<(usize, vec::IntoIter<Event>)> = Vec::new();
+    let mut in_hand = Some((0, event));
+    loop {
+        let Some((position, event)) = in_hand.take() else {
+            let Some((position, events)) = waiting.last_mut() else {
+                return Ok(delivered);
+            };
+            in_hand = events.next().map(|event| (*position, event));
+            if in_hand.is_none() {
+                waiting.pop();
+            }
             continue;
         };
-        let (Some(step), Some(step_metrics)) = (steps.get(position), metrics.steps.get(position))
-        else {
+        let metrics = run.metrics.steps.get(position);
+        let (Some(step), Some(step_metrics)) = (steps.get(position), metrics) else {
             delivered_bytes += event.size();
             if delivered_bytes > MAX_DELIVERED {
                 let most = ByteSize(MAX_DELIVERED as u64);
@@ -57,25 +67,26 @@ pub(crate) async fn walk(
             );
             return Err(StepError::new(ErrorKind::Limit, message).at_step(step.scope.step.as_str()));
         }
-        let span =
-            tracing::info_span!("step", step = %step.scope.step, plugin = %step.scope.plugin);
-        let outputs = process(step, step_metrics, run, event, deadline)
-            .instrument(span)
+        let mark = Mark::step(&run.running, &step.scope, run.wants_spans());
+        let outputs = marked(mark, process(step, step_metrics, run, event, deadline))
             .await
             .map_err(|error| {
                 let scope = &step.scope;
                 error.at_step(scope.step.as_str()).of_plugin(&scope.plugin)
             })?;
-        waiting.push((position + 1, outputs.into_iter()));
+        let mut outputs = outputs.into_iter();
+        in_hand = outputs.next().map(|event| (position + 1, event));
+        if outputs.len() > 0 {
+            waiting.push((position + 1, outputs));
+        }
     }
-    Ok(delivered)
 }
 
 /// One event in one step, with its retries, within the step's timeout and the run's deadline.
 async fn process(
     step: &DeployedStep,
     metrics: &StepMetrics,
-    run: RunId,
+    run: &Run,
     event: Event,
     run_deadline: Instant,
 ) -> Result<Vec<Event>, StepError> {
@@ -86,13 +97,12 @@ async fn process(
     let deadline = own_deadline.map_or(run_deadline, |own| own.min(run_deadline));
     let call = Call {
         scope: step.scope.clone(),
-        run,
+        run: run.running.id,
         deadline,
     };
-    let result =
-        tokio::time::timeout_at(deadline.into(), attempts(step, metrics, &call, event)).await;
+    let result = within(alarm(deadline), attempts(step, metrics, &call, event)).await;
     metrics.seconds.record(started.elapsed());
-    result.unwrap_or_else(|_| {
+    result.unwrap_or_else(|| {
         metrics.erred(ErrorKind::Timeout);
         let message = match step.timeout {
             Some(timeout) if deadline < run_deadline => {
@@ -140,6 +150,11 @@ async fn attempt_once(
         metrics.erred(error.kind);
     }
     result
+}
+
+/// Rings at a deadline, whatever of its budget the task has used up by then.
+pub(crate) fn alarm(deadline: Instant) -> impl FnOnce() -> Unconstrained<Sleep> {
+    move || tokio::task::unconstrained(tokio::time::sleep_until(deadline.into()))
 }
 
 /// A panic in the host's own code becomes an error of the run, so that nobody waits for a run that is gone.

@@ -515,7 +515,10 @@ async fn handle(
 async fn a_functions_run_ends_with_its_body() {
     let ends = Arc::new(Ends::default());
     let dispatcher = Dispatcher::with(1, None, Some(ends.clone()));
-    let hello = function(|| async { body("hello") });
+    let hello = function(|| async {
+        let frame = http_body::Frame::data(Bytes::from_static(b"hello"));
+        StreamBody::new(futures::stream::iter([Ok(frame)])).boxed_unsync()
+    });
     let response = handle(&dispatcher, &hello, LONG).await.unwrap();
     assert!(
         dispatcher.admit(&Name::default_namespace()).is_err(),
@@ -531,6 +534,21 @@ async fn a_functions_run_ends_with_its_body() {
     drop(response);
     assert!(dispatcher.drained(Instant::now() + LONG).await.is_empty());
     assert_eq!(ends.0.lock().unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn a_body_that_is_there_with_its_head_keeps_no_run() {
+    let ends = Arc::new(Ends::default());
+    let dispatcher = Dispatcher::with(1, None, Some(ends.clone()));
+    for text in ["hello", ""] {
+        let whole = function(move || async move { body(text) });
+        let response = handle(&dispatcher, &whole, LONG).await.unwrap();
+        assert_eq!(ends.0.lock().unwrap().pop().unwrap().1, "delivered");
+        assert!(dispatcher.admit(&Name::default_namespace()).is_ok(), "nobody has read it yet");
+        let read = response.into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(read, text);
+        assert!(ends.0.lock().unwrap().is_empty(), "it ended once");
+    }
 }
 
 #[tokio::test]

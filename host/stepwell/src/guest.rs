@@ -18,7 +18,7 @@ pub(crate) struct GuestState {
     base: StoreBase,
     call: Call,
     keyvalue: KeyValueCtx,
-    log: CallLog,
+    log: Arc<Streams>,
     services: Arc<Services>,
 }
 
@@ -33,8 +33,9 @@ pub(crate) struct GuestCall<'a> {
 }
 
 impl GuestCall<'_> {
-    fn log(&self) -> CallLog {
-        CallLog::new(self.services.logs.clone(), self.call.clone())
+    fn log(&self) -> Arc<Streams> {
+        let log = CallLog::new(self.services.logs.clone(), self.call.clone());
+        Arc::new(Streams(log))
     }
 
     fn keyvalue(&self) -> KeyValueCtx {
@@ -45,7 +46,7 @@ impl GuestCall<'_> {
 impl Bind<GuestState> for GuestCall<'_> {
     fn fresh(&self) -> GuestState {
         let log = self.log();
-        let mut base = StoreBase::new(self.environment.clone(), Arc::new(Streams(log.clone())));
+        let mut base = StoreBase::new(self.environment.clone(), log.clone());
         base.charge_to(self.cpu.clone());
         GuestState {
             base,
@@ -66,7 +67,7 @@ impl Bind<GuestState> for GuestCall<'_> {
             services: _,
         } = state;
         *log = self.log();
-        base.rebind(Arc::new(Streams(log.clone())));
+        base.rebind(log.clone());
         *call = self.call.clone();
         *keyvalue = self.keyvalue();
     }
@@ -103,7 +104,7 @@ pub(crate) fn link(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
         ctx: &mut state.keyvalue,
         table: &mut state.base.table,
     })?;
-    stepwell_logging::add_to_linker(linker, |state| LoggingView { log: &state.log })
+    stepwell_logging::add_to_linker(linker, |state| LoggingView { log: &state.log.0 })
 }
 
 impl StoreState for GuestState {

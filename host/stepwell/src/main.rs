@@ -21,6 +21,7 @@ mod readiness;
 mod runtimes;
 mod serve;
 mod services;
+mod spans;
 mod telemetry;
 mod tls;
 mod validity;

@@ -33,7 +33,7 @@ use crate::management::Host;
 use crate::readiness::Health;
 use crate::runtimes::{Runtimes, opened_on};
 use crate::services::{Services, start_models};
-use crate::telemetry::{Telemetry, join_trace};
+use crate::telemetry::Telemetry;
 use crate::tls::{LiveTls, TlsListener};
 
 /// The command of a compiler's process: the host starts it for each component, and nobody else.
@@ -136,7 +136,7 @@ async fn serve(
     let observer = Arc::new(FailureLog(services.logs.clone()));
     let dispatcher = Dispatcher::with(
         config.limits.concurrent_runs,
-        Some(join_trace),
+        telemetry.span_hook(),
         Some(observer),
     );
     let registry = Arc::new(Registry::default());

@@ -12,15 +12,19 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use stepwell_core::TraceContext;
+use stepwell_pipeline::SpanHook;
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _};
 
+use crate::spans::SpansWhenLogged;
+
 /// What must be flushed when the host stops.
 pub(crate) struct Telemetry {
     traces: Option<SdkTracerProvider>,
+    every_span: bool,
     pub(crate) metrics: PrometheusHandle,
 }
 
@@ -39,6 +43,8 @@ impl Telemetry {
         let filter = std::env::var(LOG_VARIABLE).unwrap_or_else(|_| {
             "info,sqlx=warn,hyper=warn,tower=warn,tensorflow_sys_runtime=warn".into()
         });
+        // A filter such as `[run{pipeline=p}]=debug` has to see every span, and an exporter too.
+        let every_span = otlp_endpoint.is_some() || filter.contains('[');
         let filter =
             EnvFilter::try_new(&filter).with_context(|| format!("{LOG_VARIABLE}='{filter}'"))?;
         let lines = if std::io::stderr().is_terminal() {
@@ -59,17 +65,31 @@ impl Telemetry {
         let export = traces.as_ref().map(|provider| {
             tracing_opentelemetry::layer().with_tracer(provider.tracer("stepwell"))
         });
-        tracing_subscriber::registry()
+        let subscriber = tracing_subscriber::registry()
             .with(filter)
             .with(lines)
-            .with(export)
-            .try_init()
-            .context("logging is already set up")?;
+            .with(export);
+        if every_span {
+            subscriber.try_init()
+        } else {
+            SpansWhenLogged(subscriber).try_init()
+        }
+        .context("logging is already set up")?;
         let metrics = PrometheusBuilder::new()
             .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &SECONDS)
             .and_then(PrometheusBuilder::install_recorder)
             .context("metrics")?;
-        Ok(Self { traces, metrics })
+        Ok(Self {
+            traces,
+            every_span,
+            metrics,
+        })
+    }
+
+    /// What makes every run's span, and puts it into its caller's trace; none: spans are made for the log alone, when something is
+    /// logged.
+    pub(crate) fn span_hook(&self) -> Option<SpanHook> {
+        self.every_span.then_some(join_trace)
     }
 
     /// Sends what has not been sent yet.
@@ -108,7 +128,7 @@ fn exporter(endpoint: &str, service_name: &str) -> Result<SdkTracerProvider> {
 }
 
 /// Makes a run's span part of its caller's trace.
-pub(crate) fn join_trace(span: &Span, trace: &TraceContext) {
+fn join_trace(span: &Span, trace: &TraceContext) {
     let Some(traceparent) = &trace.traceparent else {
         return;
     };

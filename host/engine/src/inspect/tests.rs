@@ -124,6 +124,17 @@ fn a_cut_file_is_truncated_or_at_least_refused() {
 }
 
 #[test]
+fn a_component_that_ends_with_what_is_in_it_is_whole() {
+    for text in [
+        "(core module (func))",
+        "(component (core module (func)))",
+        "(component)",
+    ] {
+        assert_eq!(code(&component(text)), "unknown-world", "{text}");
+    }
+}
+
+#[test]
 fn every_unknown_import_is_named_with_the_nearest() {
     let text = format!(
         r#"(import "wasi:random/random@0.3.0-rc-2025-09-16" (instance (export "f" (func))))

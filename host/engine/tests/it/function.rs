@@ -95,6 +95,36 @@ async fn the_guest_sees_the_request() {
             .unwrap()
             .ends_with(br#"Some("localhost") /about"#)
     );
+    // It need not look at all of it.
+    let sent = Bytes::from(vec![b'x'; 900_000]);
+    let response = send(&host, &plugin, generous(), "/deaf", sent)
+        .await
+        .unwrap();
+    assert_eq!(whole(response).await.unwrap(), "what?");
+}
+
+#[tokio::test]
+async fn forged_headers_are_refused() {
+    let (host, plugin) = function().await;
+    let response = get(&host, &plugin, generous(), "/headers").await.unwrap();
+    let names: Vec<&str> = response
+        .headers()
+        .keys()
+        .map(|name| name.as_str())
+        .collect();
+    assert_eq!(names, ["x-good"]);
+    assert_eq!(whole(response).await.unwrap(), "0");
+}
+
+#[tokio::test]
+async fn writing_where_there_is_no_room_is_a_trap() {
+    let (host, plugin) = function().await;
+    let outcome = get(&host, &plugin, generous(), "/blast").await;
+    let error = match outcome {
+        Err(error) => error.to_string(),
+        Ok(response) => whole(response).await.unwrap_err().to_string(),
+    };
+    assert!(error.contains("budget"), "{error}");
 }
 
 #[tokio::test]
@@ -117,6 +147,9 @@ async fn a_body_over_the_output_limit_ends_with_an_error() {
     let response = get(&host, &plugin, limits, "/big/200000").await.unwrap();
     assert_eq!(whole(response).await.unwrap().len(), 200_000);
     let response = get(&host, &plugin, limits, "/big/200001").await.unwrap();
+    let error = whole(response).await.unwrap_err().to_string();
+    assert!(error.contains("limits.output"), "{error}");
+    let response = get(&host, &plugin, limits, "/endless").await.unwrap();
     let error = whole(response).await.unwrap_err().to_string();
     assert!(error.contains("limits.output"), "{error}");
     // Before the head is sent it fails as a whole.
@@ -232,4 +265,28 @@ async fn a_step_takes_no_request_and_a_function_no_event() {
     assert!(error.message.contains("wasi:http/proxy"), "{error}");
     let error = get(&host, &step, generous(), "/").await.unwrap_err();
     assert!(error.message.contains("stepwell:pipeline/step"), "{error}");
+}
+
+/// Each behaviour of the function, and the test that is about it: one that is in its list and not here does not compile.
+mod covered {
+    use super::{
+        a_bad_end_soon_after_the_head_is_never_taken_for_the_bodys_end as unfinished,
+        a_bad_end_soon_after_the_head_is_never_taken_for_the_bodys_end as trap_early,
+        a_bad_end_soon_after_the_head_is_never_taken_for_the_bodys_end as trap_late,
+        a_body_over_the_output_limit_ends_with_an_error as big,
+        a_body_over_the_output_limit_ends_with_an_error as endless,
+        a_head_comes_while_the_guest_still_works_and_a_cut_body_ends_with_an_error as stall,
+        a_head_comes_while_the_guest_still_works_and_a_cut_body_ends_with_an_error as trap_midway,
+        a_short_body_comes_in_one_frame_with_its_length as hello,
+        forged_headers_are_refused as headers, the_guest_sees_the_request as about,
+        the_guest_sees_the_request as echo, the_guest_sees_the_request as deaf,
+        what_happens_after_a_complete_response_does_not_spoil_it as linger,
+        without_a_head_there_is_an_error as nothing, without_a_head_there_is_an_error as spin,
+        writing_where_there_is_no_room_is_a_trap as blast,
+    };
+
+    macro_rules! cases {
+        ($($name:ident)*) => { $(const _: fn() = $name;)* };
+    }
+    include!("../../../../tests/guests/hostile-http/cases.rs");
 }

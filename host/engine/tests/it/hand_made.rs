@@ -9,7 +9,7 @@ use stepwell_engine::LoadError;
 use crate::support::{event, generous, host, soon};
 
 /// A step whose core module has this text; it must define `memory`, `realloc` and `process`.
-fn step(module: &str) -> Vec<u8> {
+pub(crate) fn step(module: &str) -> Vec<u8> {
     let text = format!(
         r#"
 (component
@@ -244,6 +244,25 @@ async fn a_loop_in_realloc_ends_with_its_cpu_budget() {
     };
     let error = run(bytes, limits).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Limit, "{error}");
+}
+
+#[tokio::test]
+async fn names_of_functions_are_made_harmless() {
+    let long = "n".repeat(10_000);
+    let bytes = step(&format!(
+        r#"
+    (memory (export "memory") 1)
+    (func $"a\1b[2J\0d\0aERROR forged" unreachable)
+    (func ${long} (call $"a\1b[2J\0d\0aERROR forged"))
+    (func (export "realloc") (param i32 i32 i32 i32) (result i32) (i32.const 1024))
+    (func (export "process") (param i32) (result i32) (call ${long}) (i32.const 16))"#
+    ));
+    let error = run(bytes, generous()).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Trap);
+    assert!(!error.message.contains(char::is_control), "{error:?}");
+    let names = error.fault.unwrap().backtrace;
+    assert_eq!(names[0], "a\u{fffd}[2J\u{fffd}\u{fffd}ERROR forged");
+    assert!(names[1].len() < 200, "{}", names[1].len());
 }
 
 #[tokio::test]

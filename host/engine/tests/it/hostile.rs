@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use stepwell_core::{Blame, CpuAccount, ErrorKind, Event, Limits, StepError};
 use stepwell_engine::{LogStream, Plugin, StoreState as _};
 
-use crate::support::{Host, State, data, event, generous, guest, host, soon};
+use crate::support::{Host, State, data, event, generous, guest, host, host_with, soon};
 
 async fn hostile() -> (Host, Arc<Plugin<State>>) {
     let host = host();
@@ -43,6 +43,12 @@ async fn an_event_comes_back_as_it_went() {
             .unwrap()
             .is_empty()
     );
+    let events = host.call(&plugin, generous(), "repeat:2").await.unwrap();
+    assert_eq!(events, [event("repeat:2"), event("repeat:2")]);
+    let events = host.call(&plugin, generous(), "status:201").await.unwrap();
+    assert_eq!(events[0].extension("httpstatus"), Some("201"));
+    let seen = data(&host.call(&plugin, generous(), "extensions").await.unwrap());
+    assert_eq!(seen, r#"[("partitionkey", "k")]"#);
     let events = host.call(&plugin, generous(), "events:3").await.unwrap();
     assert_eq!(events.len(), 3);
     assert_eq!(events[2].id, "42");
@@ -263,6 +269,12 @@ async fn traps_panics_and_exits_are_told_apart() {
         ErrorKind::Trap,
         &["exit with status 1"],
     );
+    // Nor does a guest come to a good end by saying so.
+    error(
+        host.call(&plugin, generous(), "exit-zero").await,
+        ErrorKind::Trap,
+        &["exit with status 0"],
+    );
     assert_eq!(host.lines.all(), []);
     error(
         host.call(&plugin, generous(), "panic").await,
@@ -340,7 +352,7 @@ async fn handles_and_host_calls_are_bounded() {
     error(
         host.call(&plugin, generous(), "handles:100000").await,
         ErrorKind::Limit,
-        &["10000", "handles"],
+        &["1000", "handles"],
     );
     assert_eq!(
         data(&host.call(&plugin, generous(), "handles:100").await.unwrap()),
@@ -355,6 +367,134 @@ async fn handles_and_host_calls_are_bounded() {
         data(&host.call(&plugin, generous(), "shout:1024").await.unwrap()),
         "true"
     );
+}
+
+#[tokio::test]
+async fn pollables_by_the_thousand_are_bounded() {
+    let (host, plugin) = hostile().await;
+    let ready = data(
+        &host
+            .call(&plugin, generous(), "pollables:400")
+            .await
+            .unwrap(),
+    );
+    assert!(ready.parse::<usize>().unwrap() >= 1, "{ready}");
+    error(
+        host.call(&plugin, generous(), "pollables:100000").await,
+        ErrorKind::Limit,
+        &["1000", "handles"],
+    );
+    error(
+        host.call(&plugin, generous(), "poll-nothing").await,
+        ErrorKind::Trap,
+        &["empty poll list"],
+    );
+}
+
+#[tokio::test]
+async fn what_the_host_would_have_to_hold_is_bounded() {
+    let (host, plugin) = hostile().await;
+    let call = async |what: &str| host.call(&plugin, generous(), what).await;
+    assert_eq!(data(&call("fields:10").await.unwrap()), "10");
+    // Two chunks of 64 KiB for each body that nobody reads.
+    assert_eq!(data(&call("bodies:10").await.unwrap()), "1310720");
+    for what in ["fields:100000", "bodies:100000"] {
+        error(call(what).await, ErrorKind::Limit, &["1000", "handles"]);
+    }
+}
+
+#[tokio::test]
+async fn what_the_host_would_have_to_make_is_bounded() {
+    let (host, plugin) = hostile().await;
+    let call = async |what: &str| host.call(&plugin, generous(), what).await;
+    assert_eq!(data(&call("blast:200").await.unwrap()), "200");
+    let logged: usize = host.lines.all().iter().map(|(_, line)| line.len()).sum();
+    assert!(logged < 70 << 10, "{logged}");
+    assert_eq!(data(&call("zeroes:1000").await.unwrap()), "true");
+    error(
+        call("zeroes:4294967295").await,
+        ErrorKind::Trap,
+        &["zeroes"],
+    );
+    assert_eq!(data(&call("random:100000").await.unwrap()), "100000");
+    let refused = call("random:4294967295").await.unwrap_err();
+    assert!(
+        [ErrorKind::Trap, ErrorKind::Limit].contains(&refused.kind),
+        "{refused}"
+    );
+}
+
+#[tokio::test]
+async fn forged_attributes_and_headers_are_refused() {
+    let (host, plugin) = hostile().await;
+    let call = async |what: &str| host.call(&plugin, generous(), what).await;
+    error(
+        call("attribute:aCRLFset-cookie: b").await,
+        ErrorKind::Failed,
+        &["control characters", "subject"],
+    );
+    let events = call("attribute:plain").await.unwrap();
+    assert_eq!(events[0].subject.as_deref(), Some("plain"));
+    let refused = data(&call("header:aCRLFset-cookie: b").await.unwrap());
+    assert!(refused.contains("InvalidSyntax"), "{refused}");
+    assert_eq!(data(&call("header:plain").await.unwrap()), "Ok(())");
+}
+
+#[tokio::test]
+async fn a_deployer_learns_where_the_guest_was() {
+    let (host, plugin) = hostile().await;
+    let limits = Limits {
+        cpu: Duration::from_millis(20),
+        ..generous()
+    };
+    for (what, kind, function) in [
+        ("trap", "unreachable-code-reached", "process"),
+        ("recurse:100000000", "stack-overflow", "recurse"),
+        ("exit", "exit", "process"),
+        ("spin", "cpu", "process"),
+    ] {
+        let error = host.call(&plugin, limits, what).await.unwrap_err();
+        let fault = error.fault.unwrap();
+        assert_eq!(fault.kind, kind);
+        let names = fault.backtrace;
+        assert!((1..=16).contains(&names.len()), "{what}: {names:?}");
+        assert!(
+            names.iter().any(|name| name.contains(function)),
+            "{what}: {names:?}"
+        );
+        assert!(
+            names.iter().all(|name| !name.starts_with("_ZN")),
+            "{names:?}"
+        );
+    }
+    let own = host.call(&plugin, generous(), "failed:x").await;
+    assert_eq!(own.unwrap_err().fault, None);
+}
+
+#[tokio::test]
+async fn the_memory_of_all_guests_together_is_bounded() {
+    let host = host_with(|config| config.guest_memory = 8 << 20);
+    let plugin = host.plugin(guest("hostile.wasm")).await;
+    for _ in 0..10 {
+        let refused = host
+            .call(&plugin, generous(), "allocate:16777216")
+            .await
+            .unwrap_err();
+        assert_eq!(
+            (refused.kind, refused.blame),
+            (ErrorKind::Unavailable, Blame::Host)
+        );
+        assert!(
+            refused.message.contains("8MiB") && refused.message.contains("limits.guest_memory"),
+            "{refused}"
+        );
+    }
+    // All that was held was given back.
+    for _ in 0..10 {
+        host.call(&plugin, generous(), "allocate:4194304")
+            .await
+            .unwrap();
+    }
 }
 
 #[tokio::test]
@@ -471,4 +611,49 @@ async fn more_calls_than_slots_wait_for_their_turn() {
     for call in full {
         call.await.unwrap().unwrap();
     }
+}
+
+/// Each behaviour of the guest, and the test that is about it: one that is in its list and not here does not compile.
+mod covered {
+    use super::{
+        a_call_that_is_dropped_ends_the_guest as log,
+        a_guest_sees_its_configuration_and_nothing_of_the_machine as environment,
+        a_guest_sees_its_configuration_and_nothing_of_the_machine as config,
+        a_guest_sees_its_configuration_and_nothing_of_the_machine as connect,
+        a_guest_sees_its_configuration_and_nothing_of_the_machine as files,
+        a_guest_sees_its_configuration_and_nothing_of_the_machine as fetch,
+        a_guests_own_errors_keep_their_kind_and_text as invalid,
+        a_guests_own_errors_keep_their_kind_and_text as unavailable,
+        a_guests_own_errors_keep_their_kind_and_text as failed,
+        a_memory_bomb_ends_with_the_memory_limit as allocate,
+        a_memory_bomb_ends_with_the_memory_limit as try_allocate,
+        an_endless_loop_ends_with_its_cpu_budget as spin,
+        an_endless_loop_ends_with_its_cpu_budget as spin_for,
+        an_endless_loop_ends_with_its_cpu_budget as call_host,
+        an_event_comes_back_as_it_went as echo, an_event_comes_back_as_it_went as drop,
+        an_event_comes_back_as_it_went as events, an_event_comes_back_as_it_went as repeat,
+        an_event_comes_back_as_it_went as extensions, an_event_comes_back_as_it_went as status,
+        deep_recursion_is_a_trap as recurse,
+        forged_attributes_and_headers_are_refused as attribute,
+        forged_attributes_and_headers_are_refused as header,
+        handles_and_host_calls_are_bounded as handles, handles_and_host_calls_are_bounded as shout,
+        pollables_by_the_thousand_are_bounded as pollables,
+        pollables_by_the_thousand_are_bounded as poll_nothing,
+        sleeping_for_ever_ends_with_the_wall_limit_or_the_deadline as sleep,
+        too_much_output_ends_with_the_output_limit as output,
+        traps_panics_and_exits_are_told_apart as trap,
+        traps_panics_and_exits_are_told_apart as panic,
+        traps_panics_and_exits_are_told_apart as exit,
+        traps_panics_and_exits_are_told_apart as exit_zero,
+        what_the_host_would_have_to_hold_is_bounded as fields,
+        what_the_host_would_have_to_hold_is_bounded as bodies,
+        what_the_host_would_have_to_make_is_bounded as blast,
+        what_the_host_would_have_to_make_is_bounded as zeroes,
+        what_the_host_would_have_to_make_is_bounded as random,
+    };
+
+    macro_rules! cases {
+        ($($name:ident)*) => { $(const _: fn() = $name;)* };
+    }
+    include!("../../../../tests/guests/hostile/cases.rs");
 }

@@ -17,3 +17,4 @@ mod reuse;
 mod reuse_http;
 mod service;
 mod support;
+mod uploads;

@@ -100,7 +100,7 @@ async fn an_instance_is_busy_until_its_guest_has_returned() {
     assert_eq!(text(midway).await, "2");
     function.idle(2).await;
     // Its response is complete and it goes on.
-    let after = function.get("/after/300").await.unwrap();
+    let after = function.get("/after/2000").await.unwrap();
     assert_eq!(text(after).await, "3");
     assert_eq!(function.count().await, "2");
     function.idle(2).await;
@@ -131,7 +131,7 @@ async fn a_caller_that_hangs_up_leaves_the_instance_to_its_guest() {
 #[tokio::test]
 async fn traps_timeouts_and_bodies_that_are_kept_end_an_instance() {
     let limits = Limits {
-        wall: Duration::from_millis(500),
+        wall: Duration::from_secs(2),
         ..generous()
     };
     let function = function(host(), limits).await;

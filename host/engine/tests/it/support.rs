@@ -49,9 +49,15 @@ pub(crate) fn host() -> Host {
 
 /// A host that holds so many instances.
 pub(crate) fn host_of(instances: u32) -> Host {
+    host_with(|config| config.instances = instances)
+}
+
+/// A host with another configuration, of a hundred instances unless that says otherwise.
+pub(crate) fn host_with(change: impl FnOnce(&mut EngineConfig)) -> Host {
     let cache = tempfile::tempdir().unwrap();
     let mut config = EngineConfig::new(cache.path());
-    config.instances = instances;
+    config.instances = 100;
+    change(&mut config);
     Host {
         engine: Engine::new(config, |_| Ok(())).unwrap(),
         lines: Arc::default(),

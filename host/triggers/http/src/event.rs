@@ -43,7 +43,7 @@ pub(crate) fn from_request(
         });
     }
     let event = Event {
-        id: run.to_string(),
+        id: run.encode(&mut [0; 36]).to_owned(),
         source: format!("/stepwell/{}/{}", deployment.namespace, deployment.name),
         r#type: "http.request".to_owned(),
         subject: None,

@@ -7,14 +7,17 @@
 mod auth;
 mod body;
 mod event;
+mod joined;
 mod jwt;
 mod keys;
 mod percent;
 mod problem;
+mod quiet;
 mod reply;
 mod route;
 mod serve;
 mod telemetry;
+mod timer;
 mod tls;
 mod trigger;
 

@@ -135,7 +135,8 @@ impl Problem {
 
 /// The response, with the run's id on it.
 pub(crate) fn with_run_id(mut response: Response<Body>, run: RunId) -> Response<Body> {
-    if let Ok(id) = HeaderValue::try_from(run.to_string()) {
+    let mut buffer = [0; 36];
+    if let Ok(id) = HeaderValue::from_str(run.encode(&mut buffer)) {
         response.headers_mut().insert(RUN_ID, id);
     }
     response

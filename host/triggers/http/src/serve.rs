@@ -7,7 +7,7 @@ use http::header::HOST;
 use http::uri::{Authority, Scheme};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
@@ -15,6 +15,9 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::joined::Joined;
+use crate::quiet::quietly;
+use crate::timer::HeadTimer;
 use crate::tls::Tls;
 use crate::trigger::HttpTrigger;
 
@@ -80,8 +83,9 @@ pub async fn serve(
         let abort = abort.clone();
         connections.spawn(async move {
             tokio::select! {
+                biased;
                 () = connection => {}
-                () = abort.cancelled() => {}
+                () = quietly(abort.cancelled()) => {}
             }
         });
     };
@@ -135,7 +139,6 @@ fn builder(config: &ServeConfig) -> Builder<TokioExecutor> {
     let mut builder = Builder::new(TokioExecutor::new());
     builder
         .http1()
-        .timer(TokioTimer::new())
         .header_read_timeout(config.header_timeout)
         .max_headers(config.headers)
         .max_buf_size(config.header_bytes);
@@ -182,32 +185,36 @@ async fn speak<S>(
     stream: S,
     secure: bool,
     trigger: Arc<HttpTrigger>,
-    builder: Builder<TokioExecutor>,
+    mut builder: Builder<TokioExecutor>,
     shutdown: CancellationToken,
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    builder.http1().timer(HeadTimer::default());
+    // Requests count on this connection's own, not on the one that every thread writes to.
+    let trigger = Arc::new(trigger);
     let (begun, first) = (AtomicBool::new(false), Notify::new());
     let service = service_fn(|mut request: http::Request<Incoming>| {
         if secure {
             say_https(&mut request);
         }
-        if !begun.swap(true, Ordering::Relaxed) {
+        if !begun.load(Ordering::Relaxed) && !begun.swap(true, Ordering::Relaxed) {
             first.notify_one();
         }
         let trigger = trigger.clone();
         async move { Ok::<_, Infallible>(trigger.handle(request).await) }
     });
-    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    let connection = builder.serve_connection(Joined::new(stream), service);
     let mut connection = std::pin::pin!(connection);
-    let stop = async {
+    let stop = quietly(async {
         shutdown.cancelled().await;
         // On a connection that was only just made, a request is on its way.
         if !begun.load(Ordering::Relaxed) {
             let _ = tokio::time::timeout(FIRST_REQUEST, first.notified()).await;
         }
-    };
+    });
     let ended = tokio::select! {
+        biased;
         ended = connection.as_mut() => ended,
         () = stop => {
             connection.as_mut().graceful_shutdown();

@@ -222,8 +222,10 @@ impl HttpTrigger {
         let permit = self.dispatcher.admit(&intake.deployment.namespace)?;
         let trace = event::trace(request.headers());
         let exceeded = Exceeded::default();
-        let request =
-            request.map(|body| Limited::new(body, limit, exceeded.clone()).boxed_unsync());
+        let request = request.map(|body| match body.is_end_stream() {
+            true => body::empty(),
+            false => Limited::new(body, limit, exceeded.clone()).boxed_unsync(),
+        });
         let deadline = Instant::now() + intake.timeout;
         let (deployment, run) = (intake.deployment, intake.run);
         let response = self
@@ -234,7 +236,13 @@ impl HttpTrigger {
         if exceeded.get() {
             return Err(Problem::TooLarge { limit });
         }
-        Ok(response?)
+        let response = response?;
+        if response.status().is_informational() {
+            // These announce a response and are none; sent as one they would break the connection.
+            tracing::warn!(status = %response.status(), "a function set a status that is not from 200 to 999");
+            return Err(Problem::UnusableReply);
+        }
+        Ok(response)
     }
 }
 

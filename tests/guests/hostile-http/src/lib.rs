@@ -11,6 +11,25 @@ wasip2::http::proxy::export!(Hostile);
 
 struct Hostile;
 
+/// Makes an enumeration of the cases, so that none can be here that is not in the list.
+macro_rules! cases {
+    ($($name:ident)*) => {
+        #[allow(non_camel_case_types)]
+        enum Case { $($name,)* }
+
+        impl Case {
+            fn named(name: &str) -> Option<Self> {
+                match name.replace('-', "_").as_str() {
+                    "" => Some(Self::hello),
+                    $(stringify!($name) => Some(Self::$name),)*
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+include!("../cases.rs");
+
 impl wasip2::exports::http::incoming_handler::Guest for Hostile {
     fn handle(request: IncomingRequest, out: ResponseOutparam) {
         let path = request.path_with_query().unwrap_or_default();
@@ -19,9 +38,14 @@ impl wasip2::exports::http::incoming_handler::Guest for Hostile {
             .split_once('/')
             .unwrap_or((path.trim_start_matches('/'), ""));
         let number = || argument.parse::<usize>().expect("a number");
-        match what {
-            "" => finish(start(out), b"hello"),
-            "about" => {
+        let Some(case) = Case::named(what) else {
+            let response = OutgoingResponse::new(Fields::new());
+            response.set_status_code(404).expect("a status");
+            return ResponseOutparam::set(out, Ok(response));
+        };
+        match case {
+            Case::hello => finish(start(out), b"hello"),
+            Case::about => {
                 let about = format!(
                     "{:?} {:?} {:?} {path}",
                     request.method(),
@@ -30,7 +54,7 @@ impl wasip2::exports::http::incoming_handler::Guest for Hostile {
                 );
                 finish(start(out), about.as_bytes());
             }
-            "echo" => {
+            Case::echo => {
                 let incoming = request.consume().expect("a body");
                 let stream = incoming.stream().expect("its stream");
                 let body = start(out);
@@ -41,46 +65,80 @@ impl wasip2::exports::http::incoming_handler::Guest for Hostile {
                 drop(sink);
                 OutgoingBody::finish(body, None).expect("the end");
             }
-            "big" => finish(start(out), &vec![b'x'; number()]),
-            "spin" => loop {
+            Case::big => finish(start(out), &vec![b'x'; number()]),
+            Case::spin => loop {
                 std::hint::black_box(());
             },
-            "nothing" => {}
-            "stall" => {
+            Case::nothing => {}
+            Case::stall => {
                 let body = start(out);
                 let sink = body.write().expect("a stream");
                 write(&sink, b"begun");
                 std::thread::sleep(Duration::from_secs(3600));
             }
-            "unfinished" => {
+            Case::unfinished => {
                 let body = start(out);
                 write(&body.write().expect("a stream"), b"begun");
                 drop(body);
             }
-            "trap-early" => {
+            Case::trap_early => {
                 let body = start(out);
                 write(&body.write().expect("a stream"), b"begun");
                 std::arch::wasm32::unreachable();
             }
-            "trap-midway" => {
+            Case::trap_midway => {
                 let body = start(out);
                 let sink = body.write().expect("a stream");
                 write(&sink, &[b'x'; 256 << 10]);
                 std::arch::wasm32::unreachable();
             }
-            "trap-late" => {
+            Case::trap_late => {
                 finish(start(out), b"hello");
                 std::arch::wasm32::unreachable();
             }
-            "linger" => {
+            Case::linger => {
                 finish(start(out), b"hello");
                 std::thread::sleep(Duration::from_millis(number() as u64));
                 println!("lingered");
             }
-            _ => {
-                let response = OutgoingResponse::new(Fields::new());
-                response.set_status_code(404).expect("a status");
+            Case::endless => {
+                let body = start(out);
+                let sink = body.write().expect("a stream");
+                while sink.blocking_write_and_flush(&[b'x'; 4096]).is_ok() {}
+            }
+            // Writes whether or not there is room.
+            Case::blast => {
+                let body = start(out);
+                let sink = body.write().expect("a stream");
+                while sink.write(&[b'x'; 4096]).is_ok() {}
+            }
+            Case::headers => {
+                let fields = Fields::new();
+                let forged = ["a\r\nset-cookie: b", "a\nb", "a\rb", "a\0b"];
+                let taken = forged
+                    .iter()
+                    .filter(|value| fields.append("x-mine", value.as_bytes()).is_ok())
+                    .count()
+                    + [
+                        "x\r\nset-cookie",
+                        "x y",
+                        "",
+                        "connection",
+                        "transfer-encoding",
+                    ]
+                    .iter()
+                    .filter(|name| fields.append(name, b"a").is_ok())
+                    .count();
+                fields.append("x-good", b"yes").expect("a header");
+                let response = OutgoingResponse::new(fields);
+                let body = response.body().expect("a body");
                 ResponseOutparam::set(out, Ok(response));
+                finish(body, taken.to_string().as_bytes());
+            }
+            // Answers without ever reading what it was sent.
+            Case::deaf => {
+                let _incoming = request.consume().expect("a body");
+                finish(start(out), b"what?");
             }
         }
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use wasip2::clocks::monotonic_clock;
 use wasip2::http::outgoing_handler;
-use wasip2::http::types::{Fields, OutgoingRequest};
+use wasip2::http::types::{Fields, OutgoingRequest, OutgoingResponse};
 
 wit_bindgen::generate!({
     path: ["../../../wit/config", "../../../wit/pipeline"],
@@ -25,45 +25,66 @@ use exports::stepwell::pipeline::handler::{Error, Event, Guest};
 struct Hostile;
 export!(Hostile);
 
+/// Makes an enumeration of the cases, so that none can be here that is not in the list.
+macro_rules! cases {
+    ($($name:ident)*) => {
+        #[allow(non_camel_case_types)]
+        enum Case { $($name,)* }
+
+        impl Case {
+            fn named(name: &str) -> Option<Self> {
+                match name.replace('-', "_").as_str() {
+                    $(stringify!($name) => Some(Self::$name),)*
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+include!("../cases.rs");
+
 impl Guest for Hostile {
     fn process(input: Event) -> Result<Vec<Event>, Error> {
         let (what, argument) = input.type_.split_once(':').unwrap_or((&input.type_, ""));
         let number = || argument.parse::<usize>().expect("a number");
-        let reply = match what {
-            "echo" => return Ok(vec![input]),
-            "drop" => return Ok(Vec::new()),
-            "repeat" => {
+        let Some(case) = Case::named(what) else {
+            return Err(Error::Invalid(format!("no such behaviour: {what}")));
+        };
+        let reply = match case {
+            Case::echo => return Ok(vec![input]),
+            Case::drop => return Ok(Vec::new()),
+            Case::repeat => {
                 let times = number();
                 return Ok(vec![input; times]);
             }
-            "status" => {
+            Case::status => {
                 let extensions = vec![("httpstatus".into(), argument.into())];
                 return Ok(vec![Event {
                     extensions,
                     ..input
                 }]);
             }
-            "extensions" => format!("{:?}", input.extensions),
-            "invalid" => return Err(Error::Invalid(argument.into())),
-            "unavailable" => return Err(Error::Unavailable(argument.into())),
-            "failed" => return Err(Error::Failed(argument.into())),
+            Case::extensions => format!("{:?}", input.extensions),
+            Case::invalid => return Err(Error::Invalid(argument.into())),
+            Case::unavailable => return Err(Error::Unavailable(argument.into())),
+            Case::failed => return Err(Error::Failed(argument.into())),
 
-            "spin" => loop {
+            Case::spin => loop {
                 black_box(());
             },
-            "spin-for" => {
+            Case::spin_for => {
                 let end = Instant::now() + Duration::from_millis(number() as u64);
                 while Instant::now() < end {}
                 String::new()
             }
-            "call-host" => loop {
+            Case::call_host => loop {
                 black_box(monotonic_clock::now());
             },
-            "sleep" => {
+            Case::sleep => {
                 std::thread::sleep(Duration::from_millis(number() as u64));
                 String::new()
             }
-            "allocate" => {
+            Case::allocate => {
                 let mut all = Vec::new();
                 let mut left = number();
                 while left > 0 {
@@ -73,35 +94,101 @@ impl Guest for Hostile {
                 }
                 black_box(&all).len().to_string()
             }
-            "try-allocate" => Vec::<u8>::new()
+            Case::try_allocate => Vec::<u8>::new()
                 .try_reserve_exact(number())
                 .is_ok()
                 .to_string(),
-            "recurse" => recurse(number()).to_string(),
-            "trap" => std::arch::wasm32::unreachable(),
-            "panic" => panic!("at the disco"),
-            "exit" => std::process::exit(1),
-            "output" => {
+            Case::recurse => recurse(number()).to_string(),
+            Case::trap => std::arch::wasm32::unreachable(),
+            Case::panic => panic!("at the disco"),
+            Case::exit => std::process::exit(1),
+            Case::exit_zero => std::process::exit(0),
+            Case::output => {
                 return Ok(vec![Event {
                     data: vec![b'x'; number()],
                     ..empty()
                 }]);
             }
-            "events" => return Ok((0..number()).map(|_| empty()).collect()),
-            "log" => {
+            Case::events => return Ok((0..number()).map(|_| empty()).collect()),
+            Case::attribute => {
+                return Ok(vec![Event {
+                    subject: Some(argument.replace("CRLF", "\r\n")),
+                    ..empty()
+                }]);
+            }
+            // Writes whether or not there is room.
+            Case::blast => {
+                let out = wasip2::cli::stdout::get_stdout();
+                let line = [b'x'; 65_536];
+                (0..number())
+                    .filter(|_| out.write(&line).is_ok())
+                    .count()
+                    .to_string()
+            }
+            Case::zeroes => format!(
+                "{:?}",
+                wasip2::cli::stdout::get_stdout()
+                    .write_zeroes(number() as u64)
+                    .is_ok()
+            ),
+            Case::random => wasip2::random::random::get_random_bytes(number() as u64)
+                .len()
+                .to_string(),
+            Case::log => {
                 for line in 0..number() {
                     println!("line {line}");
                 }
                 eprint!("end");
                 String::new()
             }
-            "handles" => {
+            Case::handles => {
                 let all: Vec<_> = (0..number())
                     .map(|_| monotonic_clock::subscribe_duration(1))
                     .collect();
                 all.len().to_string()
             }
-            "shout" => {
+            Case::pollables => {
+                let all: Vec<_> = (0..number())
+                    .map(|_| monotonic_clock::subscribe_duration(1_000_000))
+                    .collect();
+                let refs: Vec<_> = all.iter().collect();
+                wasip2::io::poll::poll(&refs).len().to_string()
+            }
+            Case::poll_nothing => wasip2::io::poll::poll(&[]).len().to_string(),
+            // Each holds as many bytes as the host lets it.
+            Case::fields => {
+                let all: Vec<_> = (0..number())
+                    .map(|_| {
+                        let fields = Fields::new();
+                        let value = [b'x'; 1000];
+                        for _ in 0..100 {
+                            fields.append("x", &value).expect("room");
+                        }
+                        fields
+                    })
+                    .collect();
+                all.len().to_string()
+            }
+            Case::bodies => {
+                let mut all = Vec::new();
+                for _ in 0..number() {
+                    let response = OutgoingResponse::new(Fields::new());
+                    let body = response.body().expect("a body");
+                    let sink = body.write().expect("a stream");
+                    let mut written = 0;
+                    while let Ok(room @ 1..) = sink.check_write() {
+                        sink.write_zeroes(room).expect("room");
+                        written += room;
+                    }
+                    all.push((response, body, sink, written));
+                }
+                all.iter().map(|body| body.3).sum::<u64>().to_string()
+            }
+            Case::header => {
+                let value = argument.replace("CRLF", "\r\n");
+                format!("{:?}", Fields::new().append("x-mine", value.as_bytes()))
+            }
+            Case::shout => {
                 let bytes = vec![b'x'; number()];
                 format!(
                     "{:?}",
@@ -109,24 +196,24 @@ impl Guest for Hostile {
                 )
             }
 
-            "environment" => {
+            Case::environment => {
                 let all: Vec<String> = std::env::vars()
                     .map(|(key, value)| format!("{key}={value}"))
                     .collect();
                 format!("{} args {}", all.join(","), std::env::args().count())
             }
-            "config" => format!("{:?}", wasi::config::store::get(argument)),
-            "connect" => format!(
+            Case::config => format!("{:?}", wasi::config::store::get(argument)),
+            Case::connect => format!(
                 "{:?}",
                 std::net::TcpStream::connect("127.0.0.1:1").map_err(|error| error.kind())
             ),
-            "files" => format!(
+            Case::files => format!(
                 "{:?}",
                 std::fs::read_dir("/")
                     .map(|_| ())
                     .map_err(|error| error.kind())
             ),
-            "fetch" => {
+            Case::fetch => {
                 let request = OutgoingRequest::new(Fields::new());
                 request
                     .set_authority(Some("127.0.0.1:1"))
@@ -143,7 +230,6 @@ impl Guest for Hostile {
                     }
                 }
             }
-            other => return Err(Error::Invalid(format!("no such behaviour: {other}"))),
         };
         Ok(vec![Event {
             data: reply.into_bytes(),

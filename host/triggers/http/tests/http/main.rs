@@ -16,6 +16,7 @@ mod quotas;
 mod sockets;
 mod statuses;
 mod tls;
+mod wire;
 
 use std::sync::Arc;
 use std::time::Duration;
