@@ -84,7 +84,11 @@ impl Surroundings {
                 })?;
         }
         if self.network {
-            builder.inherit_network().allow_ip_name_lookup(true);
+            builder
+                .inherit_network()
+                .allow_tcp(true)
+                .allow_udp(true)
+                .allow_ip_name_lookup(true);
         } else {
             builder
                 .allow_tcp(false)

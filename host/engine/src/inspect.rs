@@ -161,15 +161,21 @@ pub fn is_command(bytes: &[u8]) -> Result<bool, Refused> {
 pub(crate) fn command(bytes: &[u8]) -> Result<Option<CommandWorld>, Refused> {
     header(bytes)?;
     let found = parse(bytes, features())?;
-    Ok(found.exports.iter().find_map(|export| {
-        let (path, version) = split(export);
-        match (path, version?) {
-            ("wasi:cli/run", version) if version.contains('-') => None,
-            ("wasi:cli/run", version) if version.starts_with("0.2.") => Some(CommandWorld::V02),
-            ("wasi:cli/run", version) if version.starts_with("0.3.") => Some(CommandWorld::V03),
-            _ => None,
-        }
-    }))
+    let exports = |release: &str| {
+        found.exports.iter().any(|export| {
+            let (path, version) = split(export);
+            let fits = |version: &str| version.starts_with(release) && !version.contains('-');
+            path == "wasi:cli/run" && version.is_some_and(fits)
+        })
+    };
+    // Toolchains that know no target of 0.3 yet leave a 0.2 export beside it.
+    Ok(if exports("0.3.") {
+        Some(CommandWorld::V03)
+    } else if exports("0.2.") {
+        Some(CommandWorld::V02)
+    } else {
+        None
+    })
 }
 
 /// What the export makes of its component, if anything.
