@@ -3,7 +3,6 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::build::BuildArgs;
-use crate::commands::run_component::RunComponentArgs;
 use crate::new::NewArgs;
 
 /// A serverless host for WebAssembly plugins: upload components, run them as steps of pipelines over HTTP and Kafka.
@@ -77,8 +76,6 @@ pub(crate) enum Command {
     Model(ModelCommand),
     /// Show what plugins and runs have logged
     Logs(LogsArgs),
-    /// Run one component by itself: serve an HTTP function, or run a command
-    RunComponent(RunComponentArgs),
     /// Make a new plugin project
     New(NewArgs),
     /// Build a plugin project into a component

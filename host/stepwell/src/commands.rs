@@ -1,8 +1,7 @@
-//! The commands that speak to a running host, and the one that runs a component without it.
+//! The commands that speak to a running host.
 
 pub(crate) mod invoke;
 pub(crate) mod logs;
 pub(crate) mod model;
 pub(crate) mod pipeline;
 pub(crate) mod plugin;
-pub(crate) mod run_component;

@@ -50,7 +50,7 @@ fn main() -> ExitCode {
     };
     let json = cli.client.json;
     match run(cli) {
-        Ok(code) => code,
+        Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failed(&failure, json),
     }
 }
@@ -76,12 +76,9 @@ fn misused(error: &clap::Error) -> ExitCode {
     ExitCode::from(if error.use_stderr() { 2 } else { 0 })
 }
 
-fn run(cli: Cli) -> Result<ExitCode, Failure> {
+fn run(cli: Cli) -> Result<(), Failure> {
     let json = cli.client.json;
-    if let Command::RunComponent(args) = &cli.command {
-        return commands::run_component::run(args, json);
-    }
-    let done = match cli.command {
+    match cli.command {
         Command::Serve(args) => Ok(serve::run(args)?),
         Command::New(args) => Ok(new::run(&args, json)?),
         Command::Build(args) => Ok(build::run(&args, json)?),
@@ -89,8 +86,7 @@ fn run(cli: Cli) -> Result<ExitCode, Failure> {
             .enable_all()
             .build()?
             .block_on(speak(cli.client, command, json)),
-    };
-    done.map(|()| ExitCode::SUCCESS)
+    }
 }
 
 /// Commands that speak to a host, or to what it depends on.
@@ -105,10 +101,6 @@ async fn speak(client: cli::ClientArgs, command: Command, json: bool) -> Result<
         Command::Invoke(args) => commands::invoke::run(&client, args, json).await,
         Command::Model(command) => commands::model::run(&client, command, json).await,
         Command::Logs(args) => commands::logs::run(&client, args, json).await,
-        Command::Serve(_)
-        | Command::New(_)
-        | Command::Build(_)
-        | Command::RunComponent(_)
-        | Command::Doctor(_) => Ok(()),
+        Command::Serve(_) | Command::New(_) | Command::Build(_) | Command::Doctor(_) => Ok(()),
     }
 }

@@ -1,0 +1,133 @@
+//! Who may come in: bearers of the configured `admin_token`, bearers of the catalog's tokens, and anybody in development mode.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use sha2::{Digest as _, Sha256};
+use stepwell_api::{Gate, NotAdmitted};
+use stepwell_catalog::{Catalog, Directory, NotVerified, Unavailable};
+use stepwell_core::{Name, Principal, Right, Secret};
+use stepwell_http_trigger::{Subject, TokenVerifier};
+use subtle::ConstantTimeEq as _;
+use tracing::{debug, warn};
+
+/// Refused requests that are recorded in a minute; whoever may do nothing must not fill the audit log either.
+const REFUSALS: u32 = 60;
+
+/// Every token that this host takes.
+pub(crate) struct Tokens {
+    catalog: Arc<Catalog>,
+    directory: Arc<Directory>,
+    /// Only its hash is kept: comparing hashes takes the same time for every wrong token, whatever its length.
+    admin: Option<[u8; 32]>,
+    /// Whether only this machine reaches the admin listener.
+    is_private: bool,
+    refusals: Mutex<(Instant, u32)>,
+}
+
+impl Tokens {
+    pub(crate) fn new(
+        catalog: Arc<Catalog>,
+        directory: Arc<Directory>,
+        admin_token: Option<&Secret>,
+        is_private: bool,
+    ) -> Self {
+        Self {
+            catalog,
+            directory,
+            admin: admin_token.map(|token| Sha256::digest(token.expose()).into()),
+            is_private,
+            refusals: Mutex::new((Instant::now(), 0)),
+        }
+    }
+
+    /// Who bears a token; none: nobody does, or not any more. Usually this touches nothing but memory.
+    async fn bearer(&self, token: &str) -> Result<Option<Principal>, Unavailable> {
+        match self.find(token).await {
+            Ok(principal) => Ok(Some(principal)),
+            Err(NotVerified::Unavailable(error)) => Err(error),
+            Err(NotVerified::Malformed | NotVerified::Unknown | NotVerified::Expired) => Ok(None),
+        }
+    }
+
+    /// Development mode: requests need no token while none is configured, none was ever made, and only this machine asks.
+    pub(crate) async fn is_development(&self) -> Result<bool, Unavailable> {
+        if self.admin.is_some() || !self.is_private {
+            return Ok(false);
+        }
+        Ok(!self.directory.is_guarded().await?)
+    }
+
+    async fn find(&self, token: &str) -> Result<Principal, NotVerified> {
+        if self.is_admin(token) {
+            return Ok(Principal::admin_token());
+        }
+        self.directory.verify(token).await
+    }
+
+    fn is_admin(&self, token: &str) -> bool {
+        let presented: [u8; 32] = Sha256::digest(token).into();
+        self.admin
+            .is_some_and(|admin| admin.ct_eq(&presented).into())
+    }
+
+    /// Whether one more refusal is to be recorded.
+    fn counts(&self) -> bool {
+        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        if refusals.0.elapsed() >= Duration::from_secs(60) {
+            *refusals = (Instant::now(), 0);
+        }
+        refusals.1 = refusals.1.saturating_add(1);
+        refusals.1 <= REFUSALS
+    }
+}
+
+/// Callers of routes with `auth: token`.
+#[async_trait]
+impl TokenVerifier for Tokens {
+    async fn verify(
+        &self,
+        token: &str,
+        namespace: &Name,
+    ) -> Result<Option<Subject>, stepwell_http_trigger::Unavailable> {
+        let bearer = self.bearer(token).await;
+        let bearer = bearer.map_err(|Unavailable| stepwell_http_trigger::Unavailable)?;
+        Ok(bearer.map(|principal| Subject {
+            may_invoke: principal.may(Right::Invoke, namespace),
+            name: principal.id,
+        }))
+    }
+}
+
+#[async_trait]
+impl Gate for Tokens {
+    async fn admit(&self, token: Option<&str>) -> Result<Principal, NotAdmitted> {
+        let why = match token {
+            None => NotAdmitted::Missing,
+            Some(token) => match self.find(token).await {
+                Ok(principal) => return Ok(principal),
+                Err(NotVerified::Malformed) => NotAdmitted::Malformed,
+                Err(NotVerified::Unknown) => NotAdmitted::Unknown,
+                Err(NotVerified::Expired) => NotAdmitted::Expired,
+                Err(NotVerified::Unavailable(_)) => NotAdmitted::Unavailable,
+            },
+        };
+        match self.is_development().await {
+            Ok(true) => Ok(Principal::development()),
+            Ok(false) => Err(why),
+            Err(Unavailable) => Err(NotAdmitted::Unavailable),
+        }
+    }
+
+    async fn refused(&self, principal: &Principal, operation: &'static str, subject: String) {
+        if !self.counts() {
+            debug!(who = %principal.id, operation, "a refused request is not recorded: there are too many");
+            return;
+        }
+        let catalog = self.catalog.by(principal);
+        if let Err(error) = catalog.record_refusal(operation, subject).await {
+            warn!(who = %principal.id, operation, %error, "a refused request could not be recorded");
+        }
+    }
+}
