@@ -10,13 +10,14 @@ GUEST_TARGET := $(CACHE)/guest-target
 export STEPWELL_GUESTS := $(GUEST_TARGET)/stepwell
 # `embedded`, or `real`: PostgreSQL, Redis and Apache Kafka, started by the demo itself.
 SERVICES ?= embedded
-# What `make bench` measures: `release`, or `dist`, the slowly built profile of images. BENCH: options for it.
+# What `make bench` measures: `release`, or `dist`, the slowly built profile of images. BENCH: options for it, or one row of it
+# (`cold-start`, `upload`, `idle`, `storm`, `density`).
 PROFILE ?= release
 BENCH ?=
 # Options of `make soak`.
 SOAK ?=
 
-.PHONY: help demo demo-stop test lint bench soak setup host guests schema
+.PHONY: help demo demo-stop test lint fuzz bench soak setup host guests schema
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,7 +30,7 @@ demo-stop: ## stop the host that the demo left running
 	@$(BIN)/stepwell-demo --stop
 
 test: setup host guests ## all tests, on real PostgreSQL, Redis, Apache Kafka and libtensorflow
-	@deploy/setup.sh services kafka pinecone
+	@deploy/setup.sh services kafka pinecone schemathesis
 	cargo test --release --workspace --no-fail-fast
 	cd plugin-sdk/rust && CARGO_TARGET_DIR=$(GUEST_TARGET) cargo test --workspace
 	cd plugins && CARGO_TARGET_DIR=$(GUEST_TARGET) cargo test --workspace
@@ -37,7 +38,11 @@ test: setup host guests ## all tests, on real PostgreSQL, Redis, Apache Kafka an
 lint: ## formatting, clippy, dependencies
 	deploy/lint.sh
 
-bench: setup host guests ## requests/s and latencies beside a native handler and wasmtime serve (PROFILE=dist for images' build, BENCH=--help)
+fuzz: setup guests ## hostile uploads, documents and filters, FUZZ_SECONDS each (30); the first time builds everything with instrumentation
+	@deploy/setup.sh fuzz
+	@FUZZ_SECONDS=$(or $(FUZZ_SECONDS),30) tests/fuzz/run.sh
+
+bench: setup host guests ## requests/s, latencies, cold starts, uploads and density beside a native handler and wasmtime serve (PROFILE=dist for images' build, BENCH=--help)
 	@deploy/setup.sh wasmtime
 	@if [ "$(PROFILE)" != release ]; then cargo build --profile $(PROFILE) -p stepwell -p stepwell-bench; fi
 	@$(CARGO_TARGET_DIR)/$(PROFILE)/stepwell-bench $(BENCH)

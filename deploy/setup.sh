@@ -12,6 +12,8 @@ KAFKA_VERSION=4.1.1
 SCALA_VERSION=2.13
 LOG4J_VERSION=2.24.3
 DENY_VERSION=0.20.2
+SCHEMATHESIS_VERSION=4.32.5
+CARGO_FUZZ_VERSION=0.13.2
 WASMTIME_VERSION=48.0.8
 GUEST_TARGET=wasm32-wasip2
 
@@ -177,11 +179,30 @@ setup_pinecone() {
   done
 }
 
+# The fuzzer of the management API.
+setup_schemathesis() {
+  local venv="$CACHE/schemathesis-venv-$SCHEMATHESIS_VERSION"
+  [ -x "$venv/bin/schemathesis" ] && return
+  say "installing schemathesis $SCHEMATHESIS_VERSION (once)"
+  python3 -m venv --clear "$venv" >&2 \
+    && "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "schemathesis==$SCHEMATHESIS_VERSION" >&2 \
+    || { rm -rf "$venv"; lack "schemathesis: 'pip install schemathesis==$SCHEMATHESIS_VERSION' failed; it needs python3 with venv"; }
+}
+
+# What runs the fuzz targets of tests/fuzz.
+setup_fuzz() {
+  [ -x "$CACHE/bin/cargo-fuzz" ] && return
+  say "building cargo-fuzz (once)"
+  cargo install --quiet --locked --root "$CACHE" --target-dir "$CACHE/tools-target" cargo-fuzz@$CARGO_FUZZ_VERSION >&2 \
+    || { lack "cargo-fuzz: 'cargo install cargo-fuzz@$CARGO_FUZZ_VERSION' failed"; return; }
+  rm -rf "$CACHE/tools-target"
+}
+
 for part in "${@:-packages guest tensorflow services kafka}"; do
   for name in $part; do
     case "$name" in
-      packages|guest|tensorflow|services|kafka|deny|wasmtime|pinecone) "setup_$name" ;;
-      *) echo "setup.sh: unknown part '$name' (packages, guest, tensorflow, services, kafka, pinecone, deny, wasmtime)" >&2; exit 2 ;;
+      packages|guest|tensorflow|services|kafka|deny|wasmtime|pinecone|schemathesis|fuzz) "setup_$name" ;;
+      *) echo "setup.sh: unknown part '$name' (packages, guest, tensorflow, services, kafka, pinecone, schemathesis, fuzz, deny, wasmtime)" >&2; exit 2 ;;
     esac
   done
 done

@@ -278,6 +278,34 @@ fn the_page_lists_every_crate_and_no_other() {
     }
 }
 
+/// Of a guest's behaviours the compiler asks for tests; that a guest has any is asked here.
+#[test]
+fn each_guest_has_a_test_that_calls_it() {
+    let tests: String = sources("host")
+        .into_iter()
+        .chain(sources("tests"))
+        .filter(|(path, _)| !path.starts_with("tests/guests"))
+        .map(|(_, text)| text)
+        .collect();
+    let guests = repository().join("tests/guests");
+    let mut manifests = Vec::new();
+    files(&guests, "toml", &mut manifests);
+    let mut found = 0;
+    for manifest in manifests {
+        let directory = manifest.parent().unwrap();
+        let name = directory.file_name().unwrap().to_str().unwrap();
+        if directory != guests && manifest.ends_with("Cargo.toml") {
+            let named = [format!("\"{name}\""), format!("\"{name}.wasm\"")];
+            assert!(
+                named.iter().any(|named| tests.contains(named)),
+                "no test calls the guest {name}"
+            );
+            found += 1;
+        }
+    }
+    assert!(found > 3, "{found}");
+}
+
 #[test]
 fn nothing_unexpected_lies_at_the_top() {
     let known = [

@@ -35,7 +35,7 @@ async fn start(config: &Config) -> Arc<Host> {
     let host = Host::start(config).await.unwrap();
     host.upload("hostile", "1.0.0", "hostile").await.unwrap();
     host.upload("tagger", "1.0.0", "tagger").await.unwrap();
-    let limits = "{cpu: 200ms, wall: 2s, memory: 64MiB}";
+    let limits = "{cpu: 200ms, wall: 1s, memory: 64MiB}";
     host.apply("bad", &document("bad", "hostile", limits))
         .await
         .unwrap();
@@ -107,7 +107,7 @@ async fn a_tenant_and_the_hosts_own_duties_go_on_beside_every_hostile_guest() {
         "sleep:3600000",
     ] {
         let siege = Siege::begin(&host, kind);
-        let end = Instant::now() + Duration::from_millis(1200);
+        let end = Instant::now() + Duration::from_millis(800);
         let mut rounds = 0;
         while Instant::now() < end || rounds < 5 {
             let asked = Instant::now();

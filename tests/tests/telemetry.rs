@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use rdkafka::ClientConfig;
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use reqwest::{Method, StatusCode};
-use serde_json::Value;
+use serde_json::{Value, json};
 use stepwell_tests::{Config, Host, Reply, pgm, scans, send, stepwell};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
@@ -321,6 +321,34 @@ async fn spans_are_exported_in_the_callers_trace() {
     ] {
         assert!(contains(body, &part), "{what}");
     }
+}
+
+#[tokio::test]
+async fn what_is_logged_in_a_run_says_in_which() {
+    let host = Host::start(&Config::default()).await.unwrap();
+    host.upload("probe", "1.0.0", "hostile").await.unwrap();
+    host.apply("probe", PROBE).await.unwrap();
+    let reply = ask(&host, "panic", None).await;
+    assert_eq!(reply.status, StatusCode::INTERNAL_SERVER_ERROR);
+    let id = reply.header("stepwell-run-id");
+    let log = host.log();
+    let lines: Vec<Value> = log
+        .lines()
+        .filter(|line| line.contains(&id))
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let spans = |message: &str| {
+        let said = |line: &&Value| line["message"].as_str().unwrap().contains(message);
+        let line = lines.iter().find(said);
+        let line = line.unwrap_or_else(|| panic!("{message}: {log}"));
+        (line["span"].clone(), line["spans"].clone())
+    };
+    let run = json!({
+        "name": "run", "namespace": "default", "pipeline": "probe", "revision": 1, "run_id": id, "trigger": "http",
+    });
+    let step = json!({"name": "step", "step": "only", "plugin": "probe@1.0.0"});
+    assert_eq!(spans("at the disco"), (step.clone(), json!([run, step])));
+    assert_eq!(spans("run failed"), (run.clone(), json!([run])));
 }
 
 #[tokio::test]

@@ -17,6 +17,8 @@ use crate::model::{Mistake, ProblemDetails};
 pub enum ErrorCode {
     BadRequest,
     Unauthorized,
+    Forbidden,
+    QuotaExceeded,
     NotFound,
     MethodNotAllowed,
     RequestTimeout,
@@ -47,9 +49,11 @@ pub enum ErrorCode {
 
 impl ErrorCode {
     /// Every code.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 30] = [
         Self::BadRequest,
         Self::Unauthorized,
+        Self::Forbidden,
+        Self::QuotaExceeded,
         Self::NotFound,
         Self::MethodNotAllowed,
         Self::RequestTimeout,
@@ -98,6 +102,8 @@ impl ErrorCode {
         match self {
             Self::BadRequest => ("bad-request", StatusCode::BAD_REQUEST, "the request cannot be read"),
             Self::Unauthorized => ("unauthorized", StatusCode::UNAUTHORIZED, "a valid token is needed"),
+            Self::Forbidden => ("forbidden", StatusCode::FORBIDDEN, "the token has no right to this"),
+            Self::QuotaExceeded => ("quota-exceeded", StatusCode::FORBIDDEN, "a quota of the namespace is used up"),
             Self::NotFound => ("not-found", StatusCode::NOT_FOUND, "there is no such thing"),
             Self::MethodNotAllowed => ("method-not-allowed", StatusCode::METHOD_NOT_ALLOWED, "the method does not apply here"),
             Self::RequestTimeout => ("request-timeout", StatusCode::REQUEST_TIMEOUT, "the request did not arrive in time"),

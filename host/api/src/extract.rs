@@ -1,6 +1,7 @@
 //! What requests name: checked here, so that handlers only see valid names, versions and queries.
 
 use std::fmt::Display;
+use std::num::IntErrorKind;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -12,6 +13,7 @@ use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer};
 use stepwell_core::Name;
 use utoipa::IntoParams;
+use utoipa::openapi::schema::{Object, ObjectBuilder, Type};
 
 use crate::router::Api;
 use crate::{ApiError, ErrorCode, Page};
@@ -33,7 +35,7 @@ pub(crate) struct Named {
     #[param(rename = "ns", value_type = String, example = "default")]
     pub(crate) namespace: Name,
     /// `[a-z][a-z0-9-]{0,62}`.
-    #[param(value_type = String)]
+    #[param(value_type = String, pattern = "^[a-z][a-z0-9-]{0,62}$", example = "digit-reader")]
     pub(crate) name: Name,
 }
 
@@ -45,10 +47,10 @@ pub(crate) struct Versioned {
     #[param(rename = "ns", value_type = String, example = "default")]
     pub(crate) namespace: Name,
     /// `[a-z][a-z0-9-]{0,62}`.
-    #[param(value_type = String)]
+    #[param(value_type = String, pattern = "^[a-z][a-z0-9-]{0,62}$", example = "digit-reader")]
     pub(crate) name: Name,
     /// SemVer, complete.
-    #[param(value_type = String, example = "1.0.0")]
+    #[param(value_type = String, pattern = "^(0|[1-9][0-9]{0,8})[.](0|[1-9][0-9]{0,8})[.](0|[1-9][0-9]{0,8})(-[a-z]{1,9})?$", example = "1.0.0")]
     pub(crate) version: Version,
 }
 
@@ -60,7 +62,7 @@ pub(crate) struct Revisioned {
     #[param(rename = "ns", value_type = String, example = "default")]
     pub(crate) namespace: Name,
     /// `[a-z][a-z0-9-]{0,62}`.
-    #[param(value_type = String)]
+    #[param(value_type = String, pattern = "^[a-z][a-z0-9-]{0,62}$", example = "digit-reader")]
     pub(crate) name: Name,
     /// From 1.
     #[param(rename = "n")]
@@ -75,6 +77,23 @@ pub(crate) struct ModelNamed {
     pub(crate) name: String,
 }
 
+/// A namespace itself, whether or not it is there.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+pub(crate) struct NamespaceNamed {
+    /// `[a-z][a-z0-9-]{0,62}`.
+    #[param(rename = "ns", value_type = String)]
+    pub(crate) name: Name,
+}
+
+/// A token.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+pub(crate) struct TokenNamed {
+    /// What it was listed with; not its value.
+    pub(crate) id: String,
+}
+
 /// The part of a list that is wanted.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -82,7 +101,8 @@ pub(crate) struct ModelNamed {
 pub(crate) struct PageQuery {
     /// At most this many items, 1–500; 100 if it is not given.
     #[serde(default, deserialize_with = "given")]
-    limit: Option<u32>,
+    #[param(schema_with = any_count)]
+    limit: Option<Limit>,
     /// The `next_cursor` of the part before.
     #[serde(default, deserialize_with = "given")]
     cursor: Option<String>,
@@ -100,8 +120,34 @@ impl PageQuery {
     }
 }
 
-pub(crate) fn limit(wanted: Option<u32>) -> u32 {
-    wanted.unwrap_or(100).clamp(1, MOST)
+pub(crate) fn limit(wanted: Option<Limit>) -> u32 {
+    wanted.map_or(100, |limit| limit.0).clamp(1, MOST)
+}
+
+/// How many items are wanted: any number, since too many are as good as the most.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limit(u32);
+
+impl FromStr for Limit {
+    type Err = std::num::ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+        match text.parse::<u32>() {
+            Err(error) if digits && *error.kind() == IntErrorKind::PosOverflow => {
+                Ok(Self(u32::MAX))
+            }
+            parsed => parsed.map(Self),
+        }
+    }
+}
+
+/// A whole number without a bound, in the description.
+pub(crate) fn any_count() -> Object {
+    ObjectBuilder::new()
+        .schema_type(Type::Integer)
+        .minimum(Some(0))
+        .build()
 }
 
 /// Reads a parameter; an empty one (`?level=&limit=3`) is as good as none.
@@ -139,7 +185,7 @@ impl FromRequestParts<Arc<Api>> for InNamespace {
     async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Self, ApiError> {
         let path = PathParts::read(parts, api).await?;
         Ok(Self {
-            namespace: path.namespace(api)?,
+            namespace: path.namespace(api).await?,
         })
     }
 }
@@ -150,8 +196,8 @@ impl FromRequestParts<Arc<Api>> for Named {
     async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Self, ApiError> {
         let path = PathParts::read(parts, api).await?;
         Ok(Self {
-            namespace: path.namespace(api)?,
-            name: path.name()?,
+            namespace: path.namespace(api).await?,
+            name: path.name("name")?,
         })
     }
 }
@@ -162,8 +208,8 @@ impl FromRequestParts<Arc<Api>> for Versioned {
     async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Self, ApiError> {
         let path = PathParts::read(parts, api).await?;
         Ok(Self {
-            namespace: path.namespace(api)?,
-            name: path.name()?,
+            namespace: path.namespace(api).await?,
+            name: path.name("name")?,
             version: path.parsed("version", ErrorCode::InvalidVersion, |text| {
                 let hint = suggest_version(text).map(|version| format!("perhaps {version}"));
                 (
@@ -181,8 +227,8 @@ impl FromRequestParts<Arc<Api>> for Revisioned {
     async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Self, ApiError> {
         let path = PathParts::read(parts, api).await?;
         Ok(Self {
-            namespace: path.namespace(api)?,
-            name: path.name()?,
+            namespace: path.namespace(api).await?,
+            name: path.name("name")?,
             revision: path.parsed("n", ErrorCode::NotFound, |text| {
                 (
                     format!("'{text}' is not a revision: they count from 1"),
@@ -200,6 +246,28 @@ impl FromRequestParts<Arc<Api>> for ModelNamed {
         let path = PathParts::read(parts, api).await?;
         Ok(Self {
             name: path.text("name")?.to_owned(),
+        })
+    }
+}
+
+impl FromRequestParts<Arc<Api>> for NamespaceNamed {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Self, ApiError> {
+        let path = PathParts::read(parts, api).await?;
+        Ok(Self {
+            name: path.name("ns")?,
+        })
+    }
+}
+
+impl FromRequestParts<Arc<Api>> for TokenNamed {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Self, ApiError> {
+        let path = PathParts::read(parts, api).await?;
+        Ok(Self {
+            id: path.text("id")?.to_owned(),
         })
     }
 }
@@ -231,17 +299,22 @@ impl PathParts {
             .ok_or_else(|| ApiError::internal(format!("the route has no parameter {key}")))
     }
 
-    fn namespace(&self, api: &Api) -> Result<Name, ApiError> {
+    async fn namespace(&self, api: &Api) -> Result<Name, ApiError> {
         let text = self.text("ns")?;
-        match text.parse() {
-            Ok(namespace) if api.management.has_namespace(&namespace) => Ok(namespace),
-            _ => Err(ApiError::not_found(format!("namespace '{}'", shown(text)))
-                .with_hint("", "this host has one namespace: default")),
+        let namespace = text.parse().map_err(|_| {
+            ApiError::not_found(format!("namespace '{}'", shown(text)))
+                .with_hint("", "names are lower-case letters, digits and hyphens")
+        })?;
+        if api.management.has_namespace(&namespace).await? {
+            Ok(namespace)
+        } else {
+            let hint = format!("an operator makes it with 'stepwell namespace set {namespace}'");
+            Err(ApiError::not_found(format!("namespace '{namespace}'")).with_hint("", hint))
         }
     }
 
-    fn name(&self) -> Result<Name, ApiError> {
-        self.parsed("name", ErrorCode::InvalidName, |text| {
+    fn name(&self, key: &str) -> Result<Name, ApiError> {
+        self.parsed(key, ErrorCode::InvalidName, |text| {
             let hint = Name::suggest(text).map(|name| format!("perhaps {name}"));
             (
                 format!(

@@ -12,7 +12,9 @@ use stepwell_core::Name;
 use utoipa::IntoParams;
 
 use crate::error::Failures;
-use crate::extract::{InNamespace, ModelNamed, Named, PageQuery, Params, given, limit};
+use crate::extract::{
+    InNamespace, Limit, ModelNamed, Named, PageQuery, Params, any_count, given, limit,
+};
 use crate::router::Api;
 use crate::{ApiError, Binding, Items, LogLevel, LogLine, LogQuery, Model, Readiness, State};
 
@@ -48,11 +50,11 @@ pub(crate) async fn invoke_pipeline(
 pub(crate) struct LogsQuery {
     /// Lines of this pipeline.
     #[serde(default, deserialize_with = "given")]
-    #[param(value_type = Option<String>)]
+    #[param(value_type = Option<String>, pattern = "^[a-z][a-z0-9-]{0,62}$")]
     pipeline: Option<Name>,
     /// Lines of this step.
     #[serde(default, deserialize_with = "given")]
-    #[param(value_type = Option<String>)]
+    #[param(value_type = Option<String>, pattern = "^[a-z][a-z0-9-]{0,62}$")]
     step: Option<Name>,
     /// Lines that are at least this serious.
     #[serde(default, deserialize_with = "given")]
@@ -62,7 +64,8 @@ pub(crate) struct LogsQuery {
     follow: Option<bool>,
     /// At most this many lines that are there already, 1–500; 100 if it is not given.
     #[serde(default, deserialize_with = "given")]
-    limit: Option<u32>,
+    #[param(schema_with = any_count)]
+    limit: Option<Limit>,
 }
 
 /// Shows log lines, the newest last.

@@ -4,23 +4,61 @@ use axum::http::{Request, Response};
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use semver::Version;
-use stepwell_core::Name;
+use stepwell_core::{Name, Principal, Quotas};
 
 use crate::{
-    ApiError, Binding, Change, Items, LogLevel, LogLine, Model, Plugin, PluginVersion, Readiness,
-    Step,
+    ApiError, AuditQuery, AuditRecord, Binding, Change, Items, LogLevel, LogLine, Model, Namespace,
+    NewToken, NewlyMadeToken, Plugin, PluginVersion, Readiness, Step, Token,
 };
 
 /// What the management API is a face of. Every method may be called from many tasks at once, and is dropped when its caller
 /// hangs up: what must not stop half-way runs in a task of its own.
 ///
-/// Namespaces are those that [`Management::has_namespace`] holds for; the API has checked it.
+/// Namespaces are those that [`Management::has_namespace`] holds for, and `by`, whose change it is, has the right to it; the API has
+/// checked both.
 #[async_trait]
 pub trait Management: Send + Sync + 'static {
-    /// Whether there is such a namespace.
-    fn has_namespace(&self, namespace: &Name) -> bool {
-        namespace.as_str() == "default"
-    }
+    /// Whether there is such a namespace; `default` always is.
+    async fn has_namespace(&self, namespace: &Name) -> Result<bool, ApiError>;
+
+    /// Namespaces in the order of their names.
+    async fn namespaces(&self, page: &Page) -> Result<Items<Namespace>, ApiError>;
+
+    /// One namespace.
+    async fn namespace(&self, name: &Name) -> Result<Namespace, ApiError>;
+
+    /// Makes a namespace, or gives one other quotas; answers whether it is new.
+    async fn put_namespace(
+        &self,
+        by: &Principal,
+        name: &Name,
+        quotas: &Quotas,
+    ) -> Result<(bool, Namespace), ApiError>;
+
+    /// Deletes a namespace.
+    ///
+    /// # Errors
+    /// `in-use` when it holds anything.
+    async fn delete_namespace(&self, by: &Principal, name: &Name) -> Result<(), ApiError>;
+
+    /// Makes a token, whose value is told this once.
+    async fn create_token(
+        &self,
+        by: &Principal,
+        new: &NewToken,
+    ) -> Result<NewlyMadeToken, ApiError>;
+
+    /// Tokens in the order of their ids.
+    async fn tokens(&self, page: &Page) -> Result<Items<Token>, ApiError>;
+
+    /// One token.
+    async fn token(&self, id: &str) -> Result<Token, ApiError>;
+
+    /// Revokes a token.
+    async fn revoke_token(&self, by: &Principal, id: &str) -> Result<(), ApiError>;
+
+    /// Records of the audit log, the newest first.
+    async fn audit(&self, query: &AuditQuery) -> Result<Items<AuditRecord>, ApiError>;
 
     /// Validates, compiles and stores a component, whose size is within the limit.
     ///
@@ -28,6 +66,7 @@ pub trait Management: Send + Sync + 'static {
     /// `version-exists` when the version has other bytes; `not-wasm`, `unknown-import` and so on when it cannot be accepted.
     async fn put_plugin_version(
         &self,
+        by: &Principal,
         namespace: &Name,
         name: &Name,
         version: &Version,
@@ -62,6 +101,7 @@ pub trait Management: Send + Sync + 'static {
     /// `in-use` when a pipeline uses it.
     async fn delete_plugin_version(
         &self,
+        by: &Principal,
         namespace: &Name,
         name: &Name,
         version: &Version,
@@ -73,6 +113,7 @@ pub trait Management: Send + Sync + 'static {
     /// `invalid-pipeline` with every mistake; `stale` when the pipeline is not in the state that is expected (also of a dry run).
     async fn put_pipeline(
         &self,
+        by: &Principal,
         namespace: &Name,
         name: &Name,
         put: PutPipeline,
@@ -90,6 +131,7 @@ pub trait Management: Send + Sync + 'static {
     /// `stale` when it is not in the state that is expected.
     async fn delete_pipeline(
         &self,
+        by: &Principal,
         namespace: &Name,
         name: &Name,
         expected: Expected,
@@ -117,6 +159,7 @@ pub trait Management: Send + Sync + 'static {
     /// As [`Management::put_pipeline`].
     async fn rollback_pipeline(
         &self,
+        by: &Principal,
         namespace: &Name,
         name: &Name,
         to: Option<u64>,

@@ -10,6 +10,7 @@ use tracing::Instrument;
 
 const REQUESTS: &str = "stepwell_api_requests_total";
 const SECONDS: &str = "stepwell_api_request_seconds";
+pub(crate) const AUTH_FAILURES: &str = "stepwell_auth_failures_total";
 const INVOKE: &str = "/api/v1/namespaces/{ns}/pipelines/{name}/invoke";
 const RUN_ID: HeaderName = HeaderName::from_static("stepwell-run-id");
 
@@ -24,6 +25,11 @@ pub fn describe_metrics() {
         SECONDS,
         Unit::Seconds,
         "Time from a management request's head to its response's head, by route and method"
+    );
+    describe_counter!(
+        AUTH_FAILURES,
+        Unit::Count,
+        "Management requests that were refused for their token, by reason"
     );
 }
 

@@ -1,22 +1,24 @@
 use std::sync::Arc;
 
 use axum::routing::{MethodFilter, MethodRouter, on};
+use stepwell_core::Right::{Change, Invoke, Operate, Read};
 use utoipa::openapi::path::{Operation, PathItem};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{Components, OpenApi};
 use utoipa::{Modify, OpenApi as _};
 
+use crate::needs::Needs::{self, Everywhere, Here, Nothing, Somewhere};
 use crate::router::Api;
-use crate::{docs, host, pipelines, plugins};
+use crate::{audit, docs, host, namespaces, pipelines, plugins, tokens};
 
 /// The description of every route that the API serves.
 pub fn openapi() -> OpenApi {
     Document::openapi()
 }
 
-/// One list makes both the description and the handlers.
+/// One list makes the description, the handlers, and what each of them needs.
 macro_rules! operations {
-    ($($module:ident::$handler:ident),+ $(,)?) => {
+    ($($module:ident::$handler:ident: $needs:expr),+ $(,)?) => {
         #[derive(utoipa::OpenApi)]
         #[openapi(
             info(
@@ -26,49 +28,70 @@ macro_rules! operations {
             ),
             paths($($module::$handler),+),
             components(schemas(crate::ProblemDetails, crate::ErrorCode)),
-            modifiers(&Token),
+            modifiers(&Tokens),
             tags(
                 (name = "plugins", description = "WebAssembly components, versioned and immutable"),
                 (name = "pipelines", description = "Graphs of steps, revisioned"),
+                (name = "access", description = "Namespaces, tokens, and who did what"),
                 (name = "host", description = "The host itself"),
             )
         )]
         struct Document;
 
-        /// The handler of the operation with this id.
-        pub(crate) fn handler(id: &str, method: MethodFilter) -> Option<MethodRouter<Arc<Api>>> {
+        /// The operation with this id.
+        pub(crate) fn operation(id: &str, method: MethodFilter) -> Option<Served> {
             match id {
-                $(stringify!($handler) => Some(on(method, $module::$handler)),)+
+                $(stringify!($handler) => Some(Served {
+                    id: stringify!($handler),
+                    needs: $needs,
+                    handler: on(method, $module::$handler),
+                }),)+
                 _ => None,
             }
         }
     };
 }
 
+/// An operation as it is served.
+pub(crate) struct Served {
+    pub(crate) id: &'static str,
+    pub(crate) needs: Needs,
+    pub(crate) handler: MethodRouter<Arc<Api>>,
+}
+
 operations!(
-    plugins::put_plugin_version,
-    plugins::list_plugins,
-    plugins::show_plugin,
-    plugins::show_plugin_version,
-    plugins::delete_plugin_version,
-    plugins::get_component,
-    pipelines::put_pipeline,
-    pipelines::list_pipelines,
-    pipelines::show_pipeline,
-    pipelines::delete_pipeline,
-    pipelines::list_pipeline_revisions,
-    pipelines::show_pipeline_revision,
-    pipelines::rollback_pipeline,
-    host::invoke_pipeline,
-    host::show_logs,
-    host::list_models,
-    host::show_model,
-    host::list_bindings,
-    host::livez,
-    host::readyz,
-    host::show_metrics,
-    docs::get_openapi,
-    docs::show_docs,
+    plugins::put_plugin_version: Here(Change),
+    plugins::list_plugins: Here(Read),
+    plugins::show_plugin: Here(Read),
+    plugins::show_plugin_version: Here(Read),
+    plugins::delete_plugin_version: Here(Change),
+    plugins::get_component: Here(Read),
+    pipelines::put_pipeline: Here(Change),
+    pipelines::list_pipelines: Here(Read),
+    pipelines::show_pipeline: Here(Read),
+    pipelines::delete_pipeline: Here(Change),
+    pipelines::list_pipeline_revisions: Here(Read),
+    pipelines::show_pipeline_revision: Here(Read),
+    pipelines::rollback_pipeline: Here(Change),
+    host::invoke_pipeline: Here(Invoke),
+    host::show_logs: Here(Read),
+    host::list_models: Somewhere(Read),
+    host::show_model: Somewhere(Read),
+    host::list_bindings: Somewhere(Read),
+    namespaces::list_namespaces: Somewhere(Read),
+    namespaces::show_namespace: Here(Read),
+    namespaces::put_namespace: Everywhere(Operate),
+    namespaces::delete_namespace: Everywhere(Operate),
+    tokens::create_token: Everywhere(Operate),
+    tokens::list_tokens: Everywhere(Operate),
+    tokens::show_token: Everywhere(Operate),
+    tokens::revoke_token: Everywhere(Operate),
+    audit::show_audit: Somewhere(Change),
+    host::livez: Nothing,
+    host::readyz: Nothing,
+    host::show_metrics: Everywhere(Read),
+    docs::get_openapi: Nothing,
+    docs::show_docs: Nothing,
 );
 
 /// The operations of a path.
@@ -85,29 +108,37 @@ pub(crate) fn operations(
     .filter_map(|(method, operation)| Some((method, operation.as_mut()?)))
 }
 
-/// Whether requests to a path must bear the admin token, if there is one: all but those for orchestrators' probes and
-/// for the description, which tells nothing of this host.
-pub(crate) fn needs_token(path: &str) -> bool {
-    path.starts_with("/api/") || path == "/metrics"
-}
+struct Tokens;
 
-struct Token;
-
-impl Modify for Token {
+impl Modify for Tokens {
     fn modify(&self, document: &mut OpenApi) {
-        const SCHEME: &str = "admin_token";
+        const SCHEME: &str = "token";
         let scheme = HttpBuilder::new()
             .scheme(HttpAuthScheme::Bearer)
-            .description(Some("The host's `[server] admin_token`, if it has one"))
+            .description(Some(
+                "A token that `POST /api/v1/tokens` made, or the host's `[server] admin_token`; while there is neither, and the admin listener is on loopback, none is needed",
+            ))
             .build();
         document
             .components
             .get_or_insert_with(Components::new)
             .add_security_scheme(SCHEME, SecurityScheme::Http(scheme));
-        for (path, item) in &mut document.paths.paths {
-            for (_, operation) in operations(item).filter(|_| needs_token(path)) {
-                let token = SecurityRequirement::new(SCHEME, Vec::<String>::new());
-                operation.security = Some(vec![token]);
+        for item in document.paths.paths.values_mut() {
+            for (method, described) in operations(item) {
+                let id = described.operation_id.as_deref().unwrap_or_default();
+                let Some(served) = operation(id, method) else {
+                    continue;
+                };
+                let roles = served.needs.roles();
+                if !roles.is_empty() {
+                    let token = SecurityRequirement::new(SCHEME, roles);
+                    described.security = Some(vec![token]);
+                }
+                let needs = served.needs.to_string();
+                described.description = Some(match described.description.take() {
+                    Some(text) => format!("{text}\n\n{needs}"),
+                    None => needs,
+                });
             }
         }
     }

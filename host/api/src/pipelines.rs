@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use utoipa::{IntoParams, ToSchema};
 
+use crate::auth::Caller;
 use crate::body::BodyLimit;
 use crate::error::Failures;
 use crate::extract::{InNamespace, Named, PageQuery, Params, Revisioned};
@@ -62,6 +63,7 @@ pub(crate) struct ApplyQuery {
 )]
 pub(crate) async fn put_pipeline(
     State(api): State<Arc<Api>>,
+    Caller(by): Caller,
     to: Named,
     Params(query): Params<ApplyQuery>,
     request: Request,
@@ -86,7 +88,7 @@ pub(crate) async fn put_pipeline(
     };
     let (change, revision) = api
         .management
-        .put_pipeline(&to.namespace, &to.name, put)
+        .put_pipeline(&by, &to.namespace, &to.name, put)
         .await?;
     changed(change, revision)
 }
@@ -155,12 +157,13 @@ pub(crate) async fn show_pipeline(
 )]
 pub(crate) async fn delete_pipeline(
     State(api): State<Arc<Api>>,
+    Caller(by): Caller,
     at: Named,
     headers: HeaderMap,
 ) -> Result<StatusCode, ApiError> {
     let expected = etag::expected(&headers)?;
     api.management
-        .delete_pipeline(&at.namespace, &at.name, expected)
+        .delete_pipeline(&by, &at.namespace, &at.name, expected)
         .await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -231,25 +234,28 @@ pub(crate) struct Rollback {
 )]
 pub(crate) async fn rollback_pipeline(
     State(api): State<Arc<Api>>,
+    Caller(by): Caller,
     at: Named,
     request: Request,
 ) -> Result<Response, ApiError> {
     let (head, body) = request.into_parts();
     let expected = etag::expected(&head.headers)?;
     let bytes = ROLLBACK.read(&head.headers, body).await?;
+    // No body and `null` both say nothing.
     let rollback = if bytes.trim_ascii().is_empty() {
-        Rollback::default()
+        None
     } else {
-        serde_json::from_slice(&bytes).map_err(|error| {
+        serde_json::from_slice::<Option<Rollback>>(&bytes).map_err(|error| {
             ApiError::new(
                 ErrorCode::BadRequest,
                 format!("the body is not of the form {{\"revision\": 1}}: {error}"),
             )
         })?
-    };
+    }
+    .unwrap_or_default();
     let (change, revision) = api
         .management
-        .rollback_pipeline(&at.namespace, &at.name, rollback.revision, expected)
+        .rollback_pipeline(&by, &at.namespace, &at.name, rollback.revision, expected)
         .await?;
     changed(change, revision)
 }

@@ -6,6 +6,7 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
+use crate::auth::Caller;
 use crate::body::BodyLimit;
 use crate::error::Failures;
 use crate::extract::{InNamespace, Named, PageQuery, Params, Versioned};
@@ -24,6 +25,7 @@ use crate::{ApiError, Items, Plugin, PluginVersion, etag};
     responses(
         (status = 201, description = "Stored", body = PluginVersion),
         (status = 200, description = "It was there with the same bytes", body = PluginVersion),
+        (status = 403, description = "`quota-exceeded`: the namespace has no room, or `forbidden`", body = crate::ProblemDetails, content_type = "application/problem+json"),
         (status = 409, description = "`version-exists`: it is there with other bytes", body = crate::ProblemDetails, content_type = "application/problem+json"),
         (status = 413, description = "`too-large`", body = crate::ProblemDetails, content_type = "application/problem+json"),
         (status = 503, description = "`busy`: too much is being uploaded or compiled; `Retry-After` says when to try again", body = crate::ProblemDetails, content_type = "application/problem+json"),
@@ -33,6 +35,7 @@ use crate::{ApiError, Items, Plugin, PluginVersion, etag};
 )]
 pub(crate) async fn put_plugin_version(
     State(api): State<Arc<Api>>,
+    Caller(by): Caller,
     to: Versioned,
     request: Request,
 ) -> Result<(StatusCode, Json<PluginVersion>), ApiError> {
@@ -47,7 +50,7 @@ pub(crate) async fn put_plugin_version(
     let component = limit.read(&head.headers, body).await?;
     let put = api
         .management
-        .put_plugin_version(&to.namespace, &to.name, &to.version, component)
+        .put_plugin_version(&by, &to.namespace, &to.name, &to.version, component)
         .await?;
     let status = if put.created {
         StatusCode::CREATED
@@ -122,10 +125,11 @@ pub(crate) async fn show_plugin_version(
 )]
 pub(crate) async fn delete_plugin_version(
     State(api): State<Arc<Api>>,
+    Caller(by): Caller,
     at: Versioned,
 ) -> Result<StatusCode, ApiError> {
     api.management
-        .delete_plugin_version(&at.namespace, &at.name, &at.version)
+        .delete_plugin_version(&by, &at.namespace, &at.name, &at.version)
         .await?;
     Ok(StatusCode::NO_CONTENT)
 }

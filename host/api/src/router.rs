@@ -4,20 +4,19 @@ use axum::Router;
 use axum::extract::Request;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::get;
-use stepwell_core::Secret;
 
-use crate::auth::{Token, authenticate};
+use crate::auth::{Guard, admit};
 use crate::body::drain_refused;
 use crate::docs::get_asset;
 use crate::observe::observe;
-use crate::openapi::{handler, needs_token, openapi, operations};
+use crate::openapi::{openapi, operation, operations};
 use crate::uploads::Uploads;
-use crate::{ApiError, ErrorCode, Management};
+use crate::{ApiError, ErrorCode, Gate, Management};
 
 /// What the operator decides of the API.
 pub struct ApiOptions {
-    /// What requests must bear; none: they need nothing.
-    pub admin_token: Option<Secret>,
+    /// Knows who bears which token.
+    pub gate: Arc<dyn Gate>,
     /// Bytes of the largest component that is accepted (`limits.component`).
     pub component_limit: u64,
     /// Bytes of all components that are being uploaded (`limits.uploads`).
@@ -27,7 +26,7 @@ pub struct ApiOptions {
 /// What all handlers share.
 pub(crate) struct Api {
     pub(crate) management: Arc<dyn Management>,
-    pub(crate) token: Option<Token>,
+    pub(crate) gate: Arc<dyn Gate>,
     pub(crate) component_limit: u64,
     pub(crate) uploads: Uploads,
 }
@@ -36,26 +35,24 @@ pub(crate) struct Api {
 pub fn router(management: Arc<dyn Management>, options: ApiOptions) -> Router {
     let api = Arc::new(Api {
         management,
-        token: options.admin_token.as_ref().map(Token::new),
+        gate: options.gate,
         component_limit: options.component_limit,
         uploads: Uploads::new(options.upload_bytes),
     });
-    let (mut open, mut guarded) = (Router::new(), Router::new());
+    let mut routes = Router::new();
     for (path, mut item) in openapi().paths.paths {
-        for (method, operation) in operations(&mut item) {
-            let id = operation.operation_id.as_deref().unwrap_or_default();
-            let Some(handler) = handler(id, method) else {
+        for (method, described) in operations(&mut item) {
+            let id = described.operation_id.as_deref().unwrap_or_default();
+            let Some(served) = operation(id, method) else {
                 continue;
             };
-            if needs_token(&path) {
-                guarded = guarded.route(&path, handler);
-            } else {
-                open = open.route(&path, handler);
-            }
+            let guard = Guard::new(&api, &served);
+            let handler = served.handler.route_layer(from_fn_with_state(guard, admit));
+            routes = routes.route(&path, handler);
         }
     }
-    open.route("/docs/{*asset}", get(get_asset))
-        .merge(guarded.route_layer(from_fn_with_state(api.clone(), authenticate)))
+    routes
+        .route("/docs/{*asset}", get(get_asset))
         .method_not_allowed_fallback(method_not_allowed)
         .fallback(no_route)
         .layer(from_fn(drain_refused))

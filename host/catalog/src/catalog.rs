@@ -1,6 +1,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use stepwell_core::Principal;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -18,8 +19,19 @@ const PING: Duration = Duration::from_secs(3);
 /// [`CatalogError::Unavailable`].
 pub struct Catalog {
     pub(crate) db: Arc<Db>,
+    /// Whose changes these are.
+    pub(crate) by: Principal,
     backend: &'static str,
-    follower: Option<JoinHandle<()>>,
+    follower: Option<Arc<Follower>>,
+}
+
+/// Ends with the last catalog that shares it.
+struct Follower(JoinHandle<()>);
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 impl Catalog {
@@ -32,12 +44,24 @@ impl Catalog {
         let follower = db
             .postgres()
             .is_some()
-            .then(|| tokio::spawn(follow(db.clone())));
+            .then(|| Arc::new(Follower(tokio::spawn(follow(db.clone())))));
         Ok(Self {
             db,
+            by: Principal::host(),
             backend: location.backend(),
             follower,
         })
+    }
+
+    /// The same catalog, in whose audit log changes are this principal's. Otherwise they are the host's own.
+    #[must_use]
+    pub fn by(&self, principal: &Principal) -> Self {
+        Self {
+            db: self.db.clone(),
+            by: principal.clone(),
+            backend: self.backend,
+            follower: self.follower.clone(),
+        }
     }
 
     /// Connects, and creates or migrates the tables under a lock. Every other operation does so if this has not succeeded; a
@@ -76,16 +100,8 @@ impl Catalog {
     /// Ends every connection, once the operations under way have ended.
     pub async fn close(&self) {
         if let Some(follower) = &self.follower {
-            follower.abort();
+            follower.0.abort();
         }
         self.db.close().await;
-    }
-}
-
-impl Drop for Catalog {
-    fn drop(&mut self) {
-        if let Some(follower) = &self.follower {
-            follower.abort();
-        }
     }
 }

@@ -18,6 +18,7 @@ use time::OffsetDateTime;
 use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::audit::Act;
 use crate::error::migration;
 use crate::location::postgres_options;
 use crate::{CatalogError, InvalidLocation, Location};
@@ -165,6 +166,7 @@ impl Db {
             inner,
             _permit: permit,
             generation: self.generation.clone(),
+            acts: Vec::new(),
         }
     }
 }
@@ -175,6 +177,8 @@ pub(crate) struct Tx {
     /// After the transaction, so that it is given back when that has ended.
     _permit: Option<OwnedSemaphorePermit>,
     generation: watch::Sender<u64>,
+    /// What was recorded: told to the log once it has happened.
+    pub(crate) acts: Vec<Act>,
 }
 
 enum Inner {
@@ -188,6 +192,10 @@ pub(crate) enum Value<'a> {
     Int(i64),
     Text(&'a str),
     Bytes(&'a [u8]),
+    /// A number that may be null.
+    Number(Option<i64>),
+    /// A text that may be null.
+    Word(Option<&'a str>),
 }
 
 impl Tx {
@@ -252,6 +260,16 @@ impl Tx {
             .unsigned(0)
     }
 
+    /// Makes the change last without telling anybody: of what no host keeps a copy.
+    pub(crate) async fn commit_quietly(self) -> Result<(), CatalogError> {
+        match self.inner {
+            Inner::Sqlite(tx) => within(STATEMENT, tx.commit()).await?,
+            Inner::Postgres(tx) => within(STATEMENT, tx.commit()).await?,
+        }
+        self.acts.iter().for_each(Act::log);
+        Ok(())
+    }
+
     /// Makes the change last, and tells every host of it; answers the new generation.
     pub(crate) async fn commit(mut self) -> Result<u64, CatalogError> {
         self.execute(
@@ -269,6 +287,7 @@ impl Tx {
             }
         }
         publish(&self.generation, generation);
+        self.acts.iter().for_each(Act::log);
         Ok(generation)
     }
 }
@@ -288,9 +307,7 @@ impl Row {
     }
 
     pub(crate) fn unsigned(&self, column: usize) -> Result<u64, CatalogError> {
-        let number = self.int(column)?;
-        u64::try_from(number)
-            .map_err(|_| CatalogError::Corrupt(format!("{number} where no negative number can be")))
+        unsigned(self.int(column)?)
     }
 
     pub(crate) fn text(&self, column: usize) -> Result<String, CatalogError> {
@@ -298,6 +315,40 @@ impl Row {
             Self::Sqlite(row) => row.try_get(column)?,
             Self::Postgres(row) => row.try_get(column)?,
         })
+    }
+
+    pub(crate) fn optional_unsigned(&self, column: usize) -> Result<Option<u64>, CatalogError> {
+        let number: Option<i64> = match self {
+            Self::Sqlite(row) => row.try_get(column)?,
+            Self::Postgres(row) => row.try_get(column)?,
+        };
+        number.map(unsigned).transpose()
+    }
+
+    pub(crate) fn optional_time(
+        &self,
+        column: usize,
+    ) -> Result<Option<OffsetDateTime>, CatalogError> {
+        let millis: Option<i64> = match self {
+            Self::Sqlite(row) => row.try_get(column)?,
+            Self::Postgres(row) => row.try_get(column)?,
+        };
+        millis.map(time_of).transpose()
+    }
+
+    pub(crate) fn optional_parsed<T>(&self, column: usize) -> Result<Option<T>, CatalogError>
+    where
+        T: FromStr<Err: std::fmt::Display>,
+    {
+        let text: Option<String> = match self {
+            Self::Sqlite(row) => row.try_get(column)?,
+            Self::Postgres(row) => row.try_get(column)?,
+        };
+        text.map(|text| {
+            text.parse()
+                .map_err(|error: T::Err| CatalogError::Corrupt(error.to_string()))
+        })
+        .transpose()
     }
 
     pub(crate) fn bytes(&self, column: usize) -> Result<Vec<u8>, CatalogError> {
@@ -325,16 +376,33 @@ impl Row {
     }
 
     pub(crate) fn time(&self, column: usize) -> Result<OffsetDateTime, CatalogError> {
-        let millis = self.int(column)?;
-        OffsetDateTime::from_unix_timestamp_nanos(i128::from(millis) * 1_000_000)
-            .map_err(|error| CatalogError::Corrupt(error.to_string()))
+        time_of(self.int(column)?)
     }
+}
+
+fn unsigned(number: i64) -> Result<u64, CatalogError> {
+    u64::try_from(number)
+        .map_err(|_| CatalogError::Corrupt(format!("{number} where no negative number can be")))
+}
+
+fn time_of(millis: i64) -> Result<OffsetDateTime, CatalogError> {
+    OffsetDateTime::from_unix_timestamp_nanos(i128::from(millis) * 1_000_000)
+        .map_err(|error| CatalogError::Corrupt(error.to_string()))
+}
+
+/// A number as it is stored.
+pub(crate) fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// A time as it is stored.
+pub(crate) fn millis(time: OffsetDateTime) -> i64 {
+    i64::try_from(time.unix_timestamp_nanos() / 1_000_000).unwrap_or(i64::MAX)
 }
 
 /// The current time as it is stored.
 pub(crate) fn now() -> i64 {
-    let millis = OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000;
-    i64::try_from(millis).unwrap_or(i64::MAX)
+    millis(OffsetDateTime::now_utc())
 }
 
 fn publish(sender: &watch::Sender<u64>, generation: u64) {
@@ -351,7 +419,9 @@ fn bind<'q, DB: Database>(
 ) -> Query<'q, DB, <DB as Database>::Arguments>
 where
     i64: Encode<'q, DB> + Type<DB>,
+    Option<i64>: Encode<'q, DB>,
     &'q str: Encode<'q, DB> + Type<DB>,
+    Option<&'q str>: Encode<'q, DB>,
     &'q [u8]: Encode<'q, DB> + Type<DB>,
 {
     values
@@ -360,6 +430,8 @@ where
             Value::Int(number) => query.bind(number),
             Value::Text(text) => query.bind(text),
             Value::Bytes(bytes) => query.bind(bytes),
+            Value::Number(number) => query.bind(number),
+            Value::Word(text) => query.bind(text),
         })
 }
 

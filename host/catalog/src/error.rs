@@ -21,6 +21,42 @@ pub enum CatalogError {
         /// Those that use it, by name.
         pipelines: Vec<Name>,
     },
+    /// A namespace holds things, and so cannot be deleted.
+    #[error("namespace {namespace} is not empty: it has {holds}")]
+    NotEmpty {
+        /// The namespace.
+        namespace: Name,
+        /// What it holds, in words.
+        holds: String,
+    },
+    /// The namespace that always exists cannot be deleted.
+    #[error("namespace default always exists: only its quotas can be changed")]
+    DefaultNamespace,
+    /// A namespace would hold more than it may.
+    #[error(
+        "namespace {namespace} may keep {quota} {value}, has {used}, and this would be {adding} more: \
+         delete plugin versions, or ask an operator for a higher quota ('stepwell namespace set {namespace} --{quota} …')"
+    )]
+    QuotaExceeded {
+        /// The namespace.
+        namespace: Name,
+        /// `plugins` or `bytes`.
+        quota: &'static str,
+        /// How much it may keep.
+        value: String,
+        /// How much it keeps.
+        used: String,
+        /// How much the change would add.
+        adding: String,
+    },
+    /// There are as many of these as a catalog takes.
+    #[error("there are {limit} {what} already, and no more fit: delete some")]
+    TooMany {
+        /// `tokens` or `namespaces`.
+        what: &'static str,
+        /// How many a catalog takes.
+        limit: u64,
+    },
     /// The pipeline is not at the revision that the caller expected.
     #[error("the pipeline has changed: {}", at(.current))]
     Stale {

@@ -1,8 +1,10 @@
 use std::collections::BTreeSet;
 
-use stepwell_core::Name;
+use stepwell_core::{Name, Principal};
 
+use crate::audit::Act;
 use crate::db::{Row, Tx, Value, now};
+use crate::namespaces;
 use crate::{
     Applied, Catalog, CatalogError, Change, Expected, NewRevision, Page, Paged, PinnedStep,
     PipelineRevision, Precondition, Snapshot,
@@ -44,7 +46,9 @@ impl Catalog {
                 });
             }
         }
-        append(tx, namespace, name, &head, new).await
+        namespaces::quotas(&mut tx, namespace).await?;
+        let action = ("pipeline.apply", &self.by);
+        append(tx, namespace, name, &head, new, action).await
     }
 
     /// Makes a new revision of an old one's document and pins; `to` is the old one, or none for the one before the current.
@@ -73,7 +77,8 @@ impl Catalog {
             document: old.document,
             steps: old.steps,
         };
-        append(tx, namespace, name, &head, &new).await
+        let action = ("pipeline.rollback", &self.by);
+        append(tx, namespace, name, &head, &new, action).await
     }
 
     /// The current revision of a pipeline.
@@ -229,14 +234,20 @@ impl Catalog {
             &key,
         )
         .await?;
-        let [namespace, name] = key;
+        let [space, pipeline] = key;
         tx.execute(
             "UPDATE pipelines SET deleted_at = $3, \
              generation = (SELECT generation + 1 FROM catalog_state WHERE id = 1) \
              WHERE namespace = $1 AND name = $2",
-            &[namespace, name, Value::Int(now())],
+            &[space, pipeline, Value::Int(now())],
         )
         .await?;
+        let act = Act::new(
+            "pipeline.delete",
+            Some(namespace),
+            format!("pipeline {name}"),
+        );
+        tx.record(&self.by, act.at(current)).await?;
         tx.commit().await
     }
 }
@@ -309,6 +320,7 @@ async fn append(
     name: &Name,
     head: &Head,
     new: &NewRevision,
+    (action, by): (&'static str, &Principal),
 ) -> Result<Applied, CatalogError> {
     let mut gone = Vec::new();
     for step in &new.steps {
@@ -372,6 +384,8 @@ async fn append(
         .await?;
     }
     let revision = revision(&mut tx, namespace, name, number).await?;
+    let act = Act::new(action, Some(namespace), format!("pipeline {name}"));
+    tx.record(by, act.at(number)).await?;
     let generation = tx.commit().await?;
     Ok(Applied {
         change: match head {

@@ -2,7 +2,9 @@ use bytes::Bytes;
 use semver::Version;
 use stepwell_core::{Digest, Name};
 
-use crate::db::{Row, Tx, Value, now};
+use crate::audit::Act;
+use crate::db::{Row, Tx, Value, now, signed};
+use crate::namespaces;
 use crate::{
     Catalog, CatalogError, NewPluginVersion, Page, Paged, Plugin, PluginVersion, PutVersion,
 };
@@ -21,7 +23,8 @@ impl Catalog {
     /// Stores a plugin version with its bytes, in one transaction. Of several at once, one is created.
     ///
     /// # Errors
-    /// [`CatalogError`]; a version that exists with other bytes is no error but [`PutVersion::Conflict`].
+    /// [`CatalogError::QuotaExceeded`] and [`CatalogError::NotFound`] of the namespace among them; a version that exists with
+    /// other bytes is no error but [`PutVersion::Conflict`].
     pub async fn put_plugin_version(
         &self,
         new: NewPluginVersion,
@@ -39,6 +42,7 @@ impl Catalog {
             }
             return Ok(PutVersion::Same(existing));
         }
+        namespaces::admit(&mut tx, &new.namespace, bytes.len() as u64).await?;
         put_blob(&mut tx, digest, &bytes).await?;
         tx.execute(
             "INSERT INTO plugin_versions \
@@ -61,6 +65,12 @@ impl Catalog {
         let created = version(&mut tx, &new.namespace, &new.name, &new.version)
             .await?
             .ok_or_else(|| CatalogError::Corrupt("a row that was inserted is gone".to_owned()))?;
+        let what = format!("plugin {}@{}", new.name, new.version);
+        tx.record(
+            &self.by,
+            Act::new("plugin.put", Some(&new.namespace), what).of(digest),
+        )
+        .await?;
         tx.commit().await?;
         Ok(PutVersion::Created(created))
     }
@@ -218,6 +228,12 @@ impl Catalog {
             &[Value::Text(&existing.digest.to_string())],
         )
         .await?;
+        let what = format!("plugin {name}@{version_}");
+        tx.record(
+            &self.by,
+            Act::new("plugin.delete", Some(namespace), what).of(existing.digest),
+        )
+        .await?;
         tx.commit().await?;
         Ok(())
     }
@@ -313,10 +329,6 @@ fn read_version(row: &Row) -> Result<PluginVersion, CatalogError> {
 
 fn no_version(name: &Name, version: &Version) -> CatalogError {
     CatalogError::NotFound(format!("plugin {name}@{version}"))
-}
-
-fn signed(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
 }
 
 /// Hashing tens of megabytes takes tens of milliseconds, which no thread that serves requests should spend.

@@ -3,6 +3,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::OriginPattern;
+
 /// A kind of binding: `bindings.KIND.NAME` in the configuration, `grants.KIND` in a pipeline document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -135,10 +137,12 @@ pub struct Grant {
     pub prefix: String,
 }
 
-/// All grants of one step: the guest's name for a binding, by kind.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Grants(BTreeMap<BindingKind, BTreeMap<String, Grant>>);
+/// All grants of one step: the guest's name for a binding, by kind, and where its HTTP requests may go.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Grants {
+    bindings: BTreeMap<BindingKind, BTreeMap<String, Grant>>,
+    http: Vec<OriginPattern>,
+}
 
 /// A grant is missing. The message is for the guest: it names what the guest itself named, and nothing more.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -155,7 +159,20 @@ pub struct Denied {
 impl Grants {
     /// Adds a grant; the guest's name is `name`.
     pub fn insert(&mut self, kind: BindingKind, name: impl Into<String>, grant: Grant) {
-        self.0.entry(kind).or_default().insert(name.into(), grant);
+        self.bindings
+            .entry(kind)
+            .or_default()
+            .insert(name.into(), grant);
+    }
+
+    /// Lets HTTP requests go to these origins.
+    pub fn allow_http(&mut self, origins: OriginPattern) {
+        self.http.push(origins);
+    }
+
+    /// Where HTTP requests may go.
+    pub fn http(&self) -> &[OriginPattern] {
+        &self.http
     }
 
     /// The grant that allows `action` on what the guest calls `name`.
@@ -174,17 +191,19 @@ impl Grants {
 
     /// The grant on what the guest calls `name`, whatever it allows.
     pub fn get(&self, kind: BindingKind, name: &str) -> Option<&Grant> {
-        self.0.get(&kind)?.get(name)
+        self.bindings.get(&kind)?.get(name)
     }
 
     /// Whether there is any grant of this kind.
     pub fn has(&self, kind: BindingKind) -> bool {
-        self.0.get(&kind).is_some_and(|grants| !grants.is_empty())
+        self.bindings
+            .get(&kind)
+            .is_some_and(|grants| !grants.is_empty())
     }
 
     /// Every grant with its kind and the guest's name.
     pub fn iter(&self) -> impl Iterator<Item = (BindingKind, &str, &Grant)> {
-        self.0.iter().flat_map(|(kind, grants)| {
+        self.bindings.iter().flat_map(|(kind, grants)| {
             grants
                 .iter()
                 .map(move |(name, grant)| (*kind, name.as_str(), grant))

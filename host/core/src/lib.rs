@@ -3,6 +3,7 @@
 //! Nothing here does I/O, and nothing here knows a runtime, WebAssembly or a transport; every other
 //! crate of the host may depend on this one.
 
+mod access;
 mod call;
 pub mod cloudevents;
 mod cpu;
@@ -13,6 +14,7 @@ mod grant;
 mod isolation;
 mod limits;
 mod name;
+mod origin;
 mod outcome;
 mod problem;
 mod quotas;
@@ -22,6 +24,7 @@ mod units;
 mod version;
 mod within;
 
+pub use access::{InvalidRole, Principal, Right, Role};
 pub use call::{Call, RunId, StepScope};
 pub use cpu::CpuAccount;
 pub use digest::Digest;
@@ -31,12 +34,13 @@ pub use grant::{Action, BindingKind, Denied, Grant, Grants};
 pub use isolation::{Isolation, Reuse};
 pub use limits::Limits;
 pub use name::{InvalidName, Name};
+pub use origin::{HostName, HostPattern, InvalidOrigin, Origin, OriginPattern, Scheme};
 pub use outcome::Outcome;
 pub use problem::Problem;
 pub use quotas::Quotas;
 pub use secret::Secret;
 pub use trace::TraceContext;
-pub use units::{ByteSize, InvalidUnit, parse_duration, parse_size, show_duration};
+pub use units::{ByteSize, InvalidUnit, parse_duration, parse_lifetime, parse_size, show_duration};
 pub use version::{PluginRef, VersionSelector};
 pub use within::within;
 

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 /// What one namespace may use; none: as much as there is.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Quotas {
     /// Plugin versions that it may keep.
     pub plugins: Option<u64>,

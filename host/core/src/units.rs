@@ -19,6 +19,14 @@ const TIMES: [(&str, u64); 5] = [
     ("h", 3_600_000_000_000),
 ];
 
+/// Times that tokens and records are kept; [`TIMES`] would invite months in hours.
+const LIFETIMES: [(&str, u64); 4] = [
+    ("s", 1_000_000_000),
+    ("m", 60_000_000_000),
+    ("h", 3_600_000_000_000),
+    ("d", 86_400_000_000_000),
+];
+
 /// Reads a size such as `64MiB`: a whole number and `KiB`, `MiB` or `GiB`.
 ///
 /// # Errors
@@ -46,6 +54,20 @@ pub fn parse_duration(text: &str) -> Result<Duration, InvalidUnit> {
         _ => format!("{digits}s"),
     };
     parse(text, &TIMES, "duration", "us, ms, s, m or h", hint).map(Duration::from_nanos)
+}
+
+/// Reads how long something lives, such as `90d`: a whole number and `s`, `m`, `h` or `d`.
+///
+/// # Errors
+/// [`InvalidUnit`], with the unit that a bare number or a foreign unit may have meant.
+pub fn parse_lifetime(text: &str) -> Result<Duration, InvalidUnit> {
+    let hint = |digits: &str, unit: &str| match unit.trim().to_ascii_lowercase().as_str() {
+        "s" | "m" | "h" => format!("{digits}{}", unit.trim().to_ascii_lowercase()),
+        "min" | "mins" | "minutes" => format!("{digits}m"),
+        "hr" | "hours" => format!("{digits}h"),
+        _ => format!("{digits}d"),
+    };
+    parse(text, &LIFETIMES, "time", "s, m, h or d", hint).map(Duration::from_nanos)
 }
 
 fn parse(
@@ -149,6 +171,16 @@ mod tests {
             "perhaps 100ms"
         );
         assert!(parse_duration("1.5s").is_err());
+        assert_eq!(
+            parse_lifetime("90d").unwrap(),
+            Duration::from_secs(90 * 86400)
+        );
+        assert_eq!(parse_lifetime("36h").unwrap(), Duration::from_secs(129_600));
+        assert_eq!(
+            parse_lifetime("90").unwrap_err().hint.unwrap(),
+            "perhaps 90d"
+        );
+        assert!(parse_lifetime("5ms").is_err());
         for text in ["250ms", "2m", "1h", "90s", "5us"] {
             assert_eq!(show_duration(parse_duration(text).unwrap()), text);
         }

@@ -30,6 +30,7 @@ mod logs;
 mod machine;
 mod memory;
 mod meter;
+mod outbound;
 mod plugin;
 mod queue;
 mod residents;

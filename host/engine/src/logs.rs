@@ -83,6 +83,12 @@ impl CallLog {
         self.rebind(sink);
     }
 
+    /// A line of the host's among those of the guest, which pays for it: it is what provokes them.
+    pub(crate) fn note(&self, text: &str) {
+        self.lock()
+            .write(LogStream::Stderr, format!("{text}\n").as_bytes());
+    }
+
     pub(crate) fn stream(&self, stream: LogStream) -> GuestStream {
         GuestStream {
             log: self.clone(),

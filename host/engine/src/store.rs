@@ -1,4 +1,3 @@
-use std::future::Future;
 use std::sync::Arc;
 
 use stepwell_core::{CpuAccount, Limits};
@@ -7,13 +6,11 @@ use wasmtime_wasi::cli::WasiCliCtxView;
 use wasmtime_wasi::p2::{DynInputStream, DynOutputStream, DynPollable};
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView};
 use wasmtime_wasi_config::WasiConfigVariables;
-use wasmtime_wasi_http::{
-    Error as HttpError, FieldMap, RequestOptions, WasiBody, WasiHttpCtx, WasiHttpCtxView,
-    WasiHttpHooks,
-};
+use wasmtime_wasi_http::{FieldMap, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks};
 
 use crate::logs::{CallLog, LogSink, LogStream};
 use crate::meter::Meter;
+use crate::outbound::Outbound;
 use crate::temper::Temper;
 
 /// What the store of every call holds. The composition root's own type implements this; beside the base it holds the state of
@@ -66,15 +63,12 @@ pub struct StoreBase {
     /// Made when the guest first asks for something of it: seeding its random numbers costs more than many calls take.
     wasi: Option<Box<WasiCtx>>,
     http: WasiHttpCtx,
-    egress: NoEgress,
+    outbound: Outbound,
 }
 
 /// Resource handles that one call may hold. Each may stand for memory of the host: HTTP headers for up to 128 KiB, a body for twice
 /// [`BODY_CHUNK`].
 pub(crate) const HANDLES: usize = 1_000;
-
-/// Bytes that a guest may write to a body at once; two such pieces may wait to be read.
-const BODY_CHUNK: usize = 64 << 10;
 
 /// Resource handles that a guest may keep from one call to the next.
 const HANDLES_AT_REST: usize = 256;
@@ -88,13 +82,18 @@ impl StoreBase {
         Self {
             table,
             meter: Meter::new(Limits::default(), None),
+            outbound: Outbound::new(log.clone()),
             log,
             cpu: None,
             environment,
             wasi: None,
             http: WasiHttpCtx::new(),
-            egress: NoEgress,
         }
+    }
+
+    /// Sends the outbound HTTP requests of this call through these hooks; without any they are denied.
+    pub fn set_egress(&mut self, hooks: Box<dyn WasiHttpHooks>) {
+        self.outbound.set(hooks);
     }
 
     /// The guest's streams go there from now on.
@@ -125,6 +124,7 @@ impl StoreBase {
         // The guest's streams write to the log that they were made for.
         std::mem::swap(&mut self.log, &mut before.log);
         self.log.follow(&before.log);
+        self.outbound.note_in(&self.log);
     }
 
     /// Charges the guest's CPU time to this account.
@@ -152,7 +152,7 @@ impl StoreBase {
 
     pub(crate) fn http(&mut self) -> WasiHttpCtxView<'_> {
         WasiHttpCtxView {
-            hooks: &mut self.egress,
+            hooks: &mut self.outbound,
             table: &mut self.table,
             ctx: &mut self.http,
         }
@@ -169,31 +169,4 @@ fn confined(log: &CallLog) -> WasiCtx {
         .allow_ip_name_lookup(false)
         .max_random_size(1 << 20)
         .build()
-}
-
-/// Outbound HTTP: linked for every guest, since some languages always import it, and refused.
-struct NoEgress;
-
-type Response = (
-    http::Response<WasiBody>,
-    Box<dyn Future<Output = Result<(), HttpError>> + Send>,
-);
-
-impl WasiHttpHooks for NoEgress {
-    fn p2_outgoing_body_chunk_size(&mut self) -> usize {
-        BODY_CHUNK
-    }
-
-    fn p3_outgoing_body_chunk_size(&mut self) -> usize {
-        BODY_CHUNK
-    }
-
-    fn send_request(
-        &mut self,
-        _request: http::Request<WasiBody>,
-        _options: Option<RequestOptions>,
-        _sent: Box<dyn Future<Output = Result<(), HttpError>> + Send>,
-    ) -> Box<dyn Future<Output = Result<Response, HttpError>> + Send> {
-        Box::new(std::future::ready(Err(HttpError::HttpRequestDenied)))
-    }
 }

@@ -8,6 +8,7 @@ use tracing::Span;
 
 use crate::body::Slot;
 use crate::deployment::Deployment;
+use crate::spans::aside;
 
 /// A run under way, as the drain, the sweep and the log know it.
 pub(crate) struct Running {
@@ -32,14 +33,16 @@ impl Running {
     /// The run's span, made now if nobody has asked for it before.
     pub(crate) fn span(&self) -> &Span {
         self.span.get_or_init(|| {
-            tracing::info_span!(
-                "run",
-                namespace = %self.deployment.namespace,
-                pipeline = %self.deployment.name,
-                revision = self.deployment.revision,
-                run_id = %self.id,
-                trigger = self.trigger,
-            )
+            aside(|| {
+                tracing::info_span!(
+                    "run",
+                    namespace = %self.deployment.namespace,
+                    pipeline = %self.deployment.name,
+                    revision = self.deployment.revision,
+                    run_id = %self.id,
+                    trigger = self.trigger,
+                )
+            })
         })
     }
 

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 use stepwell_core::{BindingKind, ErrorKind, show_duration};
 
-use crate::spec::{AUTHS, MAX_ATTEMPTS, MAX_TEXT, METHODS};
+use crate::spec::{AUTHS, MAX_ATTEMPTS, MAX_ORIGINS, MAX_TEXT, METHODS};
 
 const NAME: &str = "^[a-z][a-z0-9-]{0,62}$";
 const GUEST_NAME: &str = "^[A-Za-z0-9._-]{1,63}$";
@@ -197,6 +197,17 @@ fn grants() -> Value {
         });
         kinds.insert(kind.as_str().to_owned(), grants);
     }
+    kinds.insert(
+        "http".to_owned(),
+        json!({
+            "type": "array",
+            "items": {"type": "string", "pattern": "^https?://[^/?#@A-Z]+$"},
+            "minItems": 1,
+            "maxItems": MAX_ORIGINS,
+            "uniqueItems": true,
+            "description": "Origins that the guest may send HTTP requests to: scheme://host[:port]; *. in front of a host stands for every name below it."
+        }),
+    );
     object(
         &[],
         Value::Object(kinds),

@@ -34,11 +34,19 @@ pub(crate) enum Mark {
 
 /// The span of what this thread is working for, made now; none: it works for no run, or for one whose spans are there anyway.
 pub fn current_span() -> Option<Span> {
-    // Put away meanwhile: what makes a span may ask this very thing.
     let place = CURRENT.take()?;
     let span = place.span();
     CURRENT.set(Some(place));
     Some(span)
+}
+
+/// Makes a span while the thread's note is put away: whoever takes part in that may ask for the [`current_span`], which would wait
+/// for itself.
+pub(crate) fn aside<T>(make: impl FnOnce() -> T) -> T {
+    let place = CURRENT.take();
+    let made = make();
+    CURRENT.set(place);
+    made
 }
 
 /// Runs a future whose polls are marked.
@@ -175,6 +183,19 @@ mod tests {
         assert_eq!(current(), None);
         assert!(work.as_mut().poll(&mut context).is_ready());
         assert_eq!(current(), None);
+    }
+
+    #[test]
+    fn who_makes_a_runs_span_is_not_asked_for_it_again() {
+        let run = run();
+        let work = marked(Mark::run(&run, false), async {
+            aside(|| assert!(current_span().is_none()));
+            assert_eq!(current(), Some(run.id));
+            assert!(current_span().is_some());
+            assert_eq!(current(), Some(run.id));
+        });
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(pin!(work).poll(&mut context).is_ready());
     }
 
     #[test]

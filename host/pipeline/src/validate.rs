@@ -270,8 +270,14 @@ impl Draft {
                         (TriggerSpec::Kafka(own), TriggerSpec::Kafka(taken))
                             if own.shares_with(taken) =>
                         {
+                            // A tenant does not learn the names of another.
+                            let reader = if other.namespace == *namespace {
+                                format!("pipeline '{owner}'")
+                            } else {
+                                "a pipeline of another namespace".to_owned()
+                            };
                             let message = format!(
-                                "pipeline '{owner}' reads a topic of this trigger in the group '{}' too: each would get a part of the records",
+                                "{reader} reads a topic of this trigger in the group '{}' too: each would get a part of the records",
                                 own.group
                             );
                             found.push(
@@ -386,6 +392,19 @@ fn check_imports(step: &StepDraft, plugin: &KnownPlugin, found: &mut Found) {
             }
             _ => {}
         }
+    }
+    // The other way round is no mistake: some languages always import it, and calls without a grant are denied.
+    let sends = |import: &String| {
+        let interface = import.split('@').next().unwrap_or_default();
+        ["wasi:http/outgoing-handler", "wasi:http/client"].contains(&interface)
+    };
+    if !step.grants.http().is_empty() && !plugin.imports.iter().any(sends) {
+        let message = format!("{} imports nothing that sends HTTP requests", shown(plugin));
+        found.push(
+            format!("{}/grants/http", step.path),
+            message,
+            Some("leave it out".to_owned()),
+        );
     }
 }
 

@@ -59,6 +59,14 @@ fn host() -> HostState {
             plugin("decode-image@2.0.0", STEP, &[]),
             plugin("classify-digit@1.0.0", STEP, &classify),
             plugin("record@1.0.0", STEP, &record),
+            plugin(
+                "caller@1.0.0",
+                STEP,
+                &[
+                    "wasi:http/types@0.2.10",
+                    "wasi:http/outgoing-handler@0.2.10",
+                ],
+            ),
             plugin("hello-http@1.0.0", PROXY, &["wasi:http/types@0.2.6"]),
             plugin("many@1.0.0", "stepwell:pipeline/batch-step@0.1.0", &[]),
             plugin("unripe@1.0.0-rc.1", STEP, &[]),
@@ -363,6 +371,29 @@ fn neighbouring_routes_are_free() {
     ]))
     .unwrap();
     validate(&of_triggers(&["kafka: {topics: [theirs], group: ours}"])).unwrap();
+}
+
+#[test]
+fn origins_are_granted_in_the_order_of_the_document() {
+    let step = "{id: a, plugin: caller@1, grants: {http: ['https://api.example.com', 'http://10.0.0.5:8080', 'https://*.example.com']}}";
+    let validated = validate(&of_steps(&[step])).unwrap();
+    let origins: Vec<String> = validated.spec.steps[0]
+        .grants
+        .http()
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(
+        origins,
+        [
+            "https://api.example.com",
+            "http://10.0.0.5:8080",
+            "https://*.example.com"
+        ]
+    );
+    // Importing it without a grant is no mistake: calls are denied.
+    let validated = validate(&of_steps(&["{id: a, plugin: caller@1}"])).unwrap();
+    assert!(validated.spec.steps[0].grants.http().is_empty());
 }
 
 #[test]

@@ -544,7 +544,10 @@ async fn a_body_that_is_there_with_its_head_keeps_no_run() {
         let whole = function(move || async move { body(text) });
         let response = handle(&dispatcher, &whole, LONG).await.unwrap();
         assert_eq!(ends.0.lock().unwrap().pop().unwrap().1, "delivered");
-        assert!(dispatcher.admit(&Name::default_namespace()).is_ok(), "nobody has read it yet");
+        assert!(
+            dispatcher.admit(&Name::default_namespace()).is_ok(),
+            "nobody has read it yet"
+        );
         let read = response.into_body().collect().await.unwrap().to_bytes();
         assert_eq!(read, text);
         assert!(ends.0.lock().unwrap().is_empty(), "it ended once");

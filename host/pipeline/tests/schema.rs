@@ -36,6 +36,7 @@ fn the_schema_takes_good_documents() {
         "{stepwell: 1, name: p, triggers: [{http: {path: '/{*rest}'}}], steps: [{id: a, plugin: hello@latest}]}",
         "{stepwell: 1, name: p, triggers: [{http: {path: /a, auth: token}}, {http: {path: /b, auth: {jwt: {issuer: i, audience: a, jwks: 'https://i.example/k@1'}}}}], steps: [{id: a, plugin: hello@latest}]}",
         "{stepwell: 1, name: p, triggers: [{kafka: {topics: [a], group: g, retry: {max_age: 1h}}}], steps: [{id: a, plugin: b@1.2.3-rc.1, grants: {sql: {x: {actions: [read]}}}}]}",
+        "{stepwell: 1, name: p, steps: [{id: a, plugin: b@1, grants: {http: ['https://*.example.com:8443', 'http://[2001:db8::1]:8080']}}]}",
     ];
     for text in [include_str!("digit-reader.yaml")]
         .into_iter()

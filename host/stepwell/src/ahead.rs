@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use stepwell_core::{Digest, Name};
 use stepwell_engine::{Engine, Fetch};
@@ -25,8 +26,13 @@ pub(crate) struct Ahead {
 #[derive(Default)]
 struct Tasks {
     waiting: VecDeque<Task>,
+    /// The one that is being worked on, unless it went meanwhile.
+    working: Option<Key>,
     failed: BTreeMap<Key, (Task, String)>,
 }
+
+/// How long what has failed waits for its next try.
+const RETRY: Duration = Duration::from_secs(15);
 
 /// A pipeline's revision and its components.
 #[derive(Clone)]
@@ -66,17 +72,18 @@ impl Ahead {
         let mut tasks = self.lock();
         tasks.failed.remove(key);
         tasks.waiting.retain(|task| task.key != *key);
+        tasks.working.take_if(|working| working == key);
     }
 
     /// Tries again what has failed: what it lacked may be there now.
     pub(crate) fn retry(&self) {
         let mut tasks = self.lock();
-        let failed: Vec<Task> = tasks
-            .failed
-            .values()
-            .map(|(task, _)| task.clone())
-            .collect();
-        if !failed.is_empty() {
+        if tasks.waiting.is_empty() && !tasks.failed.is_empty() {
+            let failed: Vec<Task> = tasks
+                .failed
+                .values()
+                .map(|(task, _)| task.clone())
+                .collect();
             tasks.waiting.extend(failed);
             self.woken.notify_one();
         }
@@ -95,39 +102,44 @@ impl Ahead {
     pub(crate) async fn work(&self) {
         loop {
             let next = self.lock().waiting.pop_front();
-            let Some(task) = next else {
-                self.woken.notified().await;
-                continue;
-            };
-            let mut outcome = Ok(());
-            for digest in &task.components {
-                outcome = self.engine.prepare(*digest, &self.fetch).await;
-                if outcome.is_err() {
-                    break;
-                }
-            }
-            let mut tasks = self.lock();
-            // A newer revision, or the pipeline's end, may have come meanwhile.
-            let is_old = tasks
-                .failed
-                .get(&task.key)
-                .is_some_and(|(other, _)| other.revision > task.revision)
-                || tasks.waiting.iter().any(|other| other.key == task.key);
-            match outcome {
-                _ if is_old => {}
-                Ok(()) => drop(tasks.failed.remove(&task.key)),
-                Err(error) => {
-                    let (namespace, name) = &task.key;
-                    let known = tasks.failed.contains_key(&task.key);
-                    if !known {
-                        warn!(%namespace, pipeline = %name, revision = task.revision, %error, "a deployed component is not ready to be called");
+            match next {
+                Some(task) => self.make_ready(task).await,
+                None => {
+                    let woken = tokio::time::timeout(RETRY, self.woken.notified()).await;
+                    if woken.is_err() {
+                        self.retry();
                     }
-                    tasks
-                        .failed
-                        .insert(task.key.clone(), (task, error.to_string()));
                 }
             }
         }
+    }
+
+    async fn make_ready(&self, task: Task) {
+        self.lock().working = Some(task.key.clone());
+        let mut outcome = Ok(());
+        for digest in &task.components {
+            outcome = self.engine.prepare(*digest, &self.fetch).await;
+            if outcome.is_err() {
+                break;
+            }
+        }
+        let mut tasks = self.lock();
+        let Err(error) = outcome else {
+            tasks.failed.remove(&task.key);
+            return;
+        };
+        // A newer revision, or the pipeline's end, may have come meanwhile.
+        let is_gone = tasks.working.take() != Some(task.key.clone());
+        if is_gone || tasks.waiting.iter().any(|other| other.key == task.key) {
+            return;
+        }
+        let (namespace, name) = task.key.clone();
+        if !tasks.failed.contains_key(&task.key) {
+            warn!(%namespace, pipeline = %name, revision = task.revision, %error, "a deployed component is not ready to be called");
+        }
+        tasks
+            .failed
+            .insert(task.key.clone(), (task, error.to_string()));
     }
 
     fn lock(&self) -> MutexGuard<'_, Tasks> {

@@ -45,15 +45,14 @@ pub(crate) struct ClientArgs {
         help_heading = "Client options"
     )]
     pub(crate) ca: Option<PathBuf>,
-    /// Namespace that the command works in
+    /// Namespace that the command works in [default: default]
     #[arg(
         long,
         global = true,
         env = "STEPWELL_NAMESPACE",
-        default_value = "default",
         help_heading = "Client options"
     )]
-    pub(crate) namespace: String,
+    pub(crate) namespace: Option<String>,
     /// Print one JSON value on stdout, and errors as problem+json
     #[arg(long, global = true, help_heading = "Client options")]
     pub(crate) json: bool,
@@ -76,6 +75,14 @@ pub(crate) enum Command {
     Model(ModelCommand),
     /// Show what plugins and runs have logged
     Logs(LogsArgs),
+    /// Make, list and remove namespaces, and set their quotas
+    #[command(subcommand)]
+    Namespace(NamespaceCommand),
+    /// Make, list and revoke tokens
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Show who changed what, the newest first
+    Audit(AuditArgs),
     /// Make a new plugin project
     New(NewArgs),
     /// Build a plugin project into a component
@@ -217,6 +224,84 @@ pub(crate) struct LogsArgs {
     /// This level and those above it
     #[arg(long, value_parser = ["trace", "debug", "info", "warn", "error"])]
     pub(crate) level: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum NamespaceCommand {
+    /// List the namespaces that the token has a role in
+    List,
+    /// Show a namespace's quotas and what it keeps
+    Show {
+        /// The namespace
+        name: String,
+    },
+    /// Make a namespace, or change the quotas that are named; 'none' lifts one
+    Set(SetNamespaceArgs),
+    /// Remove a namespace that holds nothing
+    Rm {
+        /// The namespace
+        name: String,
+    },
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct SetNamespaceArgs {
+    /// The namespace
+    pub(crate) name: String,
+    /// Plugin versions that it may keep
+    #[arg(long, value_name = "NUMBER|none")]
+    pub(crate) plugins: Option<String>,
+    /// Size of all components that it keeps, such as 1GiB
+    #[arg(long, value_name = "SIZE|none")]
+    pub(crate) bytes: Option<String>,
+    /// Runs that may start in a second, on each host
+    #[arg(long, value_name = "NUMBER|none")]
+    pub(crate) runs_per_second: Option<String>,
+    /// Runs at once, on each host
+    #[arg(long, value_name = "NUMBER|none")]
+    pub(crate) concurrent_runs: Option<String>,
+    /// CPU seconds that its guests may use in a minute, on each host
+    #[arg(long, value_name = "NUMBER|none")]
+    pub(crate) cpu_seconds_per_minute: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TokenCommand {
+    /// Make a token for the namespace, and print it: it cannot be shown again
+    Create(CreateTokenArgs),
+    /// List tokens, without their values
+    List,
+    /// Revoke a token
+    Revoke {
+        /// The token's id
+        id: String,
+    },
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct CreateTokenArgs {
+    /// What its bearer may do: read, run pipelines, both and change plugins and pipelines, or everything
+    #[arg(long, value_parser = ["viewer", "invoker", "deployer", "operator"])]
+    pub(crate) role: String,
+    /// For every namespace, those to come among them; an operator's always is
+    #[arg(long)]
+    pub(crate) all_namespaces: bool,
+    /// How long it is valid, such as 90d or 12h (default: until it is revoked)
+    #[arg(long, value_name = "TIME")]
+    pub(crate) expires: Option<String>,
+    /// What people call it (default: its role)
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) name: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct AuditArgs {
+    /// Not older than this: a time such as 2026-01-31T12:00:00Z, or how long ago, such as 24h
+    #[arg(long, value_name = "TIME")]
+    pub(crate) since: Option<String>,
+    /// At most this many records, 1 to 500
+    #[arg(long, default_value_t = 100)]
+    pub(crate) limit: u32,
 }
 
 /// Options of `doctor`.

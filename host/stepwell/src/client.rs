@@ -12,7 +12,8 @@ use crate::cli::ClientArgs;
 pub(crate) struct Client {
     http: reqwest::Client,
     base: String,
-    namespace: String,
+    /// As it was given; none: `default`.
+    namespace: Option<String>,
     token: Option<String>,
 }
 
@@ -127,8 +128,16 @@ impl Client {
     pub(crate) fn scoped(&self, method: Method, path: &str) -> RequestBuilder {
         self.request(
             method,
-            &format!("/api/v1/namespaces/{}/{path}", self.namespace),
+            &format!(
+                "/api/v1/namespaces/{}/{path}",
+                self.namespace().unwrap_or("default")
+            ),
         )
+    }
+
+    /// The namespace that was asked for by name.
+    pub(crate) fn namespace(&self) -> Option<&str> {
+        self.namespace.as_deref()
     }
 
     /// A request for anything else.
@@ -168,12 +177,20 @@ impl Client {
             .map_err(|error| Failure::Local(format!("the host's answer is not JSON: {error}")))
     }
 
-    /// Every item of a list, page by page.
+    /// Every item of a list of the namespace, page by page.
     pub(crate) async fn list(&self, path: &str) -> Result<Vec<Value>, Failure> {
+        self.every(|| self.scoped(Method::GET, path)).await
+    }
+
+    /// Every item of the list that these requests ask for, page by page.
+    pub(crate) async fn every(
+        &self,
+        ask: impl Fn() -> RequestBuilder,
+    ) -> Result<Vec<Value>, Failure> {
         let mut items = Vec::new();
         let mut cursor: Option<String> = None;
         loop {
-            let mut request = self.scoped(Method::GET, path).query(&[("limit", "200")]);
+            let mut request = ask().query(&[("limit", "200")]);
             if let Some(cursor) = &cursor {
                 request = request.query(&[("cursor", cursor)]);
             }

@@ -1,7 +1,10 @@
 //! The commands that speak to a running host.
 
+pub(crate) mod audit;
 pub(crate) mod invoke;
 pub(crate) mod logs;
 pub(crate) mod model;
+pub(crate) mod namespace;
 pub(crate) mod pipeline;
 pub(crate) mod plugin;
+pub(crate) mod token;

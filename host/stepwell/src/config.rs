@@ -1,6 +1,7 @@
 //! The configuration: flags over environment over `stepwell.toml` over defaults, read so that every mistake is reported at once.
 
 mod bindings;
+mod egress;
 mod environment;
 mod listeners;
 mod secret;
@@ -12,8 +13,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use stepwell_catalog::Location;
-use stepwell_core::{BindingKind, ByteSize, Problem, Secret};
+use stepwell_core::{BindingKind, ByteSize, Problem, Secret, parse_lifetime};
 use stepwell_document::{At, MapReader, Node, Position, Problems, Value, parse_toml};
+use stepwell_egress::EgressConfig;
 use stepwell_inference::ModelBindingConfig;
 use stepwell_kafka_trigger::{Brokers, KafkaConfig, RESERVED_PROPERTIES};
 use stepwell_keyvalue::KeyValueBindingConfig;
@@ -49,6 +51,10 @@ pub(crate) struct Config {
     /// Where libtensorflow is; none: looked for in the usual places.
     pub(crate) models_library: Option<PathBuf>,
     pub(crate) limits: HostLimits,
+    /// Outbound HTTP of guests.
+    pub(crate) egress: EgressConfig,
+    /// How long records of the audit log are kept.
+    pub(crate) keep_audit: Duration,
     /// Where traces go; none: nowhere.
     pub(crate) otlp_endpoint: Option<String>,
     pub(crate) service_name: String,
@@ -224,6 +230,8 @@ impl Reader<'_> {
         let kafka = self.kafka(&mut section(&mut sections, "kafka"));
         let (models_directory, models_library) = self.models(&mut section(&mut sections, "models"));
         let limits = limits(&mut section(&mut sections, "limits"));
+        let egress = self.egress(&mut section(&mut sections, "egress"));
+        let keep_audit = audit(&mut section(&mut sections, "audit"));
         let (otlp_endpoint, service_name) = telemetry(&mut section(&mut sections, "telemetry"));
         let bindings = sections
             .optional("bindings")
@@ -247,6 +255,8 @@ impl Reader<'_> {
             models_directory,
             models_library,
             limits: limits?,
+            egress: egress?,
+            keep_audit: keep_audit?,
             otlp_endpoint,
             service_name,
             bindings,
@@ -528,6 +538,29 @@ fn at_least(section: &mut Section<'_>, key: &'static str, default: u64, least: u
         return None;
     }
     Some(size)
+}
+
+fn audit(section: &mut Section<'_>) -> Option<Duration> {
+    let keep = match section.optional("keep") {
+        None => Some(Duration::from_secs(90 * 86_400)),
+        Some(at) => match parse_lifetime(at.string()?) {
+            Ok(time) if !time.is_zero() => Some(time),
+            Ok(_) => {
+                at.problem_with_hint("the audit log must be kept for a while", "such as 90d");
+                None
+            }
+            Err(error) => {
+                let hint = error
+                    .hint
+                    .clone()
+                    .unwrap_or_else(|| "such as 90d".to_owned());
+                at.problem_with_hint(error.to_string(), hint);
+                None
+            }
+        },
+    };
+    section.finish();
+    keep
 }
 
 fn telemetry(section: &mut Section<'_>) -> (Option<String>, String) {

@@ -8,7 +8,7 @@ use stepwell_catalog::{
     Applied, Catalog, CatalogError, Change, Expected, NewRevision, PinnedStep, PipelineRevision,
     Precondition,
 };
-use stepwell_core::{Digest, Name, Problem};
+use stepwell_core::{Digest, Name, Principal, Problem};
 use stepwell_pipeline::{
     Deployment, Draft, HostState, JwtHost, KnownPipeline, KnownPlugin, Pin, Registry, Validated,
     deploy,
@@ -97,6 +97,7 @@ impl Deployer {
     /// Validates a document and, unless this is a dry run, stores and deploys it. When this returns, requests see it.
     pub(crate) async fn apply(
         &self,
+        by: &Principal,
         namespace: &Name,
         name: &Name,
         source: &str,
@@ -150,6 +151,7 @@ impl Deployer {
             };
             match self
                 .catalog
+                .by(by)
                 .put_pipeline(namespace, name, &new, &precondition)
                 .await
             {
@@ -171,6 +173,7 @@ impl Deployer {
     /// Makes a new revision of an old one, checked as if it were applied now.
     pub(crate) async fn rollback(
         &self,
+        by: &Principal,
         namespace: &Name,
         name: &Name,
         to: Option<u64>,
@@ -224,6 +227,7 @@ impl Deployer {
             };
             match self
                 .catalog
+                .by(by)
                 .rollback_pipeline(namespace, name, Some(number), &precondition)
                 .await
             {
@@ -240,6 +244,7 @@ impl Deployer {
     /// Removes a pipeline; runs that have started go on.
     pub(crate) async fn delete(
         &self,
+        by: &Principal,
         namespace: &Name,
         name: &Name,
         expected: Expected,
@@ -249,6 +254,7 @@ impl Deployer {
             generation: None,
         };
         self.catalog
+            .by(by)
             .delete_pipeline(namespace, name, &precondition)
             .await?;
         info!(%namespace, pipeline = %name, "pipeline removed");

@@ -8,6 +8,7 @@ use stepwell_catalog::{Catalog, CatalogError};
 use stepwell_core::{
     Call, CpuAccount, Digest, Event, Isolation, Limits, Reuse, StepError, StepScope,
 };
+use stepwell_egress::EgressScope;
 use stepwell_engine::{Bind, Engine, Environment, Fetch, Handle, Kept, LoadError, Plugin};
 use stepwell_inference::JsonMapping;
 use stepwell_pipeline::{
@@ -137,6 +138,7 @@ impl StepFactory for Factory {
             },
             kept: OnceLock::new(),
             environment: Arc::new(Environment::new(scope.config.iter().cloned())),
+            egress: self.services.egress.scope(scope),
             cpu: self
                 .dispatcher
                 .cpu_account(&scope.namespace, &scope.pipeline),
@@ -175,6 +177,7 @@ struct PluginStep {
     /// The step's own instances, from its first call on.
     kept: OnceLock<Kept<GuestState>>,
     environment: Arc<Environment>,
+    egress: Option<Arc<EgressScope>>,
     cpu: Arc<CpuAccount>,
     services: Arc<Services>,
 }
@@ -189,6 +192,7 @@ impl PluginStep {
         GuestCall {
             services: &self.services,
             environment: &self.environment,
+            egress: self.egress.as_ref(),
             cpu: &self.cpu,
             call,
         }

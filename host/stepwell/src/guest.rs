@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use stepwell_core::{Call, CpuAccount};
+use stepwell_egress::EgressScope;
 use stepwell_engine::{Bind, Environment, LogSink, LogStream, StoreBase, StoreState};
 use stepwell_inference::{HasInference, InferenceView};
 use stepwell_keyvalue::{KeyValueCtx, KeyValueView};
@@ -27,12 +28,23 @@ pub(crate) struct GuestState {
 pub(crate) struct GuestCall<'a> {
     pub(crate) services: &'a Arc<Services>,
     pub(crate) environment: &'a Arc<Environment>,
+    /// Where its HTTP requests may go; none: nowhere.
+    pub(crate) egress: Option<&'a Arc<EgressScope>>,
     /// Who is charged for the guest's CPU time.
     pub(crate) cpu: &'a Arc<CpuAccount>,
     pub(crate) call: &'a Call,
 }
 
 impl GuestCall<'_> {
+    /// Lets the call send its HTTP requests; what comes of those that are not answered is in the step's log.
+    fn open_egress(&self, base: &mut StoreBase, log: &Arc<Streams>) {
+        if let Some(egress) = self.egress {
+            let log = log.clone();
+            let note = Arc::new(move |text: &str| log.0.line(Level::Warn, Source::Run, text));
+            base.set_egress(Box::new(egress.call(self.call.deadline, note)));
+        }
+    }
+
     fn log(&self) -> Arc<Streams> {
         let log = CallLog::new(self.services.logs.clone(), self.call.clone());
         Arc::new(Streams(log))
@@ -48,6 +60,7 @@ impl Bind<GuestState> for GuestCall<'_> {
         let log = self.log();
         let mut base = StoreBase::new(self.environment.clone(), log.clone());
         base.charge_to(self.cpu.clone());
+        self.open_egress(&mut base, &log);
         GuestState {
             base,
             call: self.call.clone(),
@@ -68,6 +81,7 @@ impl Bind<GuestState> for GuestCall<'_> {
         } = state;
         *log = self.log();
         base.rebind(log.clone());
+        self.open_egress(base, log);
         *call = self.call.clone();
         *keyvalue = self.keyvalue();
     }

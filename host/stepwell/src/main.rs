@@ -2,9 +2,9 @@
 //!
 //! This crate is the composition root: the only one that names every concrete type. `serve.rs` puts them together.
 
+mod access;
 mod ahead;
 mod build;
-mod callers;
 mod cli;
 mod client;
 mod commands;
@@ -101,6 +101,9 @@ async fn speak(client: cli::ClientArgs, command: Command, json: bool) -> Result<
         Command::Invoke(args) => commands::invoke::run(&client, args, json).await,
         Command::Model(command) => commands::model::run(&client, command, json).await,
         Command::Logs(args) => commands::logs::run(&client, args, json).await,
+        Command::Namespace(command) => commands::namespace::run(&client, command, json).await,
+        Command::Token(command) => commands::token::run(&client, command, json).await,
+        Command::Audit(args) => commands::audit::run(&client, args, json).await,
         Command::Serve(_) | Command::New(_) | Command::Build(_) | Command::Doctor(_) => Ok(()),
     }
 }

@@ -1,5 +1,6 @@
 //! What the management API does: the catalog, the engine and the deployer, in the API's words.
 
+mod access;
 mod convert;
 
 use std::sync::Arc;
@@ -12,11 +13,12 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use semver::Version;
 use stepwell_api::{
-    ApiError, Binding, Change, Expected, Followed, Items, LogLine, LogQuery, Management, Model,
-    Page, Plugin, PluginVersion, PutPipeline, PutPlugin, Readiness, Revision,
+    ApiError, AuditQuery, AuditRecord, Binding, Change, ErrorCode, Expected, Followed, Items,
+    LogLine, LogQuery, Management, Model, Namespace, NewToken, NewlyMadeToken, Page, Plugin,
+    PluginVersion, PutPipeline, PutPlugin, Readiness, Revision, Token,
 };
-use stepwell_catalog::{Catalog, CatalogError, NewPluginVersion, PutVersion};
-use stepwell_core::{Name, RunId};
+use stepwell_catalog::{Catalog, CatalogError, Directory, NewPluginVersion, PutVersion};
+use stepwell_core::{Name, Principal, Quotas, Role, RunId};
 use stepwell_engine::Engine;
 use stepwell_http_trigger::HttpTrigger;
 use stepwell_logging::Followed as FollowedEntry;
@@ -25,6 +27,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use self::access::{audit_record, namespace, to_audit_query, to_new_token, token};
 use self::convert::{
     change, cut, expected, filter, from_apply, from_catalog, items, line, missed, model,
     not_loadable, plugin, plugin_version, refused, revision, steps, to_catalog, version_exists,
@@ -38,6 +41,7 @@ use crate::services::Services;
 /// Everything that the API is a face of.
 pub(crate) struct Host {
     pub(crate) catalog: Arc<Catalog>,
+    pub(crate) directory: Arc<Directory>,
     pub(crate) engine: Engine<GuestState>,
     pub(crate) deployer: Arc<Deployer>,
     pub(crate) services: Arc<Services>,
@@ -52,8 +56,82 @@ pub(crate) struct Host {
 
 #[async_trait]
 impl Management for Host {
+    async fn has_namespace(&self, namespace: &Name) -> Result<bool, ApiError> {
+        let found = self.directory.has_namespace(namespace).await;
+        found.map_err(|error| ApiError::new(ErrorCode::Unavailable, error.to_string()))
+    }
+
+    async fn namespaces(&self, page: &Page) -> Result<Items<Namespace>, ApiError> {
+        let paged = self.catalog.namespaces(&to_catalog(page)).await;
+        Ok(items(paged.map_err(from_catalog)?, namespace))
+    }
+
+    async fn namespace(&self, name: &Name) -> Result<Namespace, ApiError> {
+        let stored = self.catalog.namespace(name).await;
+        stored.map(namespace).map_err(from_catalog)
+    }
+
+    async fn put_namespace(
+        &self,
+        by: &Principal,
+        name: &Name,
+        quotas: &Quotas,
+    ) -> Result<(bool, Namespace), ApiError> {
+        let put = self.catalog.by(by).put_namespace(name, quotas).await;
+        let (is_new, stored) = put.map_err(from_catalog)?;
+        Ok((is_new, namespace(stored)))
+    }
+
+    async fn delete_namespace(&self, by: &Principal, name: &Name) -> Result<(), ApiError> {
+        let deleted = self.catalog.by(by).delete_namespace(name).await;
+        deleted.map_err(from_catalog)
+    }
+
+    async fn create_token(
+        &self,
+        by: &Principal,
+        new: &NewToken,
+    ) -> Result<NewlyMadeToken, ApiError> {
+        if *by == Principal::development() && new.role != Role::Operator {
+            return Err(ApiError::new(
+                ErrorCode::Conflict,
+                "the first token must be an operator's: with it, development mode ends, and every request needs a token",
+            )
+            .with_hint("", "make one with 'stepwell token create --role operator' first"));
+        }
+        let made = self.catalog.by(by).create_token(&to_new_token(new)).await;
+        let (stored, value) = made.map_err(from_catalog)?;
+        Ok(NewlyMadeToken {
+            token: value.expose().to_owned(),
+            made: token(stored),
+        })
+    }
+
+    async fn tokens(&self, page: &Page) -> Result<Items<Token>, ApiError> {
+        self.directory.store_uses().await;
+        let paged = self.catalog.tokens(&to_catalog(page)).await;
+        Ok(items(paged.map_err(from_catalog)?, token))
+    }
+
+    async fn token(&self, id: &str) -> Result<Token, ApiError> {
+        self.directory.store_uses().await;
+        let stored = self.catalog.token(id).await;
+        stored.map(token).map_err(from_catalog)
+    }
+
+    async fn revoke_token(&self, by: &Principal, id: &str) -> Result<(), ApiError> {
+        let revoked = self.catalog.by(by).revoke_token(id).await;
+        revoked.map_err(from_catalog)
+    }
+
+    async fn audit(&self, query: &AuditQuery) -> Result<Items<AuditRecord>, ApiError> {
+        let paged = self.catalog.audit(&to_audit_query(query)).await;
+        Ok(items(paged.map_err(from_catalog)?, audit_record))
+    }
+
     async fn put_plugin_version(
         &self,
+        by: &Principal,
         namespace: &Name,
         name: &Name,
         version: &Version,
@@ -87,6 +165,7 @@ impl Management for Host {
         };
         let (created, stored) = match self
             .catalog
+            .by(by)
             .put_plugin_version(new)
             .await
             .map_err(from_catalog)?
@@ -150,12 +229,14 @@ impl Management for Host {
 
     async fn delete_plugin_version(
         &self,
+        by: &Principal,
         namespace: &Name,
         name: &Name,
         version: &Version,
     ) -> Result<(), ApiError> {
         let deleted = self
             .catalog
+            .by(by)
             .delete_plugin_version(namespace, name, version)
             .await;
         deleted.map_err(from_catalog)?;
@@ -165,6 +246,7 @@ impl Management for Host {
 
     async fn put_pipeline(
         &self,
+        by: &Principal,
         namespace: &Name,
         name: &Name,
         put: PutPipeline,
@@ -175,12 +257,14 @@ impl Management for Host {
             "application/yaml"
         };
         let expected = expected(put.expected);
-        let (deployer, namespace, name) = (self.deployer.clone(), namespace.clone(), name.clone());
+        let (deployer, by) = (self.deployer.clone(), by.clone());
+        let (namespace, name) = (namespace.clone(), name.clone());
         let source = put.source.clone();
         // A caller that hangs up must not leave a revision stored and not deployed.
         let apply = tokio::spawn(async move {
             deployer
                 .apply(
+                    &by,
                     &namespace,
                     &name,
                     &source,
@@ -233,13 +317,15 @@ impl Management for Host {
 
     async fn delete_pipeline(
         &self,
+        by: &Principal,
         namespace: &Name,
         name: &Name,
         expected_: Expected,
     ) -> Result<(), ApiError> {
-        let (deployer, namespace, name) = (self.deployer.clone(), namespace.clone(), name.clone());
+        let (deployer, by) = (self.deployer.clone(), by.clone());
+        let (namespace, name) = (namespace.clone(), name.clone());
         let expected = expected(expected_);
-        tokio::spawn(async move { deployer.delete(&namespace, &name, expected).await })
+        tokio::spawn(async move { deployer.delete(&by, &namespace, &name, expected).await })
             .await
             .map_err(ApiError::internal)?
             .map_err(from_apply)
@@ -273,18 +359,23 @@ impl Management for Host {
 
     async fn rollback_pipeline(
         &self,
+        by: &Principal,
         namespace: &Name,
         name: &Name,
         to: Option<u64>,
         expected_: Expected,
     ) -> Result<(Change, Revision), ApiError> {
-        let (deployer, namespace, name) = (self.deployer.clone(), namespace.clone(), name.clone());
+        let (deployer, by) = (self.deployer.clone(), by.clone());
+        let (namespace, name) = (namespace.clone(), name.clone());
         let expected = expected(expected_);
-        let applied =
-            tokio::spawn(async move { deployer.rollback(&namespace, &name, to, expected).await })
+        let applied = tokio::spawn(async move {
+            deployer
+                .rollback(&by, &namespace, &name, to, expected)
                 .await
-                .map_err(ApiError::internal)?
-                .map_err(from_apply)?;
+        })
+        .await
+        .map_err(ApiError::internal)?
+        .map_err(from_apply)?;
         Ok((change(applied.change), revision(applied.revision)))
     }
 

@@ -1,5 +1,6 @@
 //! `stepwell serve`: puts the host together, runs it, and takes it down in order.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{IsTerminal as _, Write as _};
 use std::path::Path;
@@ -8,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use stepwell_api::ApiOptions;
-use stepwell_catalog::{Catalog, CatalogError};
+use stepwell_catalog::{Catalog, CatalogError, Directory};
+use stepwell_core::{Name, Quotas};
 use stepwell_engine::{CompileBy, Engine, EngineConfig};
 use stepwell_http_trigger::{Auth, HttpTrigger, KeyTimes, RouteTable, ServeConfig};
 use stepwell_inference::Models;
@@ -18,11 +20,12 @@ use stepwell_pipeline::{Dispatcher, Registry, RunEnd, RunObserver};
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use crate::access::Tokens;
 use crate::ahead::Ahead;
-use crate::callers::OperatorToken;
 use crate::cli::ServeArgs;
 use crate::config::{Config, Overrides};
 use crate::deployer::{Deployer, OnChange};
@@ -62,6 +65,7 @@ pub(crate) fn run(args: ServeArgs) -> Result<()> {
 
 fn describe_metrics() {
     stepwell_api::describe_metrics();
+    stepwell_egress::describe_metrics();
     stepwell_engine::describe_metrics();
     stepwell_http_trigger::describe_metrics();
     stepwell_inference::describe_metrics();
@@ -102,7 +106,9 @@ async fn serve(
     let _lock = lock(&config.data_dir)?;
 
     let stopping = CancellationToken::new();
-    let services = Arc::new(opened_on(&guests, Services::open(config, models)).await?);
+    let own = [admin_address];
+    let services = Services::open(config, models, &own);
+    let services = Arc::new(opened_on(&guests, services).await?);
     let catalog = Arc::new(Catalog::new(&config.catalog)?);
     match catalog.migrate().await {
         Ok(()) => {}
@@ -111,6 +117,13 @@ async fn serve(
         }
         Err(error) => return Err(error.into()),
     }
+    let directory = Arc::new(Directory::new(&catalog, config.keep_audit));
+    let tokens = Arc::new(Tokens::new(
+        catalog.clone(),
+        directory.clone(),
+        config.admin_token.as_ref(),
+        config.admin_listen.ip().is_loopback(),
+    ));
     let engine_defaults = EngineConfig::new(config.data_dir.join("cache"));
     let engine = Engine::new(
         EngineConfig {
@@ -141,7 +154,7 @@ async fn serve(
     );
     let registry = Arc::new(Registry::default());
     let auth = Auth::new(
-        Arc::new(OperatorToken::new(config.admin_token.as_ref())),
+        tokens.clone(),
         config.jwt.issuer.as_ref(),
         Arc::new(Fetcher::new(config.jwt.host())?),
         KeyTimes::default(),
@@ -178,6 +191,7 @@ async fn serve(
     let metrics = telemetry.metrics.clone();
     let host = Arc::new(Host {
         catalog: catalog.clone(),
+        directory: directory.clone(),
         engine,
         deployer: deployer.clone(),
         services: services.clone(),
@@ -204,7 +218,7 @@ async fn serve(
     let api = stepwell_api::router(
         host,
         ApiOptions {
-            admin_token: config.admin_token.clone(),
+            gate: tokens.clone(),
             component_limit: config.limits.component,
             upload_bytes: config.limits.uploads,
         },
@@ -240,10 +254,25 @@ async fn serve(
         let (deployer, stopping) = (deployer.clone(), stopping.clone());
         async move { deployer.follow(stopping).await }
     });
+    let known = tokio::spawn({
+        let (directory, stopping) = (directory.clone(), stopping.clone());
+        async move {
+            tokio::select! {
+                () = stopping.cancelled() => {}
+                () = directory.follow() => {}
+            }
+        }
+    });
+    let quotas = tokio::spawn(hold_to_quotas(
+        directory.quotas(),
+        dispatcher.clone(),
+        stopping.clone(),
+    ));
     let upkeep = tokio::spawn(upkeep(telemetry.metrics.clone(), stopping.clone()));
-    if config.admin_token.is_none() {
+    let is_development = tokens.is_development().await.unwrap_or(false);
+    if is_development {
         warn!(
-            "development mode: the admin listener asks for no token ([server] admin_token sets one)"
+            "development mode: whoever reaches the admin listener may do everything, without a token; set [server] admin_token, or make a token with 'stepwell token create --role operator'"
         );
     }
     if kafka.is_embedded() {
@@ -257,6 +286,7 @@ async fn serve(
         &url(data_tls.is_some(), data_address),
         &url(admin_tls.is_some(), admin_address),
         kafka.is_embedded().then(|| kafka.bootstrap()),
+        is_development,
     );
 
     // From here on there is time for it.
@@ -281,9 +311,10 @@ async fn serve(
             bail!("stopped at once by a second signal");
         }
     };
-    let _ = tokio::join!(follower, upkeep);
+    let _ = tokio::join!(follower, quotas, known, upkeep);
     admin_stop.cancel();
     let _ = tokio::time::timeout(Duration::from_secs(2), admin_server).await;
+    directory.store_uses().await;
     services.vectors.close().await;
     services.databases.close().await;
     catalog.close().await;
@@ -323,13 +354,18 @@ fn lock(data_dir: &Path) -> Result<File> {
 }
 
 /// The one line of stdout: where the host is.
-fn announce(data: &str, admin: &str, kafka: Option<&str>) {
+fn announce(data: &str, admin: &str, kafka: Option<&str>, is_development: bool) {
     let mut stdout = std::io::stdout().lock();
     let written = if stdout.is_terminal() {
         let broker = kafka.map_or_else(String::new, |kafka| format!("  kafka {kafka} (embedded)"));
         writeln!(
             stdout,
-            "stepwell is ready: data {data}  admin {admin}{broker}"
+            "stepwell is ready: data {data}  admin {admin}{broker}{}",
+            if is_development {
+                "  (development mode: no token is needed)"
+            } else {
+                ""
+            }
         )
     } else {
         let mut line = serde_json::Map::new();
@@ -340,6 +376,9 @@ fn announce(data: &str, admin: &str, kafka: Option<&str>) {
         put("version", stepwell_core::VERSION.to_owned());
         if let Some(kafka) = kafka {
             put("kafka", kafka.to_owned());
+        }
+        if is_development {
+            put("warning", "development mode: no token is needed".to_owned());
         }
         let line = serde_json::Value::Object(line);
         writeln!(stdout, "{line}")
@@ -367,6 +406,22 @@ impl StopSignals {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// Holds runs to the quotas of their namespaces, as they are set now.
+async fn hold_to_quotas(
+    mut quotas: watch::Receiver<Arc<HashMap<Name, Quotas>>>,
+    dispatcher: Dispatcher,
+    stopping: CancellationToken,
+) {
+    loop {
+        let now = HashMap::clone(&quotas.borrow_and_update());
+        dispatcher.set_quotas(now);
+        tokio::select! {
+            () = stopping.cancelled() => return,
+            changed = quotas.changed() => if changed.is_err() { return },
         }
     }
 }

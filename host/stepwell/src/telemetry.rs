@@ -127,6 +127,13 @@ fn exporter(endpoint: &str, service_name: &str) -> Result<SdkTracerProvider> {
         .build())
 }
 
+/// The `traceparent` of a span, for requests that the host sends in its name; none where nothing is traced.
+pub(crate) fn traceparent(span: &Span) -> Option<String> {
+    let mut headers = HashMap::new();
+    TraceContextPropagator::new().inject_context(&span.context(), &mut headers);
+    headers.remove("traceparent")
+}
+
 /// Makes a run's span part of its caller's trace.
 fn join_trace(span: &Span, trace: &TraceContext) {
     let Some(traceparent) = &trace.traceparent else {

@@ -3,12 +3,14 @@
 //! Everything is measured by turns, several rounds, on the same machine in the same minutes: what counts are the ratios.
 
 mod bench;
+mod client;
 mod load;
 mod machine;
 mod native;
 mod output;
 mod report;
 mod reuse;
+mod rows;
 mod servers;
 
 use anyhow::Result;
@@ -57,6 +59,14 @@ enum Part {
     /// Send load to one server
     #[command(hide = true)]
     Load(load::LoadArgs),
+    /// Compile a component
+    #[command(hide = true)]
+    Compile {
+        /// The component
+        file: std::path::PathBuf,
+    },
+    #[command(flatten)]
+    Row(rows::Row),
 }
 
 fn main() -> Result<()> {
@@ -66,22 +76,38 @@ fn main() -> Result<()> {
         output::line(&serde_json::to_string(&measured)?);
         return Ok(());
     }
+    if let Some(Part::Compile { file }) = &cli.part {
+        output::line(&rows::compile(file)?.to_string());
+        return Ok(());
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
     runtime.block_on(async {
         match cli.part {
             Some(Part::Native { hyper: true }) => native::serve_hyper().await,
-            Some(_) => native::serve().await,
-            None => {
+            Some(Part::Native { hyper: false }) => native::serve().await,
+            part => {
                 let mut terminate = signal(SignalKind::terminate())?;
                 // What is dropped here takes its processes with it.
                 tokio::select! {
-                    result = bench::run(&cli.bench) => result,
+                    result = measure(part, &cli.bench) => result,
                     _ = terminate.recv() => anyhow::bail!("stopped by a signal"),
                     _ = tokio::signal::ctrl_c() => anyhow::bail!("stopped by a signal"),
                 }
             }
         }
     })
+}
+
+/// One row, or everything.
+async fn measure(part: Option<Part>, args: &BenchArgs) -> Result<()> {
+    if let Some(Part::Row(row)) = part {
+        return row.run().await;
+    }
+    bench::run(args).await?;
+    for row in rows::Row::all(args.json) {
+        row.run().await?;
+    }
+    Ok(())
 }

@@ -11,7 +11,7 @@ pub(crate) fn median(samples: &[Sample], of: impl Fn(&Sample) -> f64) -> f64 {
     middle(samples.iter().map(of).collect())
 }
 
-fn middle(mut values: Vec<f64>) -> f64 {
+pub(crate) fn middle(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let upper = values.get(values.len() / 2).copied();
     let lower = values.get(values.len().saturating_sub(1) / 2).copied();

@@ -67,6 +67,12 @@ impl Programs {
         Ok(programs)
     }
 
+    /// The bytes of a component.
+    pub(crate) fn component(&self, name: &str) -> Result<Vec<u8>> {
+        let path = self.guest(name);
+        std::fs::read(&path).with_context(|| path.display().to_string())
+    }
+
     fn guest(&self, name: &str) -> PathBuf {
         self.guests.join(format!("{name}.wasm"))
     }
@@ -271,6 +277,10 @@ impl Server {
             .sum();
         // Linux's own unit here is 10 ms, whatever the kernel's is.
         Ok(ticks as f64 / 100.0)
+    }
+
+    pub(crate) fn process_id(&self) -> Result<u32> {
+        self.process.id().context("a server has ended")
     }
 
     pub(crate) async fn stop(mut self) -> Result<()> {

@@ -12,11 +12,12 @@ use http_body_util::BodyExt;
 use semver::Version;
 use serde_json::Value;
 use stepwell_api::{
-    ApiError, ApiOptions, Binding, Change, ErrorCode, Expected, Followed, Items, LogLevel, LogLine,
-    LogQuery, Management, Model, ModelVersion, Page, Part, Plugin, PluginVersion, PutPipeline,
-    PutPlugin, Readiness, Revision, State, Step, Tensor, router,
+    ApiError, ApiOptions, AuditQuery, AuditRecord, Binding, Change, ErrorCode, Expected, Followed,
+    Gate, Items, LogLevel, LogLine, LogQuery, Management, Model, ModelVersion, Namespace, NewToken,
+    NewlyMadeToken, NotAdmitted, Outcome, Page, Part, Plugin, PluginVersion, PutPipeline,
+    PutPlugin, Readiness, Revision, State, Step, Tensor, Token, Usage, router,
 };
-use stepwell_core::{Digest, Name, Problem, Secret};
+use stepwell_core::{Digest, Name, Principal, Problem, Quotas, Role};
 use time::OffsetDateTime;
 use tower::ServiceExt;
 
@@ -25,31 +26,84 @@ use tower::ServiceExt;
 pub(crate) struct Fake {
     plugins: Mutex<BTreeMap<(Name, Version), Bytes>>,
     pipelines: Mutex<BTreeMap<Name, Vec<Revision>>>,
+    namespaces: Mutex<BTreeMap<Name, Quotas>>,
+    /// What the audit log was asked for.
+    pub(crate) audited: Mutex<Vec<AuditQuery>>,
+    /// Tokens that were asked for.
+    pub(crate) made: Mutex<Vec<NewToken>>,
     pub(crate) is_down: AtomicBool,
+}
+
+/// Lets in whom these tests call by role: the token `viewer` is a viewer of all namespaces, `viewer/default` of one. `right` is
+/// the operator's.
+#[derive(Default)]
+pub(crate) struct FakeGate {
+    is_open: bool,
+    /// Who was refused what.
+    pub(crate) refused: Mutex<Vec<(String, &'static str, String)>>,
+}
+
+#[async_trait]
+impl Gate for FakeGate {
+    async fn admit(&self, token: Option<&str>) -> Result<Principal, NotAdmitted> {
+        let token = match token {
+            _ if self.is_open => return Ok(Principal::development()),
+            None => return Err(NotAdmitted::Missing),
+            Some("right") => return Ok(Principal::admin_token()),
+            Some("old") => return Err(NotAdmitted::Expired),
+            Some("far") => return Err(NotAdmitted::Unavailable),
+            Some(token) => token,
+        };
+        let (role, namespace) = match token.split_once('/') {
+            Some((role, namespace)) => (role, Some(namespace.parse().unwrap())),
+            None => (token, None),
+        };
+        Ok(Principal {
+            id: token.into(),
+            name: token.into(),
+            role: role.parse::<Role>().map_err(|_| NotAdmitted::Unknown)?,
+            namespace,
+        })
+    }
+
+    async fn refused(&self, principal: &Principal, operation: &'static str, subject: String) {
+        let refused = (principal.id.to_string(), operation, subject);
+        self.refused.lock().unwrap().push(refused);
+    }
 }
 
 pub(crate) struct Client {
     pub(crate) fake: Arc<Fake>,
+    pub(crate) gate: Arc<FakeGate>,
     router: Router,
     token: Option<&'static str>,
 }
 
 impl Client {
+    /// A client whose server asks for no token.
     pub(crate) fn new() -> Self {
-        Self::with_token(None)
+        Self::of(FakeGate {
+            is_open: true,
+            ..FakeGate::default()
+        })
     }
 
-    /// A client whose server wants this token; the client does not send it by itself.
-    pub(crate) fn with_token(token: Option<&str>) -> Self {
-        let fake = Arc::new(Fake::default());
+    /// A client whose server asks for tokens; the client does not send one by itself.
+    pub(crate) fn guarded() -> Self {
+        Self::of(FakeGate::default())
+    }
+
+    fn of(gate: FakeGate) -> Self {
+        let (fake, gate) = (Arc::new(Fake::default()), Arc::new(gate));
         let options = ApiOptions {
-            admin_token: token.map(Secret::new),
+            gate: gate.clone(),
             component_limit: 1 << 20,
             upload_bytes: 1 << 30,
         };
         Self {
             router: router(fake.clone(), options),
             fake,
+            gate,
             token: None,
         }
     }
@@ -149,8 +203,102 @@ impl Reply {
 
 #[async_trait]
 impl Management for Fake {
+    async fn has_namespace(&self, namespace: &Name) -> Result<bool, ApiError> {
+        let is_default = *namespace == Name::default_namespace();
+        Ok(is_default || self.namespaces.lock().unwrap().contains_key(namespace))
+    }
+
+    async fn namespaces(&self, _: &Page) -> Result<Items<Namespace>, ApiError> {
+        let namespaces = self.namespaces.lock().unwrap();
+        Ok(Items {
+            items: namespaces.iter().map(namespace_of).collect(),
+            next_cursor: None,
+        })
+    }
+
+    async fn namespace(&self, name: &Name) -> Result<Namespace, ApiError> {
+        let namespaces = self.namespaces.lock().unwrap();
+        let quotas = namespaces.get(name).copied().unwrap_or_default();
+        Ok(namespace_of((name, &quotas)))
+    }
+
+    async fn put_namespace(
+        &self,
+        _: &Principal,
+        name: &Name,
+        quotas: &Quotas,
+    ) -> Result<(bool, Namespace), ApiError> {
+        let old = self
+            .namespaces
+            .lock()
+            .unwrap()
+            .insert(name.clone(), *quotas);
+        Ok((old.is_none(), namespace_of((name, quotas))))
+    }
+
+    async fn delete_namespace(&self, _: &Principal, name: &Name) -> Result<(), ApiError> {
+        let gone = self.namespaces.lock().unwrap().remove(name);
+        gone.map(|_| ())
+            .ok_or_else(|| ApiError::not_found(format!("namespace {name}")))
+    }
+
+    async fn create_token(
+        &self,
+        by: &Principal,
+        new: &NewToken,
+    ) -> Result<NewlyMadeToken, ApiError> {
+        self.made.lock().unwrap().push(new.clone());
+        Ok(NewlyMadeToken {
+            token: "sw_secret".to_owned(),
+            made: token_of(by, new),
+        })
+    }
+
+    async fn tokens(&self, _: &Page) -> Result<Items<Token>, ApiError> {
+        let made = self.made.lock().unwrap();
+        let host = Principal::host();
+        Ok(Items {
+            items: made.iter().map(|new| token_of(&host, new)).collect(),
+            next_cursor: None,
+        })
+    }
+
+    async fn token(&self, id: &str) -> Result<Token, ApiError> {
+        let made = self.made.lock().unwrap();
+        let new = made.iter().find(|_| id == "t1");
+        new.map(|new| token_of(&Principal::host(), new))
+            .ok_or_else(|| ApiError::not_found("token"))
+    }
+
+    async fn revoke_token(&self, _: &Principal, id: &str) -> Result<(), ApiError> {
+        self.token(id).await?;
+        self.made.lock().unwrap().clear();
+        Ok(())
+    }
+
+    async fn audit(&self, query: &AuditQuery) -> Result<Items<AuditRecord>, ApiError> {
+        self.audited.lock().unwrap().push(query.clone());
+        let record = AuditRecord {
+            id: 7,
+            time: OffsetDateTime::UNIX_EPOCH,
+            who: "t1".to_owned(),
+            name: "ci".to_owned(),
+            action: "plugin.put".to_owned(),
+            namespace: query.namespace.clone(),
+            subject: "plugin decode@1.0.0".to_owned(),
+            digest: None,
+            revision: None,
+            outcome: Outcome::Done,
+        };
+        Ok(Items {
+            items: vec![record],
+            next_cursor: None,
+        })
+    }
+
     async fn put_plugin_version(
         &self,
+        _: &Principal,
         _: &Name,
         name: &Name,
         version: &Version,
@@ -245,6 +393,7 @@ impl Management for Fake {
 
     async fn delete_plugin_version(
         &self,
+        _: &Principal,
         namespace: &Name,
         name: &Name,
         version: &Version,
@@ -263,6 +412,7 @@ impl Management for Fake {
 
     async fn put_pipeline(
         &self,
+        _: &Principal,
         _: &Name,
         name: &Name,
         put: PutPipeline,
@@ -333,6 +483,7 @@ impl Management for Fake {
 
     async fn delete_pipeline(
         &self,
+        _: &Principal,
         namespace: &Name,
         name: &Name,
         expected: Expected,
@@ -374,6 +525,7 @@ impl Management for Fake {
 
     async fn rollback_pipeline(
         &self,
+        _: &Principal,
         namespace: &Name,
         name: &Name,
         to: Option<u64>,
@@ -519,5 +671,27 @@ fn line(message: &str) -> LogLine {
         run_id: None,
         message: message.to_owned(),
         fields: serde_json::Map::new(),
+    }
+}
+
+fn namespace_of((name, quotas): (&Name, &Quotas)) -> Namespace {
+    Namespace {
+        name: name.clone(),
+        quotas: (*quotas).into(),
+        usage: Usage::default(),
+        created_at: OffsetDateTime::UNIX_EPOCH,
+    }
+}
+
+fn token_of(by: &Principal, new: &NewToken) -> Token {
+    Token {
+        id: "t1".to_owned(),
+        name: new.name.clone(),
+        role: new.role,
+        namespace: new.namespace.clone(),
+        created_by: by.id.to_string(),
+        created_at: OffsetDateTime::UNIX_EPOCH,
+        expires_at: new.expires_at,
+        last_used_at: None,
     }
 }

@@ -10,7 +10,7 @@ async fn requests_are_counted_by_route_method_and_status() {
     let _guard = metrics::set_default_local_recorder(&recorder);
     stepwell_api::describe_metrics();
 
-    let client = Client::with_token(Some("right")).bearing("right");
+    let client = Client::guarded().bearing("right");
     for name in ["a", "b"] {
         client
             .get(&format!("/api/v1/namespaces/default/plugins/{name}"))
@@ -19,7 +19,7 @@ async fn requests_are_counted_by_route_method_and_status() {
     client.get("/made/up/by/a/caller").await;
     let odd = Method::from_bytes(b"MADE-UP").unwrap();
     client.send(odd, "/livez", &[], Body::empty()).await;
-    let refused = Client::with_token(Some("right"));
+    let refused = Client::guarded();
     refused.get("/api/v1/models").await;
 
     let text = recorder.handle().render();

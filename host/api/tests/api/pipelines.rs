@@ -243,7 +243,7 @@ async fn an_invocation_is_handed_on_as_it_is() {
 
 #[tokio::test]
 async fn every_reply_of_an_invocation_has_a_run_id() {
-    let client = Client::with_token(Some("t"));
+    let client = Client::guarded();
     for path in [
         "default/pipelines/reader",
         "other/pipelines/reader",

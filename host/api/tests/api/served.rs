@@ -9,12 +9,17 @@ use serde_json::Value;
 use crate::fake::Client;
 
 /// Every operation of the management API, as it is promised.
-const PROMISED: [&str; 23] = [
+const PROMISED: [&str; 32] = [
     "DELETE /api/v1/namespaces/{ns}/pipelines/{name}",
     "DELETE /api/v1/namespaces/{ns}/plugins/{name}/versions/{version}",
+    "DELETE /api/v1/namespaces/{ns}",
+    "DELETE /api/v1/tokens/{id}",
+    "GET /api/v1/audit",
     "GET /api/v1/bindings",
     "GET /api/v1/models",
     "GET /api/v1/models/{name}",
+    "GET /api/v1/namespaces",
+    "GET /api/v1/namespaces/{ns}",
     "GET /api/v1/namespaces/{ns}/logs",
     "GET /api/v1/namespaces/{ns}/pipelines",
     "GET /api/v1/namespaces/{ns}/pipelines/{name}",
@@ -24,6 +29,8 @@ const PROMISED: [&str; 23] = [
     "GET /api/v1/namespaces/{ns}/plugins/{name}",
     "GET /api/v1/namespaces/{ns}/plugins/{name}/versions/{version}",
     "GET /api/v1/namespaces/{ns}/plugins/{name}/versions/{version}/component",
+    "GET /api/v1/tokens",
+    "GET /api/v1/tokens/{id}",
     "GET /docs",
     "GET /livez",
     "GET /metrics",
@@ -31,6 +38,8 @@ const PROMISED: [&str; 23] = [
     "GET /readyz",
     "POST /api/v1/namespaces/{ns}/pipelines/{name}/invoke",
     "POST /api/v1/namespaces/{ns}/pipelines/{name}/rollback",
+    "POST /api/v1/tokens",
+    "PUT /api/v1/namespaces/{ns}",
     "PUT /api/v1/namespaces/{ns}/pipelines/{name}",
     "PUT /api/v1/namespaces/{ns}/plugins/{name}/versions/{version}",
 ];
@@ -136,17 +145,65 @@ async fn every_schema_that_is_referred_to_is_there() {
     }
 }
 
+/// What the description says of roles is what happens: of every operation, with every role, here and elsewhere.
 #[tokio::test]
-async fn the_description_says_which_operations_need_the_token() {
-    let guarded = Client::with_token(Some("right"));
-    let document = document(&guarded).await;
+async fn the_description_says_who_may_call_which_operation() {
+    let document = document(&Client::guarded()).await;
     for (path, item) in document["paths"].as_object().unwrap() {
-        let url = path.replace(['{', '}'], "");
+        let url = path.replace("{ns}", "default").replace(['{', '}'], "");
         for (method, operation) in item.as_object().unwrap() {
             let method = Method::from_bytes(method.to_uppercase().as_bytes()).unwrap();
-            let reply = guarded.send(method, &url, &[], Body::empty()).await;
-            let refused = reply.status == 401;
-            assert_eq!(operation.get("security").is_some(), refused, "{path}");
+            let described = operation["description"].as_str().unwrap();
+            let security = operation.get("security");
+            let roles: Vec<&str> = security
+                .map(|security| security[0]["token"].as_array().unwrap())
+                .into_iter()
+                .flatten()
+                .map(|role| role.as_str().unwrap())
+                .collect();
+            let ask = async |token: Option<&'static str>| {
+                let client = Client::guarded();
+                let client = match token {
+                    Some(token) => client.bearing(token),
+                    None => client,
+                };
+                let headers = [("content-type", "text/plain")];
+                let reply = client.send(method.clone(), &url, &headers, Body::empty());
+                reply.await.status.as_u16()
+            };
+            let anonymous = ask(None).await;
+            if roles.is_empty() {
+                assert!(described.contains("Needs no token"), "{path}");
+                assert!(!path.starts_with("/api/") && anonymous == 200, "{path}");
+                continue;
+            }
+            assert_eq!(anonymous, 401, "{method} {path}");
+            for role in ["viewer", "invoker", "deployer", "operator"] {
+                let status = ask(Some(role)).await;
+                assert_eq!(
+                    status != 403,
+                    roles.contains(&role),
+                    "{method} {path} {role}"
+                );
+            }
+            assert!(roles.contains(&"operator"), "{path}");
+            for (token, role) in [
+                ("viewer/default", "viewer"),
+                ("invoker/default", "invoker"),
+                ("deployer/default", "deployer"),
+                ("viewer/other", "viewer"),
+                ("invoker/other", "invoker"),
+                ("deployer/other", "deployer"),
+            ] {
+                let here = described.contains("in the namespace.") && token.ends_with("/default");
+                let reaches = here || described.contains("in any namespace.");
+                let may = reaches && roles.contains(&role);
+                assert_eq!(
+                    ask(Some(token)).await != 403,
+                    may,
+                    "{method} {path} {token}"
+                );
+            }
         }
     }
 }

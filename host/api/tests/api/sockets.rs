@@ -4,18 +4,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use stepwell_api::{ApiOptions, router};
-use stepwell_core::Secret;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
-use crate::fake::Fake;
+use crate::fake::{Fake, FakeGate};
 
 async fn connect() -> TcpStream {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let options = ApiOptions {
-        admin_token: Some(Secret::new("right")),
+        gate: Arc::new(FakeGate::default()),
         component_limit: 1 << 20,
         upload_bytes: 1 << 30,
     };

@@ -34,7 +34,7 @@ async fn a_newer_catalog_is_refused(place: Place) {
     place
         .meddle(
             "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
-             SELECT 9999, 'from the future', success, checksum, 1 FROM _sqlx_migrations",
+             SELECT 9999, 'from the future', success, checksum, 1 FROM _sqlx_migrations WHERE version = 1",
         )
         .await;
     let catalog = Catalog::new(&place.location).unwrap();

@@ -7,10 +7,13 @@
     reason = "test code"
 )]
 
+mod audit;
 mod faults;
+mod namespaces;
 mod pipelines;
 mod place;
 mod plugins;
+mod tokens;
 
 /// Makes each test of a module run once for each database.
 macro_rules! contract {

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
+use http_body::Frame;
+use http_body_util::{BodyExt, Full, StreamBody};
 use stepwell_core::{ErrorKind, Limits, StepError};
 use stepwell_engine::{Body, Plugin};
 
@@ -135,6 +136,57 @@ async fn large_bodies_stream_both_ways() {
         .await
         .unwrap();
     assert_eq!(whole(response).await.unwrap(), bytes);
+}
+
+/// What `/trailers` makes of a body of these frames.
+async fn streamed(
+    frames: Vec<Result<Frame<Bytes>, &'static str>>,
+) -> Result<Response<Body>, StepError> {
+    let (host, plugin) = function().await;
+    let frames = frames.into_iter().map(|frame| frame.map_err(Into::into));
+    let body = StreamBody::new(futures::stream::iter(frames)).boxed_unsync();
+    let request = Request::builder()
+        .method("POST")
+        .uri("/trailers")
+        .header("host", "example.com")
+        .body(body)
+        .unwrap();
+    plugin
+        .handle(host.state(), generous(), soon(), request)
+        .await
+}
+
+#[tokio::test]
+async fn trailers_reach_the_guest_and_come_back() {
+    let name = HeaderName::from_static("x-sum");
+    let trailers = HeaderMap::from_iter([(name, HeaderValue::from(42))]);
+    let data = || Ok(Frame::data(Bytes::from_static(b"half")));
+    let frames = vec![data(), data(), Ok(Frame::trailers(trailers.clone()))];
+    let answer = streamed(frames)
+        .await
+        .unwrap()
+        .into_body()
+        .collect()
+        .await
+        .unwrap();
+    assert_eq!(answer.trailers(), Some(&trailers));
+    assert_eq!(answer.to_bytes(), "8");
+
+    let answer = streamed(vec![data()]).await.unwrap();
+    // Without trailers it is there as a whole.
+    assert_eq!(http_body::Body::size_hint(answer.body()).exact(), Some(1));
+    assert_eq!(whole(answer).await.unwrap(), "4");
+}
+
+#[tokio::test]
+async fn a_request_body_that_breaks_off_is_no_whole_one_for_the_guest() {
+    let frames = vec![
+        Ok(Frame::data(Bytes::from_static(b"half"))),
+        Err("the client hung up"),
+    ];
+    let error = streamed(frames).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Trap, "{error}");
+    assert!(!error.message.contains("hung up"), "{error}");
 }
 
 #[tokio::test]
@@ -280,6 +332,7 @@ mod covered {
         a_short_body_comes_in_one_frame_with_its_length as hello,
         forged_headers_are_refused as headers, the_guest_sees_the_request as about,
         the_guest_sees_the_request as echo, the_guest_sees_the_request as deaf,
+        trailers_reach_the_guest_and_come_back as trailers,
         what_happens_after_a_complete_response_does_not_spoil_it as linger,
         without_a_head_there_is_an_error as nothing, without_a_head_there_is_an_error as spin,
         writing_where_there_is_no_room_is_a_trap as blast,

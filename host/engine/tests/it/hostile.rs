@@ -110,7 +110,7 @@ async fn cpu_time_is_charged_to_an_account() {
         assert_eq!(outcome.is_err(), what == "spin");
         let charged = account.used() - before;
         assert!(
-            charged >= Duration::from_millis(least) && charged < Duration::from_millis(250),
+            charged >= Duration::from_millis(least) && charged < Duration::from_secs(2),
             "{what}: {charged:?}"
         );
     }

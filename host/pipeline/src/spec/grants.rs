@@ -1,10 +1,13 @@
 //! `grants` and `config` of a step.
 
-use stepwell_core::{Action, BindingKind, Grant, Grants};
+use stepwell_core::{Action, BindingKind, Grant, Grants, OriginPattern};
 use stepwell_document::{At, MapReader};
 
 /// Kinds of grant that later versions bring.
-const KINDS_TO_COME: [&str; 4] = ["http", "messaging", "redis", "secrets"];
+const KINDS_TO_COME: [&str; 3] = ["messaging", "redis", "secrets"];
+
+/// Origins that one step may be granted.
+pub(crate) const MAX_ORIGINS: usize = 64;
 
 const MAX_PREFIX: usize = 256;
 const MAX_CONFIG_KEY: usize = 256;
@@ -63,8 +66,42 @@ pub(super) fn read_grants(at: &At<'_>) -> (Grants, Vec<GrantPlace>, Vec<BindingK
             }
         }
     }
+    if let Some(at) = map.optional("http") {
+        read_origins(&at, &mut grants);
+    }
     map.finish();
     (grants, places, kinds)
+}
+
+/// `http: [https://api.example.com, …]`.
+fn read_origins(at: &At<'_>, grants: &mut Grants) {
+    let Some(items) = at.sequence() else { return };
+    if items.is_empty() {
+        at.problem("no origin is granted: name one, or leave out the grant");
+    }
+    if items.len() > MAX_ORIGINS {
+        at.problem_with_hint(
+            format!("more than {MAX_ORIGINS} origins"),
+            "https://*.example.com stands for every name below example.com",
+        );
+    }
+    for item in items.into_iter().take(MAX_ORIGINS) {
+        let Some(text) = item.string() else { continue };
+        match text.parse::<OriginPattern>() {
+            Ok(origin) if grants.http().contains(&origin) => {
+                item.problem(format!("'{origin}' is there already"));
+            }
+            Ok(origin) => grants.allow_http(origin),
+            Err(error) => {
+                let shown: String = text.chars().take(100).collect();
+                let message = format!("'{}' is no origin: {error}", shown.escape_debug());
+                match error.hint {
+                    Some(hint) => item.problem_with_hint(message, hint),
+                    None => item.problem(message),
+                }
+            }
+        }
+    }
 }
 
 /// `[actions]` or `{binding, actions, prefix}`.

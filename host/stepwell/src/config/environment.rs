@@ -4,7 +4,7 @@ use stepwell_document::{Key, Node, Value};
 use super::{NOWHERE, Overrides};
 
 /// Keys that `STEPWELL_SECTION_KEY` may set; a section of a section stands behind a dot, which is an underscore in the variable.
-const KEYS: [(&str, &[&str]); 9] = [
+const KEYS: [(&str, &[&str]); 11] = [
     (
         "server",
         &[
@@ -23,8 +23,19 @@ const KEYS: [(&str, &[&str]); 9] = [
     ("models", &["directory", "library"]),
     (
         "limits",
-        &["component", "compile", "concurrent_runs", "guest_memory"],
+        &[
+            "cache",
+            "compile",
+            "compile_memory",
+            "component",
+            "concurrent_runs",
+            "guest_memory",
+            "loaded_components",
+            "uploads",
+        ],
     ),
+    ("egress", &super::egress::KEYS),
+    ("audit", &["keep"]),
     ("telemetry", &["otlp_endpoint", "service_name"]),
 ];
 
@@ -67,7 +78,9 @@ pub(crate) fn overlay(
         overlaid.0.retain(|(overlaid, _)| *overlaid != path);
         overlaid.0.push((path, source));
         let value = match text.parse::<i64>() {
-            Ok(number) if key == "concurrent_runs" => Value::Integer(number),
+            Ok(number) if key == "concurrent_runs" || super::egress::COUNTS.contains(&key) => {
+                Value::Integer(number)
+            }
             _ => Value::String(text),
         };
         // A token from the environment is where it should be: no warning is due.

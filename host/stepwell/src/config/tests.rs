@@ -27,6 +27,7 @@ fn everything_has_a_default() {
     assert_eq!(config.kafka.brokers, Brokers::Embedded);
     assert_eq!(config.limits.concurrent_runs, 1024);
     assert_eq!(config.limits.guest_memory, None);
+    assert_eq!(config.keep_audit, Duration::from_secs(90 * 86_400));
 }
 
 #[test]
@@ -38,6 +39,19 @@ fn the_memory_of_all_guests_is_a_size() {
     assert_eq!(config.limits.guest_memory, Some(512 << 20));
     let mistakes = parse("[limits]\nguest_memory = 2\n").unwrap_err();
     assert!(mistakes[0].contains("guest_memory"), "{mistakes:?}");
+}
+
+#[test]
+fn the_audit_log_is_kept_as_long_as_is_said() {
+    let config = parse("[audit]\nkeep = \"36h\"\n").unwrap();
+    assert_eq!(config.keep_audit, Duration::from_secs(36 * 3600));
+    let shown = parse("[audit]\nkeep = \"90\"\n").unwrap_err();
+    assert!(
+        shown[0].contains("2:8: /audit/keep: '90' has no unit") && shown[0].contains("90d"),
+        "{shown:?}"
+    );
+    assert!(parse("[audit]\nkeep = \"0d\"\n").is_err());
+    assert!(parse("[audit]\nkept = \"1d\"\n").is_err());
 }
 
 #[test]
@@ -70,6 +84,38 @@ fn every_mistake_is_reported_with_its_place() {
         "'api_key' is missing",
         "'host' is missing",
         "/bindings/sql/results/backend: 'mysql' is not one of",
+    ] {
+        assert!(
+            shown.iter().any(|line| line.contains(part)),
+            "{part} in {shown:#?}"
+        );
+    }
+}
+
+#[test]
+fn outbound_http_is_bounded_by_the_operator() {
+    let text = "[egress]\nprivate = [\"10.1.0.0/16\"]\nallow = [\"*.example.com\"]\nresponse_bytes = \"1MiB\"\nrequests = 5\n";
+    let config = parse(text).unwrap().egress;
+    assert_eq!((config.private.len(), config.allow.len()), (1, 1));
+    assert_eq!((config.response_bytes, config.requests), (1 << 20, 5));
+    let environment = [
+        ("STEPWELL_EGRESS_PRIVATE", "127.0.0.1, fd00::/8"),
+        ("STEPWELL_EGRESS_REQUESTS_PER_CALL", "7"),
+    ];
+    let config = parse_with(text, &environment, &Overrides::default()).unwrap();
+    assert_eq!(config.egress.private.len(), 2);
+    assert_eq!(config.egress.requests_per_call, 7);
+
+    let wrong = "[egress]\nprivate = [\"10.1.2.3/16\", \"x\", 5]\ndeny = [\"https://a.example\"]\nca = \"nowhere.pem\"\nrequests = 0\nretries = 1\n";
+    let shown = parse(wrong).unwrap_err();
+    for part in [
+        "2:12: /egress/private/0: '10.1.2.3/16': the address has bits beyond its network (perhaps 10.1.0.0/16)",
+        "/egress/private/1: 'x': this is no network",
+        "/egress/private/2: expected a text",
+        "3:9: /egress/deny/0: 'https://a.example'",
+        "4:6: /egress/ca: cannot read certificates from /etc/nowhere.pem",
+        "5:12: /egress/requests: 0 is not between 1 and 100000",
+        "6:1: /egress/retries: unknown key 'retries'",
     ] {
         assert!(
             shown.iter().any(|line| line.contains(part)),
@@ -258,4 +304,30 @@ fn an_issuer_is_whole_and_its_keys_are_a_url_or_a_file() {
         let shown = parse(&text).unwrap_err().join("\n");
         assert!(shown.contains(part), "{part} in {shown}");
     }
+}
+
+#[test]
+fn limits_that_cannot_work_are_refused() {
+    for (text, word) in [
+        ("uploads = \"1MiB\"", "limits.component"),
+        ("compile_memory = \"1MiB\"", "16MiB"),
+        ("cache = \"1KiB\"", "1MiB"),
+        ("loaded_components = 0", "loaded_components"),
+    ] {
+        let shown = parse(&format!("[limits]\n{text}\n")).unwrap_err();
+        assert!(shown[0].contains(word), "{text}: {shown:?}");
+    }
+    let limits = parse("[limits]\ncomponent = \"1MiB\"\n").unwrap().limits;
+    assert_eq!(limits.uploads, 4 << 20);
+    let text = "[limits]\ncomponent = \"1MiB\"\nuploads = \"2MiB\"\ncompile_memory = \"1GiB\"\ncache = \"2GiB\"\nloaded_components = 7\n";
+    let limits = parse(text).unwrap().limits;
+    assert_eq!(
+        (
+            limits.uploads,
+            limits.compile_memory,
+            limits.cache,
+            limits.loaded_components
+        ),
+        (2 << 20, 1 << 30, 2 << 30, 7)
+    );
 }

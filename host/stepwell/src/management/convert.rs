@@ -296,7 +296,11 @@ pub(super) fn from_apply(error: ApplyError) -> ApiError {
 pub(super) fn from_catalog(error: CatalogError) -> ApiError {
     let code = match &error {
         CatalogError::NotFound(_) => ErrorCode::NotFound,
-        CatalogError::InUse { .. } => ErrorCode::InUse,
+        CatalogError::InUse { .. }
+        | CatalogError::NotEmpty { .. }
+        | CatalogError::DefaultNamespace => ErrorCode::InUse,
+        CatalogError::QuotaExceeded { .. } => ErrorCode::QuotaExceeded,
+        CatalogError::TooMany { .. } => ErrorCode::Conflict,
         CatalogError::Stale { .. } => ErrorCode::Stale,
         CatalogError::Moved => ErrorCode::Conflict,
         CatalogError::PluginsGone(_) => ErrorCode::PluginGone,

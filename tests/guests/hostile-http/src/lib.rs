@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use wasip2::http::types::{
-    Fields, IncomingRequest, OutgoingBody, OutgoingResponse, ResponseOutparam,
+    Fields, IncomingBody, IncomingRequest, OutgoingBody, OutgoingResponse, ResponseOutparam,
 };
 use wasip2::io::streams::{InputStream, OutputStream, StreamError};
 
@@ -64,6 +64,27 @@ impl wasip2::exports::http::incoming_handler::Guest for Hostile {
                 }
                 drop(sink);
                 OutgoingBody::finish(body, None).expect("the end");
+            }
+            // Answers with the length of the request's body, and with its trailers.
+            Case::trailers => {
+                let incoming = request.consume().expect("a body");
+                let stream = incoming.stream().expect("its stream");
+                let mut length = 0;
+                while let Some(bytes) = read(&stream) {
+                    length += bytes.len();
+                }
+                drop(stream);
+                let trailers = IncomingBody::finish(incoming);
+                trailers.subscribe().block();
+                let trailers = trailers.get().expect("an outcome").expect("the first look");
+                let trailers = trailers.expect("a whole body").map(|trailers| {
+                    Fields::from_list(&trailers.entries()).expect("allowed trailers")
+                });
+                let body = start(out);
+                let sink = body.write().expect("a stream");
+                write(&sink, length.to_string().as_bytes());
+                drop(sink);
+                OutgoingBody::finish(body, trailers).expect("the end");
             }
             Case::big => finish(start(out), &vec![b'x'; number()]),
             Case::spin => loop {

@@ -1,0 +1,230 @@
+use stepwell_core::{Digest, Name, Principal};
+use time::OffsetDateTime;
+
+use crate::db::{Row, Tx, Value, millis, now, signed};
+use crate::{Catalog, CatalogError, Page, Paged};
+
+/// A record of the audit log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Audited {
+    /// Grows with time.
+    pub id: u64,
+    /// When, to the millisecond.
+    pub time: OffsetDateTime,
+    /// The principal's id.
+    pub who: String,
+    /// The principal's name, as it was then.
+    pub who_name: String,
+    /// What was done, such as `plugin.put`; of a refused request, its operation.
+    pub action: String,
+    /// Where; none: in no single namespace.
+    pub namespace: Option<Name>,
+    /// To what, such as `plugin decode@1.0.0`.
+    pub subject: String,
+    /// Of the component, where there is one.
+    pub digest: Option<Digest>,
+    /// Of the pipeline, where there is one.
+    pub revision: Option<u64>,
+    /// What came of it.
+    pub outcome: Outcome,
+}
+
+/// What came of something that was audited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was done.
+    Done,
+    /// The principal had no right to it.
+    Refused,
+}
+
+impl Outcome {
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+/// Which records are wanted.
+#[derive(Clone, Debug, Default)]
+pub struct AuditQuery {
+    /// Those of this namespace; none: all.
+    pub namespace: Option<Name>,
+    /// Those that are not older.
+    pub since: Option<OffsetDateTime>,
+    /// Which part of them.
+    pub page: Page,
+}
+
+impl Catalog {
+    /// Records of the audit log, the newest first.
+    ///
+    /// # Errors
+    /// [`CatalogError`]. A cursor that this has not given out starts at the newest.
+    pub async fn audit(&self, query: &AuditQuery) -> Result<Paged<Audited>, CatalogError> {
+        let limit = query.page.limit();
+        let cursor = query.page.cursor.as_deref();
+        let before = cursor.and_then(|cursor| cursor.parse().ok());
+        let since = query.since.map_or(i64::MIN, millis);
+        let mut values = vec![
+            Value::Int(before.unwrap_or(i64::MAX)),
+            Value::Int(since),
+            Value::Int(limit as i64 + 1),
+        ];
+        let mut tx = self.db.read().await?;
+        // Two statements, so that each has its index.
+        let rows = if let Some(namespace) = &query.namespace {
+            values.push(Value::Text(namespace.as_str()));
+            tx.rows(
+                "SELECT id, at, who, who_name, action, namespace, subject, digest, revision, outcome FROM audit \
+                 WHERE id < $1 AND at >= $2 AND namespace = $4 ORDER BY id DESC LIMIT $3",
+                &values,
+            )
+            .await?
+        } else {
+            tx.rows(
+                "SELECT id, at, who, who_name, action, namespace, subject, digest, revision, outcome FROM audit \
+                 WHERE id < $1 AND at >= $2 ORDER BY id DESC LIMIT $3",
+                &values,
+            )
+            .await?
+        };
+        let items = rows.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+        Ok(Paged::from_surplus(items, limit, |item| {
+            item.id.to_string()
+        }))
+    }
+
+    /// Records that this catalog's principal was refused an operation. The record belongs to the principal's own namespace:
+    /// that of another would tell its deployers who this is.
+    ///
+    /// # Errors
+    /// [`CatalogError`]
+    pub async fn record_refusal(
+        &self,
+        operation: &'static str,
+        subject: String,
+    ) -> Result<(), CatalogError> {
+        let mut act = Act::new(operation, self.by.namespace.as_ref(), subject);
+        act.outcome = Outcome::Refused;
+        let mut tx = self.db.write().await?;
+        tx.record(&self.by, act).await?;
+        tx.commit_quietly().await
+    }
+
+    /// Deletes records that are older than this.
+    ///
+    /// # Errors
+    /// [`CatalogError`]
+    pub async fn forget_audit(&self, before: OffsetDateTime) -> Result<(), CatalogError> {
+        let mut tx = self.db.write().await?;
+        tx.execute(
+            "DELETE FROM audit WHERE at < $1",
+            &[Value::Int(millis(before))],
+        )
+        .await?;
+        tx.commit_quietly().await
+    }
+}
+
+/// Something that is done in a transaction, and recorded with it.
+pub(crate) struct Act {
+    who: Option<Principal>,
+    action: &'static str,
+    namespace: Option<Name>,
+    subject: String,
+    digest: Option<Digest>,
+    revision: Option<u64>,
+    outcome: Outcome,
+}
+
+impl Act {
+    pub(crate) fn new(action: &'static str, namespace: Option<&Name>, subject: String) -> Self {
+        Self {
+            who: None,
+            action,
+            namespace: namespace.cloned(),
+            subject,
+            digest: None,
+            revision: None,
+            outcome: Outcome::Done,
+        }
+    }
+
+    pub(crate) fn of(mut self, digest: Digest) -> Self {
+        self.digest = Some(digest);
+        self
+    }
+
+    pub(crate) fn at(mut self, revision: u64) -> Self {
+        self.revision = Some(revision);
+        self
+    }
+
+    /// Tells the log what has happened.
+    pub(crate) fn log(&self) {
+        let who = self.who.as_ref();
+        tracing::info!(
+            target: "audit",
+            who = who.map(|who| &*who.id),
+            name = who.map(|who| &*who.name),
+            action = self.action,
+            namespace = self.namespace.as_ref().map(Name::as_str),
+            subject = self.subject,
+            digest = self.digest.map(tracing::field::display),
+            revision = self.revision,
+            outcome = self.outcome.as_str(),
+        );
+    }
+}
+
+impl Tx {
+    /// Records an act: it lasts if the transaction does.
+    pub(crate) async fn record(
+        &mut self,
+        by: &Principal,
+        mut act: Act,
+    ) -> Result<(), CatalogError> {
+        let digest = act.digest.map(|digest| digest.to_string());
+        self.execute(
+            "INSERT INTO audit (at, who, who_name, action, namespace, subject, digest, revision, outcome) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+            &[
+                Value::Int(now()),
+                Value::Text(&by.id),
+                Value::Text(&by.name),
+                Value::Text(act.action),
+                Value::Word(act.namespace.as_ref().map(Name::as_str)),
+                Value::Text(&act.subject),
+                Value::Word(digest.as_deref()),
+                Value::Number(act.revision.map(signed)),
+                Value::Text(act.outcome.as_str()),
+            ],
+        )
+        .await?;
+        act.who = Some(by.clone());
+        self.acts.push(act);
+        Ok(())
+    }
+}
+
+fn read(row: &Row) -> Result<Audited, CatalogError> {
+    Ok(Audited {
+        id: row.unsigned(0)?,
+        time: row.time(1)?,
+        who: row.text(2)?,
+        who_name: row.text(3)?,
+        action: row.text(4)?,
+        namespace: row.optional_parsed(5)?,
+        subject: row.text(6)?,
+        digest: row.optional_parsed(7)?,
+        revision: row.optional_unsigned(8)?,
+        outcome: match row.text(9)?.as_str() {
+            "refused" => Outcome::Refused,
+            _ => Outcome::Done,
+        },
+    })
+}
