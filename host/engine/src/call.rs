@@ -45,7 +45,7 @@ pub(crate) struct Call<S: 'static> {
     until: Instant,
     /// Whether `until` is the limit's doing, not the caller's.
     by_wall: bool,
-    _ticking: Ticking,
+    ticking: Option<Ticking>,
     slot: OwnedSemaphorePermit,
 }
 
@@ -124,7 +124,7 @@ impl Shared {
             host_call_bytes: self.host_call_bytes(limits),
             until: wall.min(deadline),
             by_wall: wall <= deadline,
-            _ticking: self.ticker.ticking(),
+            ticking: Some(self.ticker.ticking()),
             slot,
         }
     }
@@ -259,7 +259,7 @@ fn closed() -> StepError {
     .blamed(Blame::Host)
 }
 
-fn timeout(limits: &Limits, by_wall: bool) -> StepError {
+pub(crate) fn timeout(limits: &Limits, by_wall: bool) -> StepError {
     let message = if by_wall {
         metrics::counter!("stepwell_limit_hits_total", "limit" => "wall").increment(1);
         format!(
@@ -292,6 +292,15 @@ impl<S: StoreState> Call<S> {
 
     pub(crate) fn into_parts(self) -> Parts<S> {
         (self.store, self.clock, self.slot)
+    }
+
+    pub(crate) fn clock(&self) -> &Arc<CpuClock> {
+        &self.clock
+    }
+
+    /// Stops to need the engine's clock: the calls that share this one's instance see to it themselves.
+    pub(crate) fn rest(&mut self) {
+        self.ticking = None;
     }
 
     /// Says whose fault it was if the guest did not come to its end.

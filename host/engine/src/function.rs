@@ -3,8 +3,8 @@ use std::error::Error;
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
@@ -122,12 +122,32 @@ pub(crate) async fn respond<E: fmt::Debug>(
         )
     })?;
 
+    let state = match outcome {
+        None => State::Running(guest),
+        Some(outcome) => State::Ended(outcome.err()),
+    };
+    deliver(response, state, failed, limits).await
+}
+
+/// The response of a guest that runs in a task of its own, and says in `fate` why its body ends before its end.
+pub(crate) async fn deliver_from(
+    response: Response<WasiBody>,
+    fate: Arc<OnceLock<StepError>>,
+    limits: Limits,
+) -> Result<Response<Body>, StepError> {
+    let failed = Arc::new(AtomicBool::new(false));
+    deliver(response, State::Elsewhere(fate), failed, limits).await
+}
+
+async fn deliver(
+    response: Response<WasiBody>,
+    state: State,
+    failed: Arc<AtomicBool>,
+    limits: Limits,
+) -> Result<Response<Body>, StepError> {
     let (parts, body) = response.into_parts();
     let body = GuestBody {
-        state: match outcome {
-            None => State::Running(guest),
-            Some(outcome) => State::Ended(outcome.err()),
-        },
+        state,
         failed,
         body,
         ready: VecDeque::new(),
@@ -246,6 +266,8 @@ struct GuestBody {
 
 enum State {
     Running(Guest),
+    /// In a task of its own.
+    Elsewhere(Arc<OnceLock<StepError>>),
     /// The guest is gone, perhaps through this error.
     Ended(Option<StepError>),
 }
@@ -278,7 +300,7 @@ impl GuestBody {
                 // A guest that dies takes its end of the body with it, which looks like the body's end.
                 match &mut self.state {
                     State::Ended(error) => Poll::Ready(error.take().map(Err)),
-                    State::Running(_) => Poll::Ready(None),
+                    State::Running(_) | State::Elsewhere(_) => Poll::Ready(None),
                 }
             }
             Poll::Ready(Some(Err(_))) => {
@@ -305,15 +327,17 @@ impl GuestBody {
 
     /// Why the body ends before its end.
     fn cut_off(&mut self) -> StepError {
-        if let State::Ended(error) = &mut self.state
-            && let Some(error) = error.take()
-        {
-            return error;
-        }
-        StepError::new(
-            ErrorKind::Failed,
-            "the guest did not finish its response body",
-        )
+        let error = match &mut self.state {
+            State::Ended(error) => error.take(),
+            State::Elsewhere(fate) => fate.get().cloned(),
+            State::Running(_) => None,
+        };
+        error.unwrap_or_else(|| {
+            StepError::new(
+                ErrorKind::Failed,
+                "the guest did not finish its response body",
+            )
+        })
     }
 }
 

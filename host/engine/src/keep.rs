@@ -12,6 +12,7 @@ use wasmtime_wasi_http::p3::bindings::Service;
 
 use crate::call::{Call, Shared};
 use crate::clock::CpuClock;
+use crate::crowd::Crowd;
 use crate::function::Body;
 use crate::idle::Resting;
 use crate::plugin::{Code, Plugin, process};
@@ -31,6 +32,8 @@ struct Pool<S: StoreState> {
     limits: Limits,
     reuse: Reuse,
     idle: Mutex<IdleInstances<S>>,
+    /// Those that answer several calls at once, where the component can.
+    crowd: Option<Arc<Crowd<S>>>,
 }
 
 struct IdleInstances<S: 'static> {
@@ -63,7 +66,7 @@ pub(crate) enum Exports {
 
 /// Why an instance ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Discard {
+pub(crate) enum Discard {
     MaxCalls,
     Idle,
     Trap,
@@ -95,8 +98,12 @@ struct Home<S: StoreState> {
 }
 
 impl<S: StoreState> Kept<S> {
-    pub(crate) fn new(shared: Arc<Shared>, limits: Limits, reuse: Reuse) -> Self {
+    /// `concurrent`: whether the component can answer several calls at once.
+    pub(crate) fn new(shared: Arc<Shared>, limits: Limits, reuse: Reuse, concurrent: bool) -> Self {
+        let crowd = (concurrent && reuse.concurrency > 1)
+            .then(|| Arc::new(Crowd::new(shared.clone(), limits, reuse)));
         Self(Arc::new(Pool {
+            crowd,
             shared,
             limits,
             reuse,
@@ -140,6 +147,9 @@ impl<S: StoreState> Kept<S> {
     ) -> Result<Response<Body>, StepError> {
         if matches!(plugin.code, Code::Step(_)) {
             return Err(plugin.wrong_world("an HTTP request"));
+        }
+        if let (Some(crowd), Code::Service(pre)) = (&self.0.crowd, &plugin.code) {
+            return crowd.handle(pre, bind, deadline, request).await;
         }
         plugin
             .answer(self.lease(bind, deadline).await?, request)
@@ -193,6 +203,9 @@ impl<S: StoreState> Drop for Kept<S> {
             idle.retired = true;
             std::mem::take(&mut idle.instances)
         };
+        if let Some(crowd) = &self.0.crowd {
+            crowd.retire();
+        }
         if !retired.is_empty() {
             retired.iter().for_each(|_| Discard::Retired.count());
             self.0.shared.idle.retire(Box::new(retired));
@@ -370,7 +383,7 @@ impl<S: StoreState> Resting for Pool<S> {
 
 impl Discard {
     /// What ends an instance whose guest did not come to its end.
-    fn because(error: &StepError) -> Self {
+    pub(crate) fn because(error: &StepError) -> Self {
         match error.kind {
             ErrorKind::Trap => Self::Trap,
             ErrorKind::Limit => Self::Limit,
@@ -379,7 +392,7 @@ impl Discard {
         }
     }
 
-    fn count(self) {
+    pub(crate) fn count(self) {
         let reason = match self {
             Self::MaxCalls => "max_calls",
             Self::Idle => "idle",

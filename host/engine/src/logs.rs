@@ -76,6 +76,13 @@ impl CallLog {
         self.lock().sink = sink;
     }
 
+    /// Later lines go where those of the other log go.
+    pub(crate) fn follow(&self, other: &Self) {
+        self.finish();
+        let sink = other.lock().sink.clone();
+        self.rebind(sink);
+    }
+
     /// A line of the host's among those of the guest, which pays for it: it is what provokes them.
     pub(crate) fn note(&self, text: &str) {
         self.lock()

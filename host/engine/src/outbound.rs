@@ -17,6 +17,11 @@ impl Outbound {
         Self { given: None, log }
     }
 
+    /// What is refused from now on is noted there.
+    pub(crate) fn note_in(&mut self, log: &CallLog) {
+        self.log = log.clone();
+    }
+
     pub(crate) fn set(&mut self, hooks: Box<dyn WasiHttpHooks>) {
         self.given = Some(hooks);
     }
@@ -30,6 +35,10 @@ type Response = (
 /// What a guest may do with bodies and headers is the engine's to say, whoever sends its requests.
 impl WasiHttpHooks for Outbound {
     fn p2_outgoing_body_chunk_size(&mut self) -> usize {
+        BODY_CHUNK
+    }
+
+    fn p3_outgoing_body_chunk_size(&mut self) -> usize {
         BODY_CHUNK
     }
 

@@ -92,7 +92,8 @@ impl<S: StoreState> Plugin<S> {
 
     /// A place for the instances that one deployed step keeps; it is the step's alone.
     pub fn keep(&self, limits: Limits, reuse: Reuse) -> Kept<S> {
-        Kept::new(self.shared.clone(), limits, reuse)
+        let concurrent = matches!(self.code, Code::Service(_));
+        Kept::new(self.shared.clone(), limits, reuse, concurrent)
     }
 
     pub(crate) fn wrong_world(&self, what: &str) -> StepError {

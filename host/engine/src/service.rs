@@ -25,7 +25,8 @@ pub(crate) type Input = (Resource<RequestResource>,);
 /// What `handle` returns.
 pub(crate) type Output = (Result<Resource<ResponseResource>, ErrorCode>,);
 
-type Head = Result<http::Response<WasiBody>, ErrorCode>;
+/// What a guest answers, up to its body.
+pub(crate) type Head = Result<http::Response<WasiBody>, ErrorCode>;
 
 /// Calls a WASI 0.3 HTTP function. As for WASI 0.2, the guest runs inside the caller's task: first until the response's head is
 /// there, then whenever the body is polled. Its instance is free for the next call when none of its tasks is left.

@@ -116,6 +116,17 @@ impl StoreBase {
         })
     }
 
+    /// Takes over what the guest of an instance has and has used from the base of the instance's call before this one.
+    pub(crate) fn succeed(&mut self, before: &mut Self) {
+        std::mem::swap(&mut self.table, &mut before.table);
+        std::mem::swap(&mut self.meter, &mut before.meter);
+        std::mem::swap(&mut self.wasi, &mut before.wasi);
+        // The guest's streams write to the log that they were made for.
+        std::mem::swap(&mut self.log, &mut before.log);
+        self.log.follow(&before.log);
+        self.outbound.note_in(&self.log);
+    }
+
     /// Charges the guest's CPU time to this account.
     pub fn charge_to(&mut self, account: Arc<CpuAccount>) {
         self.cpu = Some(account);

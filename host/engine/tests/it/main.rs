@@ -7,6 +7,7 @@
 )]
 //! The engine from outside, with guests that mean harm.
 
+mod crowd;
 mod function;
 mod hand_made;
 mod hostile;

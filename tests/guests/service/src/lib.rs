@@ -59,8 +59,10 @@ impl wasip3::exports::http::handler::Guest for Service {
                 text(&held.len().to_string())
             }
             "stall" => begin(async |_| monotonic_clock::wait_for(3_600_000_000_000).await),
-            "spin-midway" => begin(async |_| loop {
-                std::hint::black_box(());
+            "spin-midway" => begin(async |_| {
+                loop {
+                    std::hint::black_box(());
+                }
             }),
             "trap-midway" => begin(async |_| {
                 monotonic_clock::wait_for(1_000_000).await;
@@ -68,7 +70,8 @@ impl wasip3::exports::http::handler::Guest for Service {
             }),
             "unfinished" => {
                 let (mut sink, body) = wit_stream::new();
-                let (trailers, of_trailers) = wit_future::new(|| Err(ErrorCode::ConnectionTerminated));
+                let (trailers, of_trailers) =
+                    wit_future::new(|| Err(ErrorCode::ConnectionTerminated));
                 let (response, _sent) = Response::new(Fields::new(), Some(body), of_trailers);
                 spawn_local(async move {
                     sink.write_all(b"begun".to_vec()).await;
@@ -228,7 +231,9 @@ async fn fetch(authority: &str) -> Result<Response, ErrorCode> {
     let (_, trailers) = wit_future::new(|| Ok(None));
     let (request, _sent) = Request::new(Fields::new(), None, trailers, None);
     request.set_scheme(Some(&Scheme::Http)).expect("a scheme");
-    request.set_authority(Some(authority)).expect("an authority");
+    request
+        .set_authority(Some(authority))
+        .expect("an authority");
     request.set_path_with_query(Some("/")).expect("a path");
     match client::send(request).await {
         Ok(response) => text(&response.get_status_code().to_string()),

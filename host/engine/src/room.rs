@@ -1,0 +1,348 @@
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::{Poll, ready};
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use stepwell_core::{Limits, Reuse, StepError};
+use tokio::sync::{Notify, mpsc, watch};
+use wasmtime::UpdateDeadline;
+use wasmtime::component::Accessor;
+use wasmtime_wasi_http::p3::bindings::{Service, ServicePre};
+
+use crate::call::{Call, Shared};
+use crate::clock::{CpuClock, timed};
+use crate::keep::Discard;
+use crate::meter::Exceeded;
+use crate::seat::{Seat, Ticket};
+use crate::service::answer;
+use crate::store::StoreState;
+
+/// An instance that answers several calls at once, as they see it.
+pub(crate) struct Room<S> {
+    shared: Arc<Shared>,
+    pub(crate) limits: Limits,
+    reuse: Reuse,
+    door: mpsc::UnboundedSender<Ticket<S>>,
+    inside: Mutex<Inside>,
+    /// Tells the instance's task that `inside` is another.
+    changed: Notify,
+    /// Why the instance ended, if it did not do so in peace.
+    pub(crate) fate: watch::Receiver<Option<StepError>>,
+    /// Nanoseconds of CPU time that it may have used by now.
+    allowance: AtomicU64,
+    clock: OnceLock<Arc<CpuClock>>,
+}
+
+struct Inside {
+    /// Calls under way.
+    seats: u32,
+    /// Calls up to now.
+    calls: u32,
+    /// Why it takes no more calls.
+    closed: Option<Discard>,
+    /// When the last call ended.
+    since: Instant,
+    /// When the time of all its calls is up.
+    until: Instant,
+}
+
+type Fate = watch::Sender<Option<StepError>>;
+
+impl<S: StoreState> Room<S> {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        limits: Limits,
+        reuse: Reuse,
+        door: mpsc::UnboundedSender<Ticket<S>>,
+        now: Instant,
+    ) -> (Arc<Self>, Fate) {
+        let (sender, fate) = watch::channel(None);
+        let room = Self {
+            shared,
+            limits,
+            reuse,
+            door,
+            inside: Mutex::new(Inside {
+                seats: 0,
+                calls: 0,
+                closed: None,
+                since: now,
+                until: now,
+            }),
+            changed: Notify::new(),
+            fate,
+            allowance: AtomicU64::new(0),
+            clock: OnceLock::new(),
+        };
+        (Arc::new(room), sender)
+    }
+
+    /// The seat of the call that starts the instance.
+    pub(crate) fn first(this: &Arc<Self>, now: Instant, deadline: Instant) -> Seat<S> {
+        this.seat(&mut this.lock(), now, deadline)
+    }
+
+    /// A seat if there is one.
+    pub(crate) fn sit(this: &Arc<Self>, now: Instant, deadline: Instant) -> Option<Seat<S>> {
+        let mut inside = this.lock();
+        let free = inside.closed.is_none() && inside.seats < this.reuse.concurrency;
+        free.then(|| this.seat(&mut inside, now, deadline))
+    }
+
+    fn seat(self: &Arc<Self>, inside: &mut Inside, now: Instant, deadline: Instant) -> Seat<S> {
+        let wall = now.checked_add(self.limits.wall).unwrap_or(deadline);
+        let until = wall.min(deadline);
+        inside.seats += 1;
+        inside.calls += 1;
+        inside.until = inside.until.max(until);
+        if inside.calls >= self.reuse.max_calls {
+            inside.closed = Some(Discard::MaxCalls);
+        }
+        self.allow(inside.seats);
+        Seat::new(
+            self.clone(),
+            until,
+            wall <= deadline,
+            self.shared.ticker.ticking(),
+        )
+    }
+
+    /// Hands a call in.
+    pub(crate) fn send(&self, ticket: Ticket<S>) {
+        // Where nobody takes it any more, the caller sees that its ticket is gone.
+        let _ = self.door.send(ticket);
+    }
+
+    /// A call has ended; `unfinished`: the guest may still be at it, and cannot be told to give it up.
+    pub(crate) fn leave(&self, unfinished: Option<Discard>) {
+        let mut inside = self.lock();
+        inside.seats -= 1;
+        inside.since = Instant::now();
+        if inside.closed.is_none() {
+            inside.closed = unfinished;
+        }
+        if inside.seats == 0 && inside.closed.is_none() && self.shared.idle.is_awaited() {
+            inside.closed = Some(Discard::Evicted);
+            inside.until = inside.since;
+        }
+        self.allow(inside.seats);
+        drop(inside);
+        self.changed.notify_one();
+    }
+
+    /// What so many calls may compute from now on; one where there is none, for what the guest does after its responses.
+    fn allow(&self, seats: u32) {
+        let used = self.clock.get().map_or(0, |clock| nanos(clock.charged()));
+        let more = nanos(self.limits.cpu).saturating_mul(u64::from(seats.max(1)));
+        self.allowance
+            .store(used.saturating_add(more), Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.lock().closed.is_some()
+    }
+
+    /// Since when it has had nothing to do; none if it has, or is about to end.
+    pub(crate) fn idle_since(&self) -> Option<Instant> {
+        let inside = self.lock();
+        (inside.seats == 0 && inside.closed.is_none()).then_some(inside.since)
+    }
+
+    /// Takes no more calls; false: it did not anyway.
+    pub(crate) fn close(&self, why: Discard) -> bool {
+        let mut inside = self.lock();
+        let open = inside.closed.is_none();
+        inside.closed.get_or_insert(why);
+        if why == Discard::Evicted {
+            // Others wait for its slot.
+            inside.until = Instant::now();
+        }
+        drop(inside);
+        self.changed.notify_one();
+        open
+    }
+
+    /// Whether it has answered all that it ever will.
+    fn is_over(&self) -> bool {
+        let inside = self.lock();
+        inside.closed.is_some() && inside.seats == 0
+    }
+
+    /// When it may be time to end.
+    fn wake(&self) -> Option<Instant> {
+        let inside = self.lock();
+        match (inside.seats, inside.closed) {
+            (0, Some(_)) => Some(inside.until),
+            (0, None) => Some(inside.since + self.reuse.idle),
+            _ => None,
+        }
+    }
+
+    /// Ends it if its time is up, whatever the guest does beside its calls.
+    fn expire(&self) -> bool {
+        let now = Instant::now();
+        let mut inside = self.lock();
+        match (inside.seats, inside.closed) {
+            (0, Some(_)) => now >= inside.until,
+            (0, None) if now >= inside.since + self.reuse.idle => {
+                inside.closed = Some(Discard::Idle);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inside> {
+        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Runs an instance from its start to its end.
+pub(crate) async fn work<S: StoreState>(
+    room: Arc<Room<S>>,
+    pre: ServicePre<S>,
+    state: S,
+    inbox: mpsc::UnboundedReceiver<Ticket<S>>,
+    fate: Fate,
+    deadline: Instant,
+) {
+    let begun = room.shared.begin(|| state, room.limits, deadline).await;
+    let (outcome, call) = match begun {
+        Ok(mut call) => (run(&room, &mut call, &pre, inbox).await, Some(call)),
+        Err(error) => (Err(error), None),
+    };
+    let seats = {
+        let mut inside = room.lock();
+        let because = outcome.as_ref().err().map(Discard::because);
+        let why = because.or(inside.closed).unwrap_or(Discard::Retired);
+        inside.closed = Some(why);
+        why.count();
+        inside.seats
+    };
+    if let Err(mut error) = outcome {
+        if seats > 1 {
+            error.message = format!(
+                "{} (or one of the {} other calls that its instance was answering)",
+                error.message,
+                seats - 1
+            );
+        }
+        // Said before the store goes, and with it the guest's ends of the bodies.
+        fate.send_replace(Some(error));
+    }
+    drop(call);
+}
+
+async fn run<S: StoreState>(
+    room: &Arc<Room<S>>,
+    call: &mut Call<S>,
+    pre: &ServicePre<S>,
+    mut inbox: mpsc::UnboundedReceiver<Ticket<S>>,
+) -> Result<(), StepError> {
+    call.rest();
+    let clock = call.clock().clone();
+    let _ = room.clock.set(clock.clone());
+    let outcome = {
+        let guest = timed(&clock, start(room, call, pre, &mut inbox));
+        let mut guest = pin!(guest);
+        loop {
+            // Told here, not inside: a guest that computes or waits for a host function keeps its other tasks waiting.
+            let wake = room.wake();
+            let time = async {
+                match wake {
+                    Some(wake) => tokio::time::sleep_until(wake.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                outcome = &mut guest => break outcome,
+                () = room.changed.notified() => {}
+                () = time => if room.expire() {
+                    break Ok(());
+                }
+            }
+        }
+    };
+    call.settle(outcome)
+}
+
+async fn start<S: StoreState>(
+    room: &Arc<Room<S>>,
+    call: &mut Call<S>,
+    pre: &ServicePre<S>,
+    inbox: &mut mpsc::UnboundedReceiver<Ticket<S>>,
+) -> wasmtime::Result<()> {
+    let (of_callback, clock) = (room.clone(), call.clock().clone());
+    call.store.epoch_deadline_callback(move |_| {
+        if nanos(clock.used()) > of_callback.allowance.load(Ordering::Relaxed) {
+            return Err(wasmtime::Error::new(Exceeded::Cpu(of_callback.limits.cpu)));
+        }
+        // Neighbours and timers get their turn at every tick.
+        Ok(UpdateDeadline::Yield(1))
+    });
+    let service = pre.instantiate_async(&mut call.store).await?;
+    call.store
+        .run_concurrent(async |accessor| serve(room, accessor, &service, inbox).await)
+        .await?
+}
+
+/// Lets calls in and answers them, until there will be no more.
+async fn serve<S: StoreState>(
+    room: &Room<S>,
+    accessor: &Accessor<S>,
+    service: &Service,
+    inbox: &mut mpsc::UnboundedReceiver<Ticket<S>>,
+) -> wasmtime::Result<()> {
+    let mut calls = FuturesUnordered::new();
+    poll_fn(|cx| {
+        loop {
+            if let Poll::Ready(Some(ticket)) = inbox.poll_recv(cx) {
+                calls.push(admit(room, accessor, service, ticket));
+                continue;
+            }
+            match calls.poll_next_unpin(cx) {
+                Poll::Ready(Some(Ok(()))) => continue,
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
+                Poll::Ready(None) | Poll::Pending => {}
+            }
+            if room.is_over() && calls.is_empty() {
+                ready!(accessor.poll_no_interesting_tasks(cx));
+                return Poll::Ready(Ok(()));
+            }
+            return Poll::Pending;
+        }
+    })
+    .await
+}
+
+async fn admit<S: StoreState>(
+    room: &Room<S>,
+    accessor: &Accessor<S>,
+    service: &Service,
+    ticket: Ticket<S>,
+) -> wasmtime::Result<()> {
+    let Ticket {
+        state,
+        request,
+        head,
+    } = ticket;
+    accessor.with(|mut store| {
+        // From now on host functions act for this call: nobody can tell which of an instance's calls is calling them.
+        let mut before = std::mem::replace(store.data_mut(), state);
+        let base = store.data_mut().base();
+        base.succeed(before.base());
+        base.meter.refused = None;
+        base.log.allow(room.shared.log_bytes);
+    });
+    room.shared.calls.increment(1);
+    answer(accessor, service, request, head).await
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
