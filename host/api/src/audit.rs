@@ -10,7 +10,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::auth::Caller;
 use crate::error::Failures;
-use crate::extract::{Params, given, limit};
+use crate::extract::{Limit, Params, any_count, given, limit};
 use crate::router::Api;
 use crate::{ApiError, ErrorCode, Items, Page};
 
@@ -82,7 +82,8 @@ pub(crate) struct AuditParams {
     since: Option<String>,
     /// At most this many items, 1–500; 100 if it is not given.
     #[serde(default, deserialize_with = "given")]
-    limit: Option<u32>,
+    #[param(schema_with = any_count)]
+    limit: Option<Limit>,
     /// The `next_cursor` of the part before.
     #[serde(default, deserialize_with = "given")]
     cursor: Option<String>,
