@@ -67,7 +67,7 @@ pub struct StoreBase {
 }
 
 /// Resource handles that one call may hold. Each may stand for memory of the host: HTTP headers for up to 128 KiB, a body for twice
-/// [`BODY_CHUNK`].
+/// what may be written to it at once.
 pub(crate) const HANDLES: usize = 1_000;
 
 /// Resource handles that a guest may keep from one call to the next.

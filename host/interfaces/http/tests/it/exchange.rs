@@ -155,7 +155,8 @@ async fn https_trusts_the_operators_authority_and_speaks_http2() {
 async fn what_does_not_answer_as_it_should_has_its_own_error() {
     let egress = egress(open(), &Names::loopback(&[]));
     let long = format!("HTTP/1.1 200 OK\r\nx: {}\r\n\r\n", "a".repeat(100_000));
-    let cases: [(&str, fn(&HttpError) -> bool); 5] = [
+    type Expected = fn(&HttpError) -> bool;
+    let cases: [(&str, Expected); 5] = [
         (long.leak(), |e| {
             matches!(e, HttpError::HttpResponseHeaderSectionSize(None))
         }),
