@@ -49,7 +49,7 @@ impl Fetcher {
         })
     }
 
-    async fn from_trusted(&self, url: &str) -> Result<Bytes, FetchError> {
+    async fn get_trusted(&self, url: &str) -> Result<Bytes, FetchError> {
         let url: Url = url
             .parse()
             .map_err(|error| FetchError(format!("this is no URL: {error}")))?;
@@ -83,8 +83,8 @@ impl KeyFetcher for Fetcher {
                 let read = tokio::time::timeout(TIMEOUT, read(place)).await;
                 read.unwrap_or_else(|_| Err(FetchError("the file took too long".to_owned())))
             }
-            KeySource::Operator(url) => self.from_trusted(url).await,
-            KeySource::Deployer(url) if self.host.trusts(url) => self.from_trusted(url).await,
+            KeySource::Operator(url) => self.get_trusted(url).await,
+            KeySource::Deployer(url) if self.host.trusts(url) => self.get_trusted(url).await,
             KeySource::Deployer(url) => {
                 let fetched = self.egress.client().get(url, MAX_BYTES, TIMEOUT).await;
                 fetched.map_err(|error| FetchError(error.to_string()))
