@@ -44,6 +44,5 @@ CREATE TABLE audit (
 CREATE INDEX audit_by_namespace ON audit (namespace, id);
 CREATE INDEX audit_by_time ON audit (at);
 
--- `access` grows with every change of namespaces or tokens; `guarded` is 1 from the first token on, for good.
+-- `access` grows with every change of namespaces or tokens.
 ALTER TABLE catalog_state ADD COLUMN access INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE catalog_state ADD COLUMN guarded INTEGER NOT NULL DEFAULT 0;

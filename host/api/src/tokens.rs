@@ -153,7 +153,7 @@ impl CreateToken {
     request_body(content = CreateToken),
     responses(
         (status = 201, description = "Made", body = NewlyMadeToken),
-        (status = 409, description = "`conflict`: the first token is not an operator's, or there are too many", body = ProblemDetails, content_type = "application/problem+json"),
+        (status = 409, description = "`conflict`: there are too many", body = ProblemDetails, content_type = "application/problem+json"),
         Failures,
     )
 )]

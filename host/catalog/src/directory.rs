@@ -75,7 +75,6 @@ struct Sight {
 
 struct Loaded {
     access: u64,
-    guarded: bool,
     tokens: HashMap<Digest, Known>,
     namespaces: Arc<HashMap<Name, Quotas>>,
 }
@@ -122,14 +121,6 @@ impl Directory {
         }
         self.note(known, now);
         Ok(known.principal.clone())
-    }
-
-    /// Whether a token was ever made.
-    ///
-    /// # Errors
-    /// [`Unavailable`]
-    pub async fn is_guarded(&self) -> Result<bool, Unavailable> {
-        Ok(self.sight().await?.loaded.guarded)
     }
 
     /// Whether there is such a namespace.
@@ -313,7 +304,6 @@ impl Directory {
         });
         Loaded {
             access,
-            guarded: entries.guarded,
             tokens: tokens.collect(),
             namespaces,
         }

@@ -73,8 +73,6 @@ pub(crate) struct Snapshot {
 }
 
 pub(crate) struct Entries {
-    /// Whether a token was ever made.
-    pub(crate) guarded: bool,
     pub(crate) tokens: Vec<(Digest, Token)>,
     pub(crate) namespaces: HashMap<Name, Quotas>,
 }
@@ -123,8 +121,6 @@ impl Catalog {
             ],
         )
         .await?;
-        tx.execute("UPDATE catalog_state SET guarded = 1 WHERE id = 1", &[])
-            .await?;
         tx.access_changed().await?;
         let token = find(&mut tx, &id).await?;
         let subject = format!("token {id} ({})", new.role);
@@ -197,7 +193,7 @@ impl Catalog {
         let mut tx = self.db.read().await?;
         let state = tx
             .row(
-                "SELECT generation, access, guarded FROM catalog_state WHERE id = 1",
+                "SELECT generation, access FROM catalog_state WHERE id = 1",
                 &[],
             )
             .await?
@@ -218,7 +214,6 @@ impl Catalog {
             )
             .await?;
         let entries = Entries {
-            guarded: state.int(2)? != 0,
             tokens: tokens
                 .iter()
                 .map(|row| Ok((row.parsed(8)?, read(row)?)))

@@ -18,7 +18,7 @@ use stepwell_api::{
     PluginVersion, PutPipeline, PutPlugin, Readiness, Revision, Token,
 };
 use stepwell_catalog::{Catalog, CatalogError, Directory, NewPluginVersion, PutVersion};
-use stepwell_core::{Name, Principal, Quotas, Role, RunId};
+use stepwell_core::{Name, Principal, Quotas, RunId};
 use stepwell_engine::Engine;
 use stepwell_http_trigger::HttpTrigger;
 use stepwell_logging::Followed as FollowedEntry;
@@ -92,13 +92,6 @@ impl Management for Host {
         by: &Principal,
         new: &NewToken,
     ) -> Result<NewlyMadeToken, ApiError> {
-        if *by == Principal::development() && new.role != Role::Operator {
-            return Err(ApiError::new(
-                ErrorCode::Conflict,
-                "the first token must be an operator's: with it, development mode ends, and every request needs a token",
-            )
-            .with_hint("", "make one with 'stepwell token create --role operator' first"));
-        }
         let made = self.catalog.by(by).create_token(&to_new_token(new)).await;
         let (stored, value) = made.map_err(from_catalog)?;
         Ok(NewlyMadeToken {

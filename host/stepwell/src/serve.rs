@@ -269,10 +269,10 @@ async fn serve(
         stopping.clone(),
     ));
     let upkeep = tokio::spawn(upkeep(telemetry.metrics.clone(), stopping.clone()));
-    let is_development = tokens.is_development().await.unwrap_or(false);
+    let is_development = tokens.is_development();
     if is_development {
         warn!(
-            "development mode: whoever reaches the admin listener may do everything, without a token; set [server] admin_token, or make a token with 'stepwell token create --role operator'"
+            "development mode: whoever reaches the admin listener may do everything, without a token; set [server] admin_token to ask for one"
         );
     }
     if kafka.is_embedded() {

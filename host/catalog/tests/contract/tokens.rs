@@ -19,7 +19,6 @@ crate::contract!(
     a_token_that_has_expired_is_none,
     uses_are_noted_coarsely,
     namespaces_and_quotas_are_followed,
-    development_ends_with_the_first_token_for_good,
 );
 
 const KEEP: Duration = Duration::from_secs(3600);
@@ -170,7 +169,6 @@ async fn a_directory_knows_who_bears_which_token(place: Place) {
 async fn what_another_host_changes_is_known(place: Place) {
     let (here, there) = (place.open().await, place.open().await);
     let directory = Directory::new(&here, KEEP);
-    assert_eq!(directory.is_guarded().await, Ok(false));
     // Made there, and used here before any notification may have come.
     let (made, value) = create(&there, Role::Viewer).await;
     directory.verify(value.expose()).await.unwrap();
@@ -272,22 +270,6 @@ async fn namespaces_and_quotas_are_followed(place: Place) {
     follower.abort();
 }
 
-async fn development_ends_with_the_first_token_for_good(place: Place) {
-    let catalog = place.open().await;
-    let directory = Directory::new(&catalog, KEEP);
-    assert_eq!(directory.is_guarded().await, Ok(false));
-    let (made, _) = create(&catalog, Role::Operator).await;
-    assert_eq!(directory.is_guarded().await, Ok(true));
-    catalog.revoke_token(&made.id).await.unwrap();
-    assert_eq!(
-        directory.is_guarded().await,
-        Ok(true),
-        "a revocation opens nothing"
-    );
-    let after_restart = Directory::new(&place.open().await, KEEP);
-    assert_eq!(after_restart.is_guarded().await, Ok(true));
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn while_postgres_is_away_known_tokens_go_on_and_others_are_unavailable() {
     let mut server = Postgres::start().unwrap();
@@ -317,7 +299,6 @@ async fn while_postgres_is_away_known_tokens_go_on_and_others_are_unavailable() 
     let fresh = Directory::new(&Catalog::new(&location).unwrap(), KEEP);
     let refused = fresh.verify(value.expose()).await;
     assert_eq!(refused, Err(NotVerified::Unavailable(Unavailable)));
-    assert_eq!(fresh.is_guarded().await, Err(Unavailable));
 
     let server = tokio::task::spawn_blocking(move || {
         server.restart().unwrap();
