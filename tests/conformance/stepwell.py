@@ -35,8 +35,8 @@ def compute_argv(test_path, args_env_root, proposals, wasi_world, wasi_version):
     argv = STEPWELL + ["run-component"]
     if wasi_world == "wasi:http/service":
         argv += ["--addr", "127.0.0.1:0"]
-    if "sockets" in proposals or "http" in proposals:
-        argv += ["--network"]
+    # Some tests of sockets have no manifest that says so.
+    argv += ["--network"]
     for key, value in env.items():
         argv += ["--env", f"{key}={value}"]
     if root:

@@ -194,6 +194,8 @@ struct Served {
 }
 
 fn serve(components: &Components, name: &str, flags: &[&str]) -> Served {
+    // For the client of these tests.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let mut child = Command::new(stepwell().unwrap())
         .args(["run-component", "--addr", "127.0.0.1:0"])
         .args(flags)

@@ -149,33 +149,40 @@ pub(crate) fn flavor(bytes: &[u8]) -> Flavor {
     }
 }
 
-/// Whether these are the bytes of a program rather than of a plugin: a component that exports `wasi:cli/run`.
+/// Whether these are the bytes of a program rather than of a plugin: a component that exports `wasi:cli/run`. Toolchains that know
+/// programs only leave that export beside the one of an HTTP function, which then counts.
 ///
 /// # Errors
 /// [`Refused`]: they are no component.
 pub fn is_command(bytes: &[u8]) -> Result<bool, Refused> {
-    Ok(command(bytes)?.is_some())
+    header(bytes)?;
+    let exports = parse(bytes, features())?.exports;
+    let is_plugin = exports.iter().any(|export| target(export).is_some());
+    Ok(!is_plugin && command_world(&exports).is_some())
 }
 
 /// The world of a command; none: it is none.
 pub(crate) fn command(bytes: &[u8]) -> Result<Option<CommandWorld>, Refused> {
     header(bytes)?;
-    let found = parse(bytes, features())?;
+    Ok(command_world(&parse(bytes, features())?.exports))
+}
+
+fn command_world(exports: &[String]) -> Option<CommandWorld> {
     let exports = |release: &str| {
-        found.exports.iter().any(|export| {
+        exports.iter().any(|export| {
             let (path, version) = split(export);
             let fits = |version: &str| version.starts_with(release) && !version.contains('-');
             path == "wasi:cli/run" && version.is_some_and(fits)
         })
     };
     // Toolchains that know no target of 0.3 yet leave a 0.2 export beside it.
-    Ok(if exports("0.3.") {
+    if exports("0.3.") {
         Some(CommandWorld::V03)
     } else if exports("0.2.") {
         Some(CommandWorld::V02)
     } else {
         None
-    })
+    }
 }
 
 /// What the export makes of its component, if anything.

@@ -13,9 +13,10 @@ pub(crate) fn run() -> Result<(), ()> {
         "cat" => {
             let mut text = String::new();
             std::io::stdin().read_to_string(&mut text).expect("stdin");
-            std::io::stdout()
-                .write_all(text.as_bytes())
-                .expect("stdout");
+            let mut out = std::io::stdout();
+            out.write_all(text.as_bytes()).expect("stdout");
+            // A component without a main has nobody who does it at the end.
+            out.flush().expect("stdout");
             eprintln!("{} bytes", text.len());
         }
         "exit" => std::process::exit(rest[0].parse().expect("a number")),
