@@ -244,6 +244,11 @@ async fn a_host_starts_without_its_catalog_and_recovers() {
         read_digit(&host).await.status == StatusCode::OK
     })
     .await;
+    eventually("the API answers", async || {
+        let pipelines = host.get("/api/v1/namespaces/default/pipelines").await;
+        pipelines.unwrap().status == StatusCode::OK
+    })
+    .await;
     host.apply("tagged", &tagged("tagged", "z")).await.unwrap();
     others_go_on(&host, "z").await;
     assert!(not_ok(&host).await.is_empty());

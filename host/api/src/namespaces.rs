@@ -55,9 +55,11 @@ pub struct NamespaceQuotas {
     pub bytes: Option<u64>,
     /// Runs that may start in a second, on each host.
     #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[schema(format = "uint32", minimum = 0, maximum = 4_294_967_295_u32)]
     pub runs_per_second: Option<u32>,
     /// Runs at once, on each host.
     #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[schema(format = "uint32", minimum = 0, maximum = 4_294_967_295_u32)]
     pub concurrent_runs: Option<u32>,
     /// Seconds of CPU time that its guests may use in a minute, on each host.
     #[serde(skip_serializing_if = "Option::is_none", default)]

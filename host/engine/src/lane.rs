@@ -17,8 +17,8 @@ use metrics::{Counter, Gauge, counter, gauge};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
-/// How far behind the host's other threads these are, as `nice` has it: beside a busy one they get about a tenth of a core.
-const NICE: i32 = 10;
+/// How far behind the host's other threads these are, as `nice` has it: beside a busy one they get about a quarter of a core.
+const NICE: i32 = 5;
 
 /// One engine's lane for guests that compute for long.
 pub(crate) struct SlowLane {

@@ -266,7 +266,7 @@ fn each_run_has_a_span_with_its_parent_and_each_step_a_child() {
             ),
             "step step=decode plugin=decode-image@1.0.0".to_owned(),
             format!(
-                "WARN message=run failed run_id={run} step=\"decode\" kind=unavailable error=\"not there\""
+                "WARN message=run failed run_id={run} step=\"decode\" plugin=\"decode-image@1.0.0\" kind=unavailable error=\"not there\""
             ),
         ]
     );

@@ -1,14 +1,13 @@
 //! Gets the keys of issuers of JSON Web Tokens. What a deployer names must lead to the public internet, over TLS.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
-use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::redirect::Policy;
-use reqwest::{Client, ClientBuilder, Url};
+use reqwest::{Client, Url};
+use stepwell_egress::Egress;
 use stepwell_http_trigger::{FetchError, KeyFetcher, KeySource};
 use stepwell_pipeline::JwtHost;
 use tokio::io::AsyncReadExt as _;
@@ -28,34 +27,33 @@ pub(crate) struct Fetcher {
     host: JwtHost,
     /// Goes wherever the operator says.
     trusted: Client,
-    /// Goes to public addresses only.
-    guarded: Client,
+    /// Goes where the rules of outbound HTTP let it.
+    egress: Arc<Egress>,
     slots: Semaphore,
 }
 
 impl Fetcher {
     /// A fetcher that reaches what is not public only at the origins that the operator trusts.
-    pub(crate) fn new(host: JwtHost) -> Result<Self, reqwest::Error> {
-        let builder = || -> ClientBuilder {
-            Client::builder()
-                .no_proxy()
-                .redirect(Policy::none())
-                .timeout(TIMEOUT)
-                .pool_max_idle_per_host(1)
-        };
+    pub(crate) fn new(host: JwtHost, egress: Arc<Egress>) -> Result<Self, reqwest::Error> {
+        let trusted = Client::builder()
+            .no_proxy()
+            .redirect(Policy::none())
+            .timeout(TIMEOUT)
+            .pool_max_idle_per_host(1)
+            .build()?;
         Ok(Self {
             host,
-            trusted: builder().build()?,
-            guarded: builder()
-                .https_only(true)
-                .dns_resolver(Arc::new(Public))
-                .build()?,
+            trusted,
+            egress,
             slots: Semaphore::new(AT_ONCE),
         })
     }
 
-    async fn over_http(&self, client: &Client, url: Url) -> Result<Bytes, FetchError> {
-        let mut response = client.get(url).send().await.map_err(innermost)?;
+    async fn get_trusted(&self, url: &str) -> Result<Bytes, FetchError> {
+        let url: Url = url
+            .parse()
+            .map_err(|error| FetchError(format!("this is no URL: {error}")))?;
+        let mut response = self.trusted.get(url).send().await.map_err(innermost)?;
         let status = response.status();
         if status.is_redirection() {
             return Err(FetchError(format!(
@@ -85,21 +83,11 @@ impl KeyFetcher for Fetcher {
                 let read = tokio::time::timeout(TIMEOUT, read(place)).await;
                 read.unwrap_or_else(|_| Err(FetchError("the file took too long".to_owned())))
             }
-            KeySource::Operator(url) => self.over_http(&self.trusted, parsed(url)?).await,
-            KeySource::Deployer(url) if self.host.trusts(url) => {
-                self.over_http(&self.trusted, parsed(url)?).await
-            }
+            KeySource::Operator(url) => self.get_trusted(url).await,
+            KeySource::Deployer(url) if self.host.trusts(url) => self.get_trusted(url).await,
             KeySource::Deployer(url) => {
-                let url = parsed(url)?;
-                // An address in the URL itself is never resolved, so that the resolver does not see it.
-                let address = url.host_str().and_then(|host| {
-                    let host = host.trim_start_matches('[').trim_end_matches(']');
-                    host.parse::<IpAddr>().ok()
-                });
-                if address.is_some_and(|address| !is_public(address)) {
-                    return Err(not_public());
-                }
-                self.over_http(&self.guarded, url).await
+                let fetched = self.egress.client().get(url, MAX_BYTES, TIMEOUT).await;
+                fetched.map_err(|error| FetchError(error.to_string()))
             }
         }
     }
@@ -108,11 +96,6 @@ impl KeyFetcher for Fetcher {
 /// Whether an operator's place of keys is a URL, and otherwise a file.
 pub(crate) fn is_url(place: &str) -> bool {
     place.starts_with("https://") || place.starts_with("http://")
-}
-
-fn parsed(url: &str) -> Result<Url, FetchError> {
-    url.parse()
-        .map_err(|error| FetchError(format!("this is no URL: {error}")))
 }
 
 async fn read(path: &str) -> Result<Bytes, FetchError> {
@@ -134,12 +117,6 @@ fn too_large() -> FetchError {
     FetchError(format!("the key set has more than {MAX_BYTES} bytes"))
 }
 
-fn not_public() -> FetchError {
-    let message =
-        "the keys are not at a public address; the operator may allow that in [server.jwt] trusted";
-    FetchError(message.to_owned())
-}
-
 /// The cause that says it best.
 fn innermost(error: reqwest::Error) -> FetchError {
     let mut cause: &dyn std::error::Error = &error;
@@ -149,114 +126,16 @@ fn innermost(error: reqwest::Error) -> FetchError {
     FetchError(cause.to_string())
 }
 
-/// A resolver that knows public addresses only: what it answers is what is connected to.
-struct Public;
-
-impl Resolve for Public {
-    fn resolve(&self, name: Name) -> Resolving {
-        Box::pin(async move {
-            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
-            let public: Vec<SocketAddr> = found.filter(|address| is_public(address.ip())).collect();
-            if public.is_empty() {
-                return Err(not_public().into());
-            }
-            Ok(Box::new(public.into_iter()) as Addrs)
-        })
-    }
-}
-
-/// Whether an address belongs to the public internet.
-fn is_public(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(address) => is_public_v4(address),
-        IpAddr::V6(address) => is_public_v6(address),
-    }
-}
-
-fn is_public_v4(address: Ipv4Addr) -> bool {
-    let [a, b, c, _] = address.octets();
-    let reserved = address.is_private()
-        || address.is_loopback()
-        || address.is_link_local()
-        || address.is_multicast()
-        || address.is_documentation()
-        || a == 0
-        || a >= 240
-        // Shared by carriers, IETF protocols, relays of old, benchmarks.
-        || (a == 100 && (64..128).contains(&b))
-        || (a == 192 && b == 0 && c == 0)
-        || (a == 192 && b == 88 && c == 99)
-        || (a == 198 && (b == 18 || b == 19));
-    !reserved
-}
-
-fn is_public_v6(address: Ipv6Addr) -> bool {
-    let segments = address.segments();
-    if let [0, 0, 0, 0, 0, 0xffff, high, low]
-    | [0x64, 0xff9b, 0, 0, 0, 0, high, low]
-    | [0x2002, high, low, ..] = segments
-    {
-        // An IPv4 address in disguise: mapped, translated, tunnelled.
-        let [a, b] = high.to_be_bytes();
-        let [c, d] = low.to_be_bytes();
-        return is_public_v4(Ipv4Addr::new(a, b, c, d));
-    }
-    let [first, second, ..] = segments;
-    // Of what is global unicast, Teredo and documentation are not out there.
-    (0x2000..0x4000).contains(&first)
-        && !(first == 0x2001 && (second < 0x200 || second == 0xdb8))
-        && !(first == 0x3fff && second < 0x1000)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
     use std::time::Instant;
 
+    use stepwell_egress::EgressConfig;
     use tokio::io::AsyncWriteExt as _;
     use tokio::net::TcpListener;
 
     use super::*;
-
-    #[test]
-    fn what_is_not_public_is_known_in_every_disguise() {
-        for private in [
-            "127.0.0.1",
-            "0.0.0.0",
-            "10.1.2.3",
-            "172.16.0.1",
-            "192.168.1.1",
-            "169.254.169.254",
-            "100.64.0.1",
-            "192.0.0.1",
-            "198.18.0.1",
-            "224.0.0.1",
-            "255.255.255.255",
-            "::",
-            "::1",
-            "::ffff:127.0.0.1",
-            "::ffff:10.0.0.1",
-            "64:ff9b::7f00:1",
-            "2002:7f00:1::",
-            "fc00::1",
-            "fd12::1",
-            "fe80::1",
-            "fec0::1",
-            "ff02::1",
-            "2001::1",
-            "2001:db8::1",
-            "::7f00:1",
-        ] {
-            assert!(!is_public(private.parse().unwrap()), "{private}");
-        }
-        for public in [
-            "1.1.1.1",
-            "93.184.216.34",
-            "2606:4700::1111",
-            "::ffff:1.1.1.1",
-        ] {
-            assert!(is_public(public.parse().unwrap()), "{public}");
-        }
-    }
 
     /// A server that answers every connection with these bytes, then with `more` for ever.
     async fn server(answer: &'static str, more: Option<&'static [u8]>) -> SocketAddr {
@@ -285,7 +164,7 @@ mod tests {
             has_issuer: false,
             trusted: trusted.to_vec(),
         };
-        Fetcher::new(host).unwrap()
+        Fetcher::new(host, Egress::new(EgressConfig::default()).unwrap()).unwrap()
     }
 
     #[tokio::test]
@@ -304,8 +183,7 @@ mod tests {
             "https://169.254.169.254/latest/meta-data".to_owned(),
         ] {
             let error = guarded.fetch(&KeySource::Deployer(url.clone())).await;
-            let error = error.unwrap_err().to_string();
-            assert!(error.contains("not at a public address"), "{url}: {error}");
+            assert!(error.is_err(), "{url}");
         }
         // Over plain HTTP nothing is asked at all, wherever it leads.
         let plain = KeySource::Deployer("http://1.1.1.1/".to_owned());

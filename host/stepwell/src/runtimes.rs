@@ -167,11 +167,13 @@ mod tests {
         let runtimes = Runtimes::start().unwrap();
         let data = runtimes.data();
         runtimes.run(async move {
-            let spawned = opened_on(&data, async {
+            let (sender, spawned) = tokio::sync::oneshot::channel();
+            opened_on(&data, async {
                 tokio::task::yield_now().await;
-                tokio::spawn(async { on_a_data_thread() })
-            });
-            assert!(spawned.await.await.unwrap());
+                tokio::spawn(async { sender.send(on_a_data_thread()) });
+            })
+            .await;
+            assert!(spawned.await.unwrap());
             assert!(!tokio::spawn(async { on_a_data_thread() }).await.unwrap());
         });
     }

@@ -156,7 +156,7 @@ async fn serve(
     let auth = Auth::new(
         tokens.clone(),
         config.jwt.issuer.as_ref(),
-        Arc::new(Fetcher::new(config.jwt.host())?),
+        Arc::new(Fetcher::new(config.jwt.host(), services.egress.clone())?),
         KeyTimes::default(),
     );
     let http = Arc::new(HttpTrigger::with_auth(dispatcher.clone(), auth));

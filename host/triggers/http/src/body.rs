@@ -116,16 +116,28 @@ where
 pub(crate) struct Limited<B> {
     inner: B,
     left: u64,
-    exceeded: Exceeded,
+    progress: Progress,
 }
 
-/// Whether a [`Limited`] body was too long.
+/// How far a [`Limited`] body was read.
 #[derive(Clone, Default)]
-pub(crate) struct Exceeded(Arc<AtomicBool>);
+pub(crate) struct Progress(Arc<Flags>);
 
-impl Exceeded {
-    pub(crate) fn get(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+#[derive(Default)]
+struct Flags {
+    exceeded: AtomicBool,
+    unread: AtomicBool,
+}
+
+impl Progress {
+    /// Whether it was too long.
+    pub(crate) fn is_exceeded(&self) -> bool {
+        self.0.exceeded.load(Ordering::Relaxed)
+    }
+
+    /// Whether there is a body whose end was not read.
+    pub(crate) fn is_unread(&self) -> bool {
+        self.0.unread.load(Ordering::Relaxed)
     }
 }
 
@@ -134,11 +146,12 @@ impl Exceeded {
 struct TooLong;
 
 impl<B> Limited<B> {
-    pub(crate) fn new(inner: B, limit: u64, exceeded: Exceeded) -> Self {
+    pub(crate) fn new(inner: B, limit: u64, progress: Progress) -> Self {
+        progress.0.unread.store(true, Ordering::Relaxed);
         Self {
             inner,
             left: limit,
-            exceeded,
+            progress,
         }
     }
 }
@@ -154,20 +167,26 @@ where
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        if self.exceeded.get() {
+        if self.progress.is_exceeded() {
             return Poll::Ready(None);
         }
         let frame = match std::task::ready!(Pin::new(&mut self.inner).poll_frame(context)) {
-            None => return Poll::Ready(None),
+            None => {
+                self.progress.0.unread.store(false, Ordering::Relaxed);
+                return Poll::Ready(None);
+            }
             Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
             Some(Ok(frame)) => frame,
         };
         let length = frame.data_ref().map_or(0, Bytes::len) as u64;
         let Some(left) = self.left.checked_sub(length) else {
-            self.exceeded.0.store(true, Ordering::Relaxed);
+            self.progress.0.exceeded.store(true, Ordering::Relaxed);
             return Poll::Ready(Some(Err(TooLong.into())));
         };
         self.left = left;
+        if self.inner.is_end_stream() {
+            self.progress.0.unread.store(false, Ordering::Relaxed);
+        }
         Poll::Ready(Some(Ok(frame)))
     }
 
@@ -232,12 +251,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_streamed_body_breaks_off_where_it_is_too_long() {
-        let exceeded = Exceeded::default();
-        let within = Limited::new(chunks(&["ab", "c"]), 3, exceeded.clone());
+        let progress = Progress::default();
+        let within = Limited::new(chunks(&["ab", "c"]), 3, progress.clone());
         assert_eq!(within.collect().await.unwrap().to_bytes(), "abc");
-        assert!(!exceeded.get());
-        let beyond = Limited::new(chunks(&["ab", "cd", "e"]), 3, exceeded.clone());
+        assert!(!progress.is_exceeded() && !progress.is_unread());
+        let beyond = Limited::new(chunks(&["ab", "cd", "e"]), 3, progress.clone());
         assert!(beyond.collect().await.is_err());
-        assert!(exceeded.get());
+        assert!(progress.is_exceeded() && progress.is_unread());
     }
 }

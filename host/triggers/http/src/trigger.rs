@@ -3,10 +3,11 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, COOKIE, HOST, HeaderValue, PROXY_AUTHORIZATION};
+use http::header::{AUTHORIZATION, CONNECTION, COOKIE, HOST, HeaderValue, PROXY_AUTHORIZATION};
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, Request, Response, Uri};
+use http::{HeaderMap, Request, Response, Uri, Version};
+use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use stepwell_core::RunId;
 use stepwell_pipeline::{
@@ -14,7 +15,7 @@ use stepwell_pipeline::{
 };
 
 use crate::auth::{self, Auth};
-use crate::body::{self, BoxError, Exceeded, Limited};
+use crate::body::{self, BoxError, Limited, Progress};
 use crate::problem::{Problem, with_run_id};
 use crate::route::{Found, RouteTable};
 use crate::telemetry::RouteMetrics;
@@ -121,8 +122,7 @@ impl HttpTrigger {
             params: route.params.iter().cloned().zip(values).collect(),
             caller,
         };
-        let result = self.answer(intake, request).await;
-        let response = result.unwrap_or_else(|problem| problem.into_response(run));
+        let response = self.answer(intake, request).await;
         measured.answered(response.status());
         response
     }
@@ -156,24 +156,33 @@ impl HttpTrigger {
             caller: None,
             deployment,
         };
-        let result = self.answer(intake, request).await;
-        result.unwrap_or_else(|problem| problem.into_response(run))
+        self.answer(intake, request).await
     }
 
-    async fn answer<B>(
-        &self,
-        intake: Intake,
-        request: Request<B>,
-    ) -> Result<Response<Body>, Problem>
+    async fn answer<B>(&self, intake: Intake, request: Request<B>) -> Response<Body>
     where
         B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static,
     {
-        let run = intake.run;
-        let response = match intake.deployment.body {
-            Deployed::Steps(_) => self.steps(intake, request).await?,
-            Deployed::Function(_) => self.function(intake, request).await?,
+        let (run, version) = (intake.run, request.version());
+        let progress = Progress::default();
+        let result = match intake.deployment.body {
+            Deployed::Steps(_) => self.steps(intake, request).await,
+            Deployed::Function(_) => self.function(intake, request, &progress).await,
         };
-        Ok(with_run_id(response, run))
+        let mut response = match result {
+            Ok(response) => with_run_id(response, run),
+            Err(problem) => problem.into_response(run),
+        };
+        // After such an answer the connection cannot go on, which clients must be told before they send another request on it. A
+        // response that is still being written may go with a request that is still being read.
+        if progress.is_unread()
+            && version < Version::HTTP_2
+            && response.body().size_hint().exact().is_some()
+        {
+            let headers = response.headers_mut();
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
     }
 
     async fn steps<B>(&self, intake: Intake, request: Request<B>) -> Result<Response<Body>, Problem>
@@ -209,6 +218,7 @@ impl HttpTrigger {
         &self,
         intake: Intake,
         request: Request<B>,
+        progress: &Progress,
     ) -> Result<Response<Body>, Problem>
     where
         B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static,
@@ -221,10 +231,9 @@ impl HttpTrigger {
         }
         let permit = self.dispatcher.admit(&intake.deployment.namespace)?;
         let trace = event::trace(request.headers());
-        let exceeded = Exceeded::default();
         let request = request.map(|body| match body.is_end_stream() {
             true => body::empty(),
-            false => Limited::new(body, limit, exceeded.clone()).boxed_unsync(),
+            false => Limited::new(body, limit, progress.clone()).boxed_unsync(),
         });
         let deadline = Instant::now() + intake.timeout;
         let (deployment, run) = (intake.deployment, intake.run);
@@ -233,7 +242,7 @@ impl HttpTrigger {
             .handle(permit, deployment, run, request, deadline, trace)
             .await;
         // Whatever the function made of a body that broke off, the caller is told why it did.
-        if exceeded.get() {
+        if progress.is_exceeded() {
             return Err(Problem::TooLarge { limit });
         }
         let response = response?;

@@ -104,6 +104,22 @@ async fn trailers_pass_both_ways() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_cannot_go_on_is_said_to_close() {
+    let deaf = function(|_| Box::pin(async { Ok(Response::new(whole("no"))) }));
+    for (body, closes) in [(deaf, true), (mirror(), false)] {
+        let (server, _) = server(body, 1).await;
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        let request = "POST /x HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\nbody";
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = vec![0; 1024];
+        let length = stream.read(&mut answer).await.unwrap();
+        let answer = String::from_utf8_lossy(&answer[..length]).to_lowercase();
+        assert!(answer.starts_with("http/1.1 200"), "{answer}");
+        assert_eq!(answer.contains("connection: close"), closes, "{answer}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_body_that_is_aborted_begins_no_run_and_keeps_no_permit() {
     let calls = Arc::new(AtomicUsize::new(0));
     let counted = calls.clone();
