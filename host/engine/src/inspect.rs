@@ -8,6 +8,7 @@ use wasmparser::{
     Chunk, Encoding, KnownCustom, Parser, Payload, ValidPayload, Validator, WasmFeatures,
 };
 
+use crate::command::CommandWorld;
 use crate::config::Flavor;
 use crate::interfaces::{Interfaces, split};
 
@@ -145,6 +146,42 @@ pub(crate) fn flavor(bytes: &[u8]) -> Flavor {
     } else {
         // The compiler says what is wrong with one that is not valid at all.
         Flavor::Lean
+    }
+}
+
+/// Whether these are the bytes of a program rather than of a plugin: a component that exports `wasi:cli/run`. Toolchains that know
+/// programs only leave that export beside the one of an HTTP function, which then counts.
+///
+/// # Errors
+/// [`Refused`]: they are no component.
+pub fn is_command(bytes: &[u8]) -> Result<bool, Refused> {
+    header(bytes)?;
+    let exports = parse(bytes, features())?.exports;
+    let is_plugin = exports.iter().any(|export| target(export).is_some());
+    Ok(!is_plugin && command_world(&exports).is_some())
+}
+
+/// The world of a command; none: it is none.
+pub(crate) fn command(bytes: &[u8]) -> Result<Option<CommandWorld>, Refused> {
+    header(bytes)?;
+    Ok(command_world(&parse(bytes, features())?.exports))
+}
+
+fn command_world(exports: &[String]) -> Option<CommandWorld> {
+    let exports = |release: &str| {
+        exports.iter().any(|export| {
+            let (path, version) = split(export);
+            let fits = |version: &str| version.starts_with(release) && !version.contains('-');
+            path == "wasi:cli/run" && version.is_some_and(fits)
+        })
+    };
+    // Toolchains that know no target of 0.3 yet leave a 0.2 export beside it.
+    if exports("0.3.") {
+        Some(CommandWorld::V03)
+    } else if exports("0.2.") {
+        Some(CommandWorld::V02)
+    } else {
+        None
     }
 }
 
@@ -461,7 +498,7 @@ fn world(exports: &[String]) -> Result<World, Refused> {
                 ))
             }
             ("wasi:cli/run", _) => {
-                Some("the component is a command (it exports wasi:cli/run), not a step or an HTTP function".to_owned())
+                Some("the component is a command (it exports wasi:cli/run), not a step or an HTTP function; `stepwell run-component` runs it".to_owned())
             }
             _ => None,
         })

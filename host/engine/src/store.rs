@@ -8,6 +8,7 @@ use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView};
 use wasmtime_wasi_config::WasiConfigVariables;
 use wasmtime_wasi_http::{FieldMap, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks};
 
+use crate::command::{CommandError, Surroundings};
 use crate::logs::{CallLog, LogSink, LogStream};
 use crate::meter::Meter;
 use crate::outbound::Outbound;
@@ -96,6 +97,22 @@ impl StoreBase {
         self.outbound.set(hooks);
     }
 
+    /// The base of one call's store outside of any pipeline: the guest sees of the machine what the surroundings say.
+    ///
+    /// # Errors
+    /// [`CommandError`]: a directory cannot be opened.
+    pub fn within(
+        surroundings: &Surroundings,
+        environment: Arc<Environment>,
+        sink: Arc<dyn LogSink>,
+    ) -> Result<Self, CommandError> {
+        let mut base = Self::new(environment, sink);
+        let mut builder = builder(&base.log);
+        surroundings.apply(&mut builder)?;
+        base.wasi = Some(Box::new(builder.build()));
+        Ok(base)
+    }
+
     /// The guest's streams go there from now on.
     pub fn rebind(&mut self, sink: Arc<dyn LogSink>) {
         self.log.rebind(sink);
@@ -161,12 +178,18 @@ impl StoreBase {
 
 /// WASI without a directory and without a socket.
 fn confined(log: &CallLog) -> WasiCtx {
-    WasiCtxBuilder::new()
-        .stdout(log.stream(LogStream::Stdout))
-        .stderr(log.stream(LogStream::Stderr))
+    builder(log)
         .allow_tcp(false)
         .allow_udp(false)
         .allow_ip_name_lookup(false)
-        .max_random_size(1 << 20)
         .build()
+}
+
+fn builder(log: &CallLog) -> WasiCtxBuilder {
+    let mut builder = WasiCtxBuilder::new();
+    builder
+        .stdout(log.stream(LogStream::Stdout))
+        .stderr(log.stream(LogStream::Stderr))
+        .max_random_size(1 << 20);
+    builder
 }

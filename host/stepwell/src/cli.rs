@@ -3,6 +3,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::build::BuildArgs;
+use crate::commands::run_component::RunComponentArgs;
 use crate::new::NewArgs;
 
 /// A serverless host for WebAssembly plugins: upload components, run them as steps of pipelines over HTTP and Kafka.
@@ -83,6 +84,8 @@ pub(crate) enum Command {
     Token(TokenCommand),
     /// Show who changed what, the newest first
     Audit(AuditArgs),
+    /// Run one component by itself: serve an HTTP function, or run a command
+    RunComponent(RunComponentArgs),
     /// Make a new plugin project
     New(NewArgs),
     /// Build a plugin project into a component

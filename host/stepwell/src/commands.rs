@@ -1,4 +1,4 @@
-//! The commands that speak to a running host.
+//! The commands that speak to a running host, and the one that runs a component without it.
 
 pub(crate) mod audit;
 pub(crate) mod invoke;
@@ -7,4 +7,5 @@ pub(crate) mod model;
 pub(crate) mod namespace;
 pub(crate) mod pipeline;
 pub(crate) mod plugin;
+pub(crate) mod run_component;
 pub(crate) mod token;

@@ -50,7 +50,7 @@ fn main() -> ExitCode {
     };
     let json = cli.client.json;
     match run(cli) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(failure) => failed(&failure, json),
     }
 }
@@ -76,9 +76,12 @@ fn misused(error: &clap::Error) -> ExitCode {
     ExitCode::from(if error.use_stderr() { 2 } else { 0 })
 }
 
-fn run(cli: Cli) -> Result<(), Failure> {
+fn run(cli: Cli) -> Result<ExitCode, Failure> {
     let json = cli.client.json;
-    match cli.command {
+    if let Command::RunComponent(args) = &cli.command {
+        return commands::run_component::run(args, json);
+    }
+    let done = match cli.command {
         Command::Serve(args) => Ok(serve::run(args)?),
         Command::New(args) => Ok(new::run(&args, json)?),
         Command::Build(args) => Ok(build::run(&args, json)?),
@@ -86,7 +89,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
             .enable_all()
             .build()?
             .block_on(speak(cli.client, command, json)),
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 /// Commands that speak to a host, or to what it depends on.
@@ -104,6 +108,10 @@ async fn speak(client: cli::ClientArgs, command: Command, json: bool) -> Result<
         Command::Namespace(command) => commands::namespace::run(&client, command, json).await,
         Command::Token(command) => commands::token::run(&client, command, json).await,
         Command::Audit(args) => commands::audit::run(&client, args, json).await,
-        Command::Serve(_) | Command::New(_) | Command::Build(_) | Command::Doctor(_) => Ok(()),
+        Command::Serve(_)
+        | Command::New(_)
+        | Command::Build(_)
+        | Command::RunComponent(_)
+        | Command::Doctor(_) => Ok(()),
     }
 }

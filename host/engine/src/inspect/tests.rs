@@ -253,6 +253,46 @@ fn an_http_function_imports_wasi_alone() {
 }
 
 #[test]
+fn a_command_is_one_that_is_nothing_else() {
+    // Two exports of one function each, in components of their own so that their names do not clash.
+    let exporting_all = |names: &[&str]| {
+        let parts: Vec<String> = names
+            .iter()
+            .enumerate()
+            .map(|(i, name)| {
+                format!(
+                    r#"(component $c{i} {}) (instance $n{i} (instantiate $c{i}))
+                       (export "{name}" (instance $n{i} "{name}"))"#,
+                    exporting(name)
+                )
+            })
+            .collect();
+        component(&parts.join("\n"))
+    };
+    for (exports, expected, world) in [
+        (&["wasi:cli/run@0.2.3"][..], true, Some(CommandWorld::V02)),
+        (&["wasi:cli/run@0.3.0"], true, Some(CommandWorld::V03)),
+        (
+            &["wasi:cli/run@0.2.3", "wasi:cli/run@0.3.0"],
+            true,
+            Some(CommandWorld::V03),
+        ),
+        (
+            &["wasi:cli/run@0.2.3", "wasi:http/handler@0.3.0"],
+            false,
+            Some(CommandWorld::V02),
+        ),
+        (&["wasi:cli/run@0.3.0-rc-2025-09-16"], false, None),
+        (&[FUNCTION], false, None),
+    ] {
+        let bytes = exporting_all(exports);
+        assert_eq!(is_command(&bytes), Ok(expected), "{exports:?}");
+        assert_eq!(command(&bytes), Ok(world), "{exports:?}");
+    }
+    assert_eq!(is_command(b"rubbish").unwrap_err().code, "not-wasm");
+}
+
+#[test]
 fn too_large_names_both_sizes() {
     let refused = inspect(&[0; 3000], &interfaces(), 2048).unwrap_err();
     assert_eq!(refused.code, "too-large");

@@ -98,6 +98,28 @@ async fn bodies_stream_both_ways() {
 }
 
 #[tokio::test]
+async fn trailers_are_sent_when_they_are_announced() {
+    let server = Server::start().await;
+    let egress = egress(open(), &Names::loopback(&[]));
+    let mut call = call(&egress, "a", &[&server.origin("127.0.0.1")]);
+    for (announced, expected) in [(Some("x-sum"), r#"Some({"x-sum": "abc"})"#), (None, "None")] {
+        let mut trailers = http::HeaderMap::new();
+        trailers.insert("x-sum", "abc".parse().unwrap());
+        let frames = [
+            Ok(Frame::data(Bytes::from_static(b"body"))),
+            Ok(Frame::trailers(trailers)),
+        ];
+        let mut request = request("POST", &server.url("127.0.0.1", "/trailers"))
+            .map(|_| StreamBody::new(futures::stream::iter(frames)).boxed_unsync());
+        if let Some(announced) = announced {
+            let headers = request.headers_mut();
+            headers.insert("trailer", announced.parse().unwrap());
+        }
+        assert_eq!(text(call.send(request).await.unwrap()).await, expected);
+    }
+}
+
+#[tokio::test]
 async fn https_trusts_the_operators_authority_and_speaks_http2() {
     let certificate = Certificate::of(&["api.example"]);
     let server = Server::tls(&certificate).await;

@@ -109,6 +109,7 @@ impl Server {
             return Ok(response.body(Full::from(body)).unwrap());
         }
         let body = match body.collect().await {
+            Ok(body) if path == "/trailers" => Bytes::from(format!("{:?}", body.trailers())),
             Ok(body) => body.to_bytes(),
             Err(_) => Bytes::from_static(b"broken off"),
         };
