@@ -176,7 +176,8 @@ async fn https_trusts_the_operators_authority_and_speaks_http2() {
 #[tokio::test]
 async fn what_does_not_answer_as_it_should_has_its_own_error() {
     let egress = egress(open(), &Names::loopback(&[]));
-    let long = format!("HTTP/1.1 200 OK\r\nx: {}\r\n\r\n", "a".repeat(400_000));
+    // The limit is a buffer's, which may have grown to twice that when it is looked at.
+    let long = format!("HTTP/1.1 200 OK\r\nx: {}\r\n\r\n", "a".repeat(1_000_000));
     type Expected = fn(&HttpError) -> bool;
     let cases: [(&str, Expected); 5] = [
         (long.leak(), |e| {
@@ -211,8 +212,8 @@ async fn what_does_not_answer_as_it_should_has_its_own_error() {
             Ok(response) => response.into_body().collect().await.map(drop).unwrap_err(),
             Err(error) => error,
         };
-        let answer: String = answer.chars().take(80).collect();
-        assert!(expected(&error), "{answer:?}: {error:?}");
+        let begin: String = answer.chars().take(100).collect();
+        assert!(expected(&error), "{begin:?}: {error:?}");
         until("the connection is closed", || raw.ended() == 1).await;
     }
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
