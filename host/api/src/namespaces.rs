@@ -100,7 +100,16 @@ impl NamespaceQuotas {
     /// The longest CPU time of a minute that is told from none.
     const MOST_SECONDS: f64 = 1e9;
 
+    /// The largest number that the catalog can keep.
+    const MOST: u64 = i64::MAX as u64;
+
     fn checked(&self) -> Result<Quotas, ApiError> {
+        if self.plugins.max(self.bytes) > Some(Self::MOST) {
+            return Err(ApiError::new(
+                ErrorCode::BadRequest,
+                format!("quotas: plugins and bytes are {} at most", Self::MOST),
+            ));
+        }
         let cpu_per_minute = match self.cpu_seconds_per_minute {
             None => None,
             Some(seconds) if (0.0..=Self::MOST_SECONDS).contains(&seconds) => {
@@ -113,11 +122,9 @@ impl NamespaceQuotas {
                 ));
             }
         };
-        // What a catalog cannot count to is no quota that anybody would reach.
-        let countable = |number: u64| number.min(i64::MAX as u64);
         Ok(Quotas {
-            plugins: self.plugins.map(countable),
-            bytes: self.bytes.map(countable),
+            plugins: self.plugins,
+            bytes: self.bytes,
             runs_per_second: self.runs_per_second,
             concurrent_runs: self.concurrent_runs,
             cpu_per_minute,
