@@ -92,7 +92,7 @@ pub(crate) enum Size {
 #[serde(deny_unknown_fields)]
 pub(crate) struct PutNamespace {
     /// What it may use.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "object")]
     quotas: NamespaceQuotas,
 }
 
@@ -244,6 +244,16 @@ pub(crate) async fn delete_namespace(
 ) -> Result<StatusCode, ApiError> {
     api.management.delete_namespace(&by, &at.name).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// An object and nothing else: derived code takes a list of the fields' values too.
+fn object<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: serde::de::DeserializeOwned,
+{
+    let members = serde_json::Map::deserialize(deserializer)?;
+    T::deserialize(serde_json::Value::Object(members)).map_err(serde::de::Error::custom)
 }
 
 fn size<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
