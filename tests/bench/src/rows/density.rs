@@ -71,6 +71,8 @@ pub(super) async fn run(programs: &Programs, args: &DensityArgs) -> Result<Outco
         deploy(&mut admin, &name, "POST", &path, &component).await?;
         deploys.push(milliseconds(began.elapsed()));
     }
+    // The host has closed a connection that was idle for so long.
+    let mut caller = host.caller().await?;
     let after = call_used(&mut caller, args.used).await?;
     let resident_after = host.resident()?;
 
