@@ -135,3 +135,23 @@ impl Default for RunRetry {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_parameters_do_not_tell_paths_apart() {
+        let same = |one: &'static str, other: &'static str| shape(one).eq(shape(other));
+        assert!(same("/digits/{set}", "/digits/{other}"));
+        assert!(same("/files/{*rest}", "/files/{*all}"));
+        for other in [
+            "/digits",
+            "/digits/set",
+            "/digits/{*rest}",
+            "/digits/{set}/x",
+        ] {
+            assert!(!same("/digits/{set}", other), "{other}");
+        }
+    }
+}
