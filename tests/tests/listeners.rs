@@ -14,6 +14,8 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use reqwest::{Certificate, Client, Method};
 use serde_json::{Value, json};
 use stepwell_tests::{Config, Host, send};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 /// Writes a certificate of its own for this machine; answers it as PEM.
 fn certify(directory: &Path) -> String {
@@ -133,6 +135,52 @@ async fn both_listeners_speak_tls_and_take_new_certificates() {
         .unwrap();
     let report = String::from_utf8_lossy(&doctor.stdout).into_owned();
     assert!(report.contains("certificate ([server.tls])"), "{report}");
+}
+
+/// How long a listener keeps the connection of a client that says this and nothing else.
+async fn until_closed(address: &str, said: &[u8]) -> Option<Duration> {
+    let began = Instant::now();
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(said).await.unwrap();
+    let mut answer = Vec::new();
+    let read = tokio::time::timeout(Duration::from_secs(50), stream.read_to_end(&mut answer));
+    // However it is closed.
+    let _ = read.await.ok()?;
+    Some(began.elapsed())
+}
+
+#[tokio::test]
+async fn neither_listener_keeps_who_says_nothing() {
+    let host = Host::start(&Config::default()).await.unwrap();
+    let address = |url: &str| url.strip_prefix("http://").unwrap().to_owned();
+    let (data, admin) = (address(host.data()), address(host.admin()));
+    let half = b"GET /livez HTTP/1.1\r\nhost: x\r\n";
+    let (a, b, c, d, e) = tokio::join!(
+        until_closed(&data, b""),
+        until_closed(&admin, b""),
+        until_closed(&admin, b"PRI * HTTP"),
+        until_closed(&admin, half),
+        async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let metrics = host.get("/metrics").await.unwrap().body;
+            String::from_utf8_lossy(&metrics).into_owned()
+        },
+    );
+    for closed in [a, b, c, d] {
+        let after = closed.unwrap();
+        assert!(after > Duration::from_secs(20), "{after:?}");
+    }
+    // The one that asks is open too.
+    assert!(e.contains("\nstepwell_api_connections 4"), "{e}");
+    let metrics = host.get("/metrics").await.unwrap().body;
+    let metrics = String::from_utf8_lossy(&metrics);
+    let count = "stepwell_connections_given_up_total{listener=\"admin\",reason=\"silent\"}";
+    let line = metrics
+        .lines()
+        .find(|line| line.starts_with(count))
+        .unwrap();
+    let closed: u32 = line.rsplit_once(' ').unwrap().1.parse().unwrap();
+    assert!((2..=3).contains(&closed), "{line}");
 }
 
 const PIPELINES: [(&str, &str); 3] = [("open", "none"), ("closed", "token"), ("issued", "jwt")];

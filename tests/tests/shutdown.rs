@@ -222,6 +222,52 @@ async fn a_second_signal_stops_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_signal_stops_a_host_that_still_starts() {
+    // A catalog that takes connections and says nothing.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("stepwell.toml");
+    let text = format!(
+        "[server]\nlisten = \"127.0.0.1:0\"\nadmin_listen = \"127.0.0.1:0\"\ndata_dir = \"data\"\n[catalog]\nurl = \"postgres://a:b@{}/c\"\n",
+        silent.local_addr().unwrap()
+    );
+    std::fs::write(&file, text).unwrap();
+    let log = directory.path().join("log");
+    let mut process = std::process::Command::new(stepwell_tests::stepwell().unwrap())
+        .args(["serve", "--config"])
+        .arg(&file)
+        .stdout(std::process::Stdio::null())
+        .stderr(std::fs::File::create(&log).unwrap())
+        .spawn()
+        .unwrap();
+    // It has asked the catalog, so that it knows of signals by now.
+    let (_asked, _) = tokio::task::spawn_blocking(move || silent.accept().unwrap())
+        .await
+        .unwrap();
+    let begun = Instant::now();
+    for _ in 0..2 {
+        let pid = process.id().to_string();
+        let sent = std::process::Command::new("kill")
+            .args(["-TERM", &pid])
+            .status();
+        assert!(sent.unwrap().success());
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    let mut ended = None;
+    while ended.is_none() && begun.elapsed() < Duration::from_secs(3) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        ended = process.try_wait().unwrap();
+    }
+    if ended.is_none() {
+        process.kill().unwrap();
+        process.wait().unwrap();
+    }
+    let log = std::fs::read_to_string(log).unwrap();
+    assert!(ended.is_some_and(|status| !status.success()), "{log}");
+    assert!(log.contains("at once by a second signal"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_host_with_nothing_to_do_ends_at_once() {
     let host = host("60s").await;
     // A kept connection that is idle does not hold the host up.

@@ -5,6 +5,7 @@ use std::sync::{Arc, LazyLock};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::Path;
+use axum::extract::rejection::PathRejection;
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use utoipa::openapi::OpenApi;
@@ -41,7 +42,11 @@ pub(crate) async fn show_docs() -> Result<Response, ApiError> {
 }
 
 /// Answers what the page at `/docs` loads.
-pub(crate) async fn get_asset(Path(path): Path<String>) -> Result<Response, ApiError> {
+pub(crate) async fn get_asset(
+    path: Result<Path<String>, PathRejection>,
+) -> Result<Response, ApiError> {
+    // What is no UTF-8 has no page either.
+    let Path(path) = path.map_err(|_| ApiError::not_found("such page"))?;
     let file = file(&path)?;
     let content_type = HeaderValue::from_str(&file.content_type).map_err(ApiError::internal)?;
     let mut response = (

@@ -7,6 +7,7 @@ mod audit;
 mod auth;
 mod body;
 mod docs;
+mod downloads;
 mod error;
 mod etag;
 mod extract;

@@ -143,6 +143,7 @@ pub(crate) async fn delete_plugin_version(
     responses(
         (status = 200, description = "The component; its entity tag is its digest", body = inline(Binary), content_type = "application/wasm"),
         (status = 304, description = "The caller has it"),
+        (status = 503, description = "`busy`: too much is being downloaded; `Retry-After` says when to try again", body = crate::ProblemDetails, content_type = "application/problem+json"),
         Failures,
     )
 )]
@@ -162,7 +163,10 @@ pub(crate) async fn get_component(
     if etag::is_known(&headers, &tag) {
         return Ok((StatusCode::NOT_MODIFIED, [tag_header]).into_response());
     }
+    // Held until the last byte is sent: so long they are in memory.
+    let place = api.downloads.place().await?;
     let component = api.management.component(namespace, name, version).await?;
+    let component = place.keep(component);
     let content_type = (
         header::CONTENT_TYPE,
         HeaderValue::from_static("application/wasm"),

@@ -8,6 +8,7 @@ use axum::routing::get;
 use crate::auth::{Guard, admit};
 use crate::body::drain_refused;
 use crate::docs::get_asset;
+use crate::downloads::Downloads;
 use crate::observe::observe;
 use crate::openapi::{openapi, operation, operations};
 use crate::uploads::Uploads;
@@ -29,6 +30,7 @@ pub(crate) struct Api {
     pub(crate) gate: Arc<dyn Gate>,
     pub(crate) component_limit: u64,
     pub(crate) uploads: Uploads,
+    pub(crate) downloads: Downloads,
 }
 
 /// The management API, ready to be served.
@@ -38,6 +40,7 @@ pub fn router(management: Arc<dyn Management>, options: ApiOptions) -> Router {
         gate: options.gate,
         component_limit: options.component_limit,
         uploads: Uploads::new(options.upload_bytes),
+        downloads: Downloads::new(),
     });
     let mut routes = Router::new();
     for (path, mut item) in openapi().paths.paths {

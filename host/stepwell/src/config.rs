@@ -80,6 +80,8 @@ pub(crate) struct HostLimits {
     pub(crate) loaded_components: usize,
     /// Runs that may be under way at once.
     pub(crate) concurrent_runs: usize,
+    /// Bytes of requests' bodies that are held at once.
+    pub(crate) bodies: u64,
     /// Bytes of linear memory that all guests together may hold; none: as the engine has it.
     pub(crate) guest_memory: Option<u64>,
 }
@@ -511,6 +513,7 @@ fn limits(section: &mut Section<'_>) -> Option<HostLimits> {
             at.integer(1, 1_000_000)
                 .and_then(|number| usize::try_from(number).ok())
         });
+    let bodies = at_least(section, "bodies", 256 << 20, 1 << 20);
     let guest_memory = section
         .optional("guest_memory")
         .map_or(Some(None), |at| at.size().map(Some));
@@ -523,6 +526,7 @@ fn limits(section: &mut Section<'_>) -> Option<HostLimits> {
         cache: cache?,
         loaded_components: loaded_components?,
         concurrent_runs: concurrent_runs?,
+        bodies: bodies?,
         guest_memory: guest_memory?,
     })
 }

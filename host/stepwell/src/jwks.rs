@@ -1,13 +1,15 @@
 //! Gets the keys of issuers of JSON Web Tokens. What a deployer names must lead to the public internet, over TLS.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use reqwest::redirect::Policy;
 use reqwest::{Client, Url};
-use stepwell_egress::Egress;
+use stepwell_core::Name;
+use stepwell_egress::{Egress, GuardedClient};
 use stepwell_http_trigger::{FetchError, KeyFetcher, KeySource};
 use stepwell_pipeline::JwtHost;
 use tokio::io::AsyncReadExt as _;
@@ -16,11 +18,11 @@ use tokio::sync::Semaphore;
 /// Bytes of a key set.
 pub(crate) const MAX_BYTES: usize = 1 << 20;
 
-/// Time for one attempt, from the name's resolution to the last byte.
+/// Time for one attempt, from the wait for its turn to the last byte.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Attempts at once; hosts with many issuers ask them all when they start.
-const AT_ONCE: usize = 64;
+/// Attempts at once for one namespace; hosts with many issuers ask them all when they start.
+const AT_ONCE: usize = 8;
 
 /// Fetches key sets.
 pub(crate) struct Fetcher {
@@ -29,6 +31,12 @@ pub(crate) struct Fetcher {
     trusted: Client,
     /// Goes where the rules of outbound HTTP let it.
     egress: Arc<Egress>,
+    tenants: Mutex<HashMap<Name, Arc<Tenant>>>,
+}
+
+/// What the issuers of one namespace share, and no other's: those that never answer hold up their neighbours alone.
+struct Tenant {
+    client: GuardedClient,
     slots: Semaphore,
 }
 
@@ -45,8 +53,33 @@ impl Fetcher {
             host,
             trusted,
             egress,
-            slots: Semaphore::new(AT_ONCE),
+            tenants: Mutex::default(),
         })
+    }
+
+    fn tenant(&self, namespace: &Name) -> Arc<Tenant> {
+        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(tenant) = tenants.get(namespace) {
+            return tenant.clone();
+        }
+        // Those that nobody waits for are made again when they are needed: namespaces come and go.
+        tenants.retain(|_, tenant| Arc::strong_count(tenant) > 1);
+        let tenant = Arc::new(Tenant {
+            client: self.egress.client(),
+            slots: Semaphore::new(AT_ONCE),
+        });
+        tenants.insert(namespace.clone(), tenant.clone());
+        tenant
+    }
+
+    async fn get_for(&self, namespace: &Name, url: &str) -> Result<Bytes, FetchError> {
+        let tenant = self.tenant(namespace);
+        let _slot = tenant.slots.acquire().await;
+        if self.host.trusts(url) {
+            return self.get_trusted(url).await;
+        }
+        let fetched = tenant.client.get(url, MAX_BYTES, TIMEOUT).await;
+        fetched.map_err(|error| FetchError(error.to_string()))
     }
 
     async fn get_trusted(&self, url: &str) -> Result<Bytes, FetchError> {
@@ -77,17 +110,16 @@ impl Fetcher {
 #[async_trait]
 impl KeyFetcher for Fetcher {
     async fn fetch(&self, source: &KeySource) -> Result<Bytes, FetchError> {
-        let _slot = self.slots.acquire().await;
         match source {
             KeySource::Operator(place) if !is_url(place) => {
                 let read = tokio::time::timeout(TIMEOUT, read(place)).await;
                 read.unwrap_or_else(|_| Err(FetchError("the file took too long".to_owned())))
             }
             KeySource::Operator(url) => self.get_trusted(url).await,
-            KeySource::Deployer(url) if self.host.trusts(url) => self.get_trusted(url).await,
-            KeySource::Deployer(url) => {
-                let fetched = self.egress.client().get(url, MAX_BYTES, TIMEOUT).await;
-                fetched.map_err(|error| FetchError(error.to_string()))
+            KeySource::Deployer { namespace, url } => {
+                let fetched = tokio::time::timeout(TIMEOUT, self.get_for(namespace, url)).await;
+                fetched
+                    .unwrap_or_else(|_| Err(FetchError("the keys did not come in time".to_owned())))
             }
         }
     }
@@ -167,6 +199,42 @@ mod tests {
         Fetcher::new(host, Egress::new(EgressConfig::default()).unwrap()).unwrap()
     }
 
+    fn deployers(namespace: &str, url: &str) -> KeySource {
+        KeySource::Deployer {
+            namespace: namespace.parse().unwrap(),
+            url: url.to_owned(),
+        }
+    }
+
+    #[tokio::test]
+    async fn issuers_of_one_namespace_that_never_answer_hold_up_no_others() {
+        let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let silent = format!("http://{}", silent.local_addr().unwrap());
+        let answers = server("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}", None).await;
+        let answers = format!("http://{answers}");
+        let fetcher = Arc::new(fetcher(&[silent.clone(), answers.clone()]));
+        let began = Instant::now();
+        let waiting: Vec<_> = (0..10 * AT_ONCE)
+            .map(|_| {
+                let (fetcher, source) = (fetcher.clone(), deployers("a", &silent));
+                tokio::spawn(async move { fetcher.fetch(&source).await.unwrap_err() })
+            })
+            .collect();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        for source in [
+            deployers("b", &format!("{answers}/keys")),
+            KeySource::Operator(answers),
+        ] {
+            assert_eq!(fetcher.fetch(&source).await.unwrap(), "{}");
+        }
+        assert!(began.elapsed() < TIMEOUT / 2, "others had to wait");
+        // Those that wait for their turn do so within their time.
+        for ended in waiting {
+            ended.await.unwrap();
+        }
+        assert!(began.elapsed() < TIMEOUT * 2, "{:?}", began.elapsed());
+    }
+
     #[tokio::test]
     async fn a_deployers_url_reaches_nothing_private() {
         let address = server("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}", None).await;
@@ -182,16 +250,16 @@ mod tests {
             format!("http://127.0.0.1:{port}/"),
             "https://169.254.169.254/latest/meta-data".to_owned(),
         ] {
-            let error = guarded.fetch(&KeySource::Deployer(url.clone())).await;
+            let error = guarded.fetch(&deployers("a", &url)).await;
             assert!(error.is_err(), "{url}");
         }
         // Over plain HTTP nothing is asked at all, wherever it leads.
-        let plain = KeySource::Deployer("http://1.1.1.1/".to_owned());
+        let plain = deployers("a", "http://1.1.1.1/");
         assert!(guarded.fetch(&plain).await.is_err());
         // What the operator allows, and what is the operator's own.
         let url = format!("http://127.0.0.1:{port}/keys");
         let trusting = fetcher(&[format!("http://127.0.0.1:{port}")]);
-        let own = trusting.fetch(&KeySource::Deployer(url.clone())).await;
+        let own = trusting.fetch(&deployers("a", &url)).await;
         assert_eq!(own.unwrap(), "{}");
         let operators = guarded.fetch(&KeySource::Operator(url)).await;
         assert_eq!(operators.unwrap(), "{}");

@@ -12,6 +12,7 @@ mod config;
 mod deployer;
 mod doctor;
 mod factory;
+mod files;
 mod guest;
 mod jwks;
 mod management;

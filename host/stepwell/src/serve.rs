@@ -4,15 +4,20 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{IsTerminal as _, Write as _};
 use std::path::Path;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use axum::Router;
+use axum::body::Body;
+use axum::http::{Request, Response};
+use hyper::body::Incoming;
 use stepwell_api::ApiOptions;
 use stepwell_catalog::{Catalog, CatalogError, Directory};
 use stepwell_core::{Name, Quotas};
 use stepwell_engine::{CompileBy, Engine, EngineConfig};
-use stepwell_http_trigger::{Auth, HttpTrigger, KeyTimes, RouteTable, ServeConfig};
+use stepwell_http_trigger::{Answers, Auth, HttpTrigger, KeyTimes, RouteTable, ServeConfig};
 use stepwell_inference::Models;
 use stepwell_kafka_trigger::KafkaTriggers;
 use stepwell_logging::LogStore;
@@ -22,6 +27,7 @@ use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tower::ServiceExt as _;
 use tracing::{error, info, warn};
 
 use crate::access::Tokens;
@@ -30,6 +36,7 @@ use crate::cli::ServeArgs;
 use crate::config::{Config, Overrides};
 use crate::deployer::{Deployer, OnChange};
 use crate::factory::{Factory, fetch};
+use crate::files;
 use crate::guest;
 use crate::jwks::Fetcher;
 use crate::management::Host;
@@ -37,10 +44,16 @@ use crate::readiness::Health;
 use crate::runtimes::{Runtimes, opened_on};
 use crate::services::{Services, start_models};
 use crate::telemetry::Telemetry;
-use crate::tls::{LiveTls, TlsListener};
+use crate::tls::LiveTls;
 
 /// The command of a compiler's process: the host starts it for each component, and nobody else.
 pub(crate) const COMPILE_WORKER: &str = "compile-worker";
+
+/// Connections of the admin listener at once.
+const ADMIN_CONNECTIONS: usize = 1024;
+
+/// Time for requests of the management API to end when everything else has.
+const ADMIN_GRACE: Duration = Duration::from_secs(2);
 
 /// Runs the host until it is told to stop. The error is what kept it from starting, or what it could not finish.
 pub(crate) fn run(args: ServeArgs) -> Result<()> {
@@ -55,6 +68,7 @@ pub(crate) fn run(args: ServeArgs) -> Result<()> {
     for warning in &config.warnings {
         warn!("configuration: {warning}");
     }
+    files::raise_limit(ServeConfig::default().connections + ADMIN_CONNECTIONS);
     let models = start_models(&config)?;
     let runtimes = Runtimes::start()?;
     let guests = runtimes.data();
@@ -77,7 +91,7 @@ fn describe_metrics() {
     stepwell_vector::describe_metrics();
 }
 
-/// Runs on the control runtime; `guests` is the one that guests are polled on.
+/// Runs a host until the first signal, then lets it stop in order. A second signal stops it at once, whatever it does then.
 async fn serve(
     config: &Config,
     telemetry: &Telemetry,
@@ -86,6 +100,28 @@ async fn serve(
 ) -> Result<()> {
     // From the very first: a host that is told to stop while it starts stops in order too.
     let mut signals = StopSignals::listen()?;
+    let told_to_stop = CancellationToken::new();
+    let mut host = pin!(host(config, telemetry, models, guests, &told_to_stop));
+    tokio::select! {
+        ended = &mut host => return ended,
+        () = signals.next() => {}
+    }
+    info!(grace_period = ?config.grace_period, "stopping: a second signal stops at once");
+    told_to_stop.cancel();
+    tokio::select! {
+        ended = &mut host => ended,
+        () = signals.next() => bail!("stopped at once by a second signal"),
+    }
+}
+
+/// A host from its start to its end. Runs on the control runtime; `guests` is the one that guests are polled on.
+async fn host(
+    config: &Config,
+    telemetry: &Telemetry,
+    models: Models,
+    guests: Handle,
+    told_to_stop: &CancellationToken,
+) -> Result<()> {
     // Sockets and the data directory first: what is taken already is found before anything is done.
     let data = bind(config.listen, "data listener ([server] listen)");
     let data = opened_on(&guests, data).await?;
@@ -159,7 +195,9 @@ async fn serve(
         Arc::new(Fetcher::new(config.jwt.host(), services.egress.clone())?),
         KeyTimes::default(),
     );
-    let http = Arc::new(HttpTrigger::with_auth(dispatcher.clone(), auth));
+    let http = Arc::new(
+        HttpTrigger::with_auth(dispatcher.clone(), auth).with_body_bytes(config.limits.bodies),
+    );
     let kafka = async { KafkaTriggers::start(config.kafka.clone(), Arc::new(dispatcher.clone())) };
     let kafka = Arc::new(opened_on(&guests, kafka).await?);
     let triggers: OnChange = {
@@ -206,9 +244,10 @@ async fn serve(
             stopping: stopping.clone(),
         },
         render_metrics: {
-            let dispatcher = dispatcher.clone();
+            let (dispatcher, http) = (dispatcher.clone(), http.clone());
             Box::new(move || {
                 dispatcher.record_use();
+                http.record_use();
                 metrics.render()
             })
         },
@@ -224,19 +263,18 @@ async fn serve(
         },
     );
     let admin_stop = CancellationToken::new();
-    let told_to_stop = admin_stop.clone().cancelled_owned();
-    let admin_server = match &admin_tls {
-        None => tokio::spawn(
-            axum::serve(admin, api)
-                .with_graceful_shutdown(told_to_stop)
-                .into_future(),
-        ),
-        Some(live) => tokio::spawn(
-            axum::serve(TlsListener::new(admin, live.tls.clone()), api)
-                .with_graceful_shutdown(told_to_stop)
-                .into_future(),
-        ),
-    };
+    let admin_server = tokio::spawn(stepwell_http_trigger::serve(
+        admin,
+        Arc::new(Management(api)),
+        ServeConfig {
+            listener: "admin",
+            connections: ADMIN_CONNECTIONS,
+            grace: ADMIN_GRACE,
+            tls: admin_tls.as_ref().map(|live| live.tls.clone()),
+            ..ServeConfig::default()
+        },
+        admin_stop.clone(),
+    ));
     for live in data_tls.iter().chain(&admin_tls) {
         tokio::spawn(live.clone().follow(stopping.clone()));
     }
@@ -292,28 +330,18 @@ async fn serve(
     // From here on there is time for it.
     let tidy = tokio::spawn(async move { tidy.tidy().await });
 
-    signals.next().await;
+    told_to_stop.cancelled().await;
     tidy.abort();
-    info!(grace_period = ?config.grace_period, "stopping: a second signal stops at once");
     let deadline = Instant::now() + config.grace_period;
     stopping.cancel();
-    let orderly = async {
-        let subscriptions = tokio::task::spawn_blocking(move || kafka.shutdown(deadline));
-        let _ = data_server.await;
-        dispatcher.close();
-        let unfinished = dispatcher.drained(deadline).await;
-        let _ = subscriptions.await;
-        unfinished
-    };
-    let unfinished = tokio::select! {
-        unfinished = orderly => unfinished,
-        () = signals.next() => {
-            bail!("stopped at once by a second signal");
-        }
-    };
+    let subscriptions = tokio::task::spawn_blocking(move || kafka.shutdown(deadline));
+    let _ = data_server.await;
+    dispatcher.close();
+    let unfinished = dispatcher.drained(deadline).await;
+    let _ = subscriptions.await;
     let _ = tokio::join!(follower, quotas, known, upkeep);
     admin_stop.cancel();
-    let _ = tokio::time::timeout(Duration::from_secs(2), admin_server).await;
+    let _ = admin_server.await;
     directory.store_uses().await;
     services.vectors.close().await;
     services.databases.close().await;
@@ -329,6 +357,20 @@ async fn serve(
     }
     info!("stopped: every run has finished");
     Ok(())
+}
+
+/// The management API on its listener.
+struct Management(Router);
+
+impl Answers for Management {
+    type Body = Body;
+
+    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        match self.0.clone().oneshot(request.map(Body::new)).await {
+            Ok(response) => response,
+            Err(never) => match never {},
+        }
+    }
 }
 
 async fn bind(address: std::net::SocketAddr, what: &str) -> Result<TcpListener> {

@@ -11,9 +11,6 @@ use rustls::sign::CertifiedKey;
 use stepwell_api::{Part, State};
 use stepwell_http_trigger::{HandshakeLimits, Tls};
 use time::OffsetDateTime;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
-use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 /// How often the files are looked at.
@@ -21,9 +18,6 @@ const LOOK: Duration = Duration::from_secs(3);
 
 /// Bytes of a certificate's or a key's file.
 const MAX_FILE: u64 = 1 << 20;
-
-/// Connections of the admin listener whose handshake is done and that wait to be served.
-const READY: usize = 64;
 
 /// A certificate and its key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -231,60 +225,6 @@ impl LiveTls {
             },
             reason: reason.map(str::to_owned),
         }
-    }
-}
-
-/// The admin listener over TLS. Handshakes are tasks of their own, so that a slow one keeps nobody waiting.
-pub(crate) struct TlsListener {
-    listener: TcpListener,
-    tls: Arc<Tls>,
-    done: mpsc::Sender<(TlsStream<TcpStream>, std::net::SocketAddr)>,
-    ready: mpsc::Receiver<(TlsStream<TcpStream>, std::net::SocketAddr)>,
-}
-
-impl TlsListener {
-    pub(crate) fn new(listener: TcpListener, tls: Arc<Tls>) -> Self {
-        let (done, ready) = mpsc::channel(READY);
-        Self {
-            listener,
-            tls,
-            done,
-            ready,
-        }
-    }
-}
-
-impl axum::serve::Listener for TlsListener {
-    type Io = TlsStream<TcpStream>;
-    type Addr = std::net::SocketAddr;
-
-    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
-        loop {
-            let accepted = tokio::select! {
-                Some(ready) = self.ready.recv() => return ready,
-                accepted = self.listener.accept() => accepted,
-            };
-            match accepted {
-                Ok((stream, address)) => {
-                    let (tls, done) = (self.tls.clone(), self.done.clone());
-                    tokio::spawn(async move {
-                        if let Some(stream) = tls.accept(stream).await {
-                            // The listener is gone when the host stops.
-                            let _ = done.send((stream, address)).await;
-                        }
-                    });
-                }
-                Err(error) => {
-                    // Mostly too many open files: they are given back by and by.
-                    tracing::warn!(%error, "a connection could not be accepted");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-            }
-        }
-    }
-
-    fn local_addr(&self) -> std::io::Result<Self::Addr> {
-        self.listener.local_addr()
     }
 }
 

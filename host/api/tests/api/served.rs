@@ -234,6 +234,7 @@ async fn the_page_and_all_that_it_loads_come_from_here() {
     let script = String::from_utf8(script.body.to_vec()).unwrap();
     assert!(script.contains("/openapi.json"));
     client.get("/docs/none.js").await.problem(404, "not-found");
+    client.get("/docs/%ff").await.problem(404, "not-found");
     client
         .get("/docs/../Cargo.toml")
         .await

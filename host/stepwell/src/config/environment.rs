@@ -24,6 +24,7 @@ const KEYS: [(&str, &[&str]); 11] = [
     (
         "limits",
         &[
+            "bodies",
             "cache",
             "compile",
             "compile_memory",

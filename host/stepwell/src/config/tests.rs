@@ -313,21 +313,23 @@ fn limits_that_cannot_work_are_refused() {
         ("compile_memory = \"1MiB\"", "16MiB"),
         ("cache = \"1KiB\"", "1MiB"),
         ("loaded_components = 0", "loaded_components"),
+        ("bodies = \"1KiB\"", "1MiB"),
     ] {
         let shown = parse(&format!("[limits]\n{text}\n")).unwrap_err();
         assert!(shown[0].contains(word), "{text}: {shown:?}");
     }
     let limits = parse("[limits]\ncomponent = \"1MiB\"\n").unwrap().limits;
     assert_eq!(limits.uploads, 4 << 20);
-    let text = "[limits]\ncomponent = \"1MiB\"\nuploads = \"2MiB\"\ncompile_memory = \"1GiB\"\ncache = \"2GiB\"\nloaded_components = 7\n";
+    let text = "[limits]\ncomponent = \"1MiB\"\nuploads = \"2MiB\"\ncompile_memory = \"1GiB\"\ncache = \"2GiB\"\nloaded_components = 7\nbodies = \"3MiB\"\n";
     let limits = parse(text).unwrap().limits;
     assert_eq!(
         (
             limits.uploads,
             limits.compile_memory,
             limits.cache,
-            limits.loaded_components
+            limits.loaded_components,
+            limits.bodies
         ),
-        (2 << 20, 1 << 30, 2 << 30, 7)
+        (2 << 20, 1 << 30, 2 << 30, 7, 3 << 20)
     );
 }

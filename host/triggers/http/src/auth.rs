@@ -15,8 +15,8 @@ use crate::keys::{KeyFetcher, KeySource, KeyTimes, Keys};
 use crate::problem::Problem;
 use crate::route::Route;
 
-/// Tells a function who calls; the host alone sets it on routes that ask for a token.
-const SUBJECT: HeaderName = HeaderName::from_static("stepwell-auth-subject");
+/// Tells a function who calls; the host alone sets it.
+pub(crate) const SUBJECT: HeaderName = HeaderName::from_static("stepwell-auth-subject");
 
 /// Bytes of a token.
 const MAX_TOKEN: usize = 8 << 10;
@@ -44,11 +44,14 @@ pub struct Subject {
 #[error("callers cannot be checked at the moment")]
 pub struct Unavailable;
 
+type Verifiers = HashMap<JwtIssuer, Arc<JwtVerifier>>;
+
 /// Checks who calls.
 pub struct Auth {
     tokens: Arc<dyn TokenVerifier>,
     operator: Option<Arc<JwtVerifier>>,
-    own: ArcSwap<HashMap<JwtIssuer, Arc<JwtVerifier>>>,
+    /// Those that deployers name. Each namespace has its own, which it cannot make wait for another's.
+    own: ArcSwap<HashMap<Name, Verifiers>>,
     fetcher: Arc<dyn KeyFetcher>,
     times: KeyTimes,
 }
@@ -76,13 +79,20 @@ impl Auth {
     }
 
     /// Forgets the issuers that no route names any more, and fetches the keys of the others ahead of the first request.
-    pub(crate) fn prepare(&self, issuers: &HashSet<JwtIssuer>) {
+    pub(crate) fn prepare(&self, issuers: &HashMap<Name, HashSet<JwtIssuer>>) {
         self.own.rcu(|own| {
-            let kept = own.iter().filter(|(issuer, _)| issuers.contains(issuer));
-            let kept = kept.map(|(issuer, verifier)| (issuer.clone(), verifier.clone()));
-            kept.collect::<HashMap<_, _>>()
+            let mut own = HashMap::clone(own);
+            own.retain(|namespace, verifiers| {
+                let named = issuers.get(namespace);
+                verifiers.retain(|issuer, _| named.is_some_and(|named| named.contains(issuer)));
+                !verifiers.is_empty()
+            });
+            own
         });
-        let own = issuers.iter().map(|issuer| self.own(issuer));
+        let own = issuers
+            .iter()
+            .flat_map(|(namespace, named)| named.iter().map(move |issuer| (namespace, issuer)))
+            .map(|(namespace, issuer)| self.own(namespace, issuer));
         for verifier in own.chain(self.operator.clone()) {
             if verifier.keys.usable().is_none() {
                 verifier.keys.refresh();
@@ -90,19 +100,26 @@ impl Auth {
         }
     }
 
-    fn own(&self, issuer: &JwtIssuer) -> Arc<JwtVerifier> {
-        if let Some(verifier) = self.own.load().get(issuer) {
-            return verifier.clone();
+    fn own(&self, namespace: &Name, issuer: &JwtIssuer) -> Arc<JwtVerifier> {
+        let known = |own: &HashMap<Name, Verifiers>| own.get(namespace)?.get(issuer).cloned();
+        if let Some(verifier) = known(&self.own.load()) {
+            return verifier;
         }
-        let source = KeySource::Deployer(issuer.jwks.clone());
+        let source = KeySource::Deployer {
+            namespace: namespace.clone(),
+            url: issuer.jwks.clone(),
+        };
         let keys = Keys::new(source, self.fetcher.clone(), self.times);
         let new = Arc::new(JwtVerifier::new(issuer, keys));
         self.own.rcu(|own| {
             let mut own = HashMap::clone(own);
-            own.entry(issuer.clone()).or_insert_with(|| new.clone());
+            let verifiers = own.entry(namespace.clone()).or_default();
+            verifiers
+                .entry(issuer.clone())
+                .or_insert_with(|| new.clone());
             own
         });
-        self.own.load().get(issuer).cloned().unwrap_or(new)
+        known(&self.own.load()).unwrap_or(new)
     }
 
     async fn check(
@@ -121,7 +138,7 @@ impl Auth {
                 };
             }
             HttpAuth::Jwt => self.operator.clone().ok_or(Unavailable)?,
-            HttpAuth::OwnJwt(issuer) => self.own(issuer),
+            HttpAuth::OwnJwt(issuer) => self.own(namespace, issuer),
         };
         match verifier.verify(token).await? {
             Verdict::Good(subject) => Ok(subject),
@@ -178,6 +195,8 @@ pub(crate) async fn caller(
     route: &Route,
     headers: &mut HeaderMap,
 ) -> Result<Option<Arc<str>>, Problem> {
+    // On a route that asks for nothing too: a function that has several must not mistake a caller's words for the host's.
+    headers.remove(SUBJECT);
     if route.auth == HttpAuth::None {
         return Ok(None);
     }
@@ -199,7 +218,6 @@ pub(crate) async fn caller(
         Problem::Refused(refusal)
     })?;
     headers.remove(AUTHORIZATION);
-    headers.remove(SUBJECT);
     let shown = subject.as_deref().map(str::as_bytes);
     if let Some(Ok(value)) = shown.map(HeaderValue::from_bytes) {
         headers.insert(SUBJECT, value);

@@ -12,6 +12,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::{BodyExt as _, Empty, Full};
 use stepwell_pipeline::Body;
 
+use crate::bodies::{Room, SMALL};
 use crate::problem::Problem;
 
 /// What is read, and for how long, of a body that nobody wants.
@@ -32,12 +33,14 @@ pub(crate) fn empty() -> Body {
     Empty::new().map_err(|never| match never {}).boxed_unsync()
 }
 
-/// Reads a whole body. The limit holds while it is read, whatever was announced: nothing larger is ever in memory.
+/// Reads a whole body. The limit holds while it is read, whatever was announced: nothing larger is ever in memory. One that does
+/// not come at once needs room among all that are read, and holds it for as long as its bytes are there.
 pub(crate) async fn read<B>(
     headers: &HeaderMap,
     body: B,
     limit: u64,
     timeout: Duration,
+    room: Room<'_>,
 ) -> Result<Bytes, Problem>
 where
     B: HttpBody<Data = Bytes>,
@@ -50,20 +53,21 @@ where
         return Err(Problem::TooLarge { limit });
     }
     let mut body = pin!(body);
-    let read = tokio::time::timeout(timeout, collect(body.as_mut(), limit)).await;
+    let read = tokio::time::timeout(timeout, collect(body.as_mut(), limit, room)).await;
     let result = read.unwrap_or(Err(Problem::TooSlow));
-    if matches!(result, Err(Problem::TooLarge { .. })) {
+    if matches!(result, Err(Problem::TooLarge { .. } | Problem::NoRoom)) {
         drain(body).await;
     }
     result
 }
 
-async fn collect<B>(mut body: Pin<&mut B>, limit: u64) -> Result<Bytes, Problem>
+async fn collect<B>(mut body: Pin<&mut B>, limit: u64, room: Room<'_>) -> Result<Bytes, Problem>
 where
     B: HttpBody<Data = Bytes>,
 {
     let mut first = Bytes::new();
     let mut all = BytesMut::new();
+    let mut held = None;
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|_| Problem::BrokenBody)?;
         let Ok(data) = frame.into_data() else {
@@ -72,6 +76,11 @@ where
         if (first.len() + all.len()) as u64 + data.len() as u64 > limit {
             return Err(Problem::TooLarge { limit });
         }
+        if held.is_none() && data.len() <= SMALL && body.is_end_stream() {
+            return Ok(data);
+        }
+        let held = held.get_or_insert_with(|| room.hold());
+        held.take(data.len() as u64)?;
         // Most bodies are one frame, which is passed on without a copy.
         if all.is_empty() && first.is_empty() {
             first = data;
@@ -80,7 +89,11 @@ where
             all.extend_from_slice(&data);
         }
     }
-    Ok(if all.is_empty() { first } else { all.freeze() })
+    let whole = if all.is_empty() { first } else { all.freeze() };
+    Ok(match held {
+        Some(held) => held.keep(whole),
+        None => whole,
+    })
 }
 
 /// Throws away a body that is not wanted, within reason. A connection that is closed while the client still sends is reset, and
@@ -201,9 +214,12 @@ where
 
 #[cfg(test)]
 mod tests {
+    use futures::StreamExt as _;
     use http_body_util::StreamBody;
+    use stepwell_core::Name;
 
     use super::*;
+    use crate::bodies::Bodies;
 
     const LONG: Duration = Duration::from_secs(60);
 
@@ -216,28 +232,37 @@ mod tests {
         StreamBody::new(futures::stream::iter(frames))
     }
 
+    async fn read_within<B>(
+        body: B,
+        limit: u64,
+        timeout: Duration,
+        bodies: &Arc<Bodies>,
+    ) -> Result<Bytes, Problem>
+    where
+        B: HttpBody<Data = Bytes>,
+    {
+        let namespace = &Name::default_namespace();
+        let room = Room { bodies, namespace };
+        read(&HeaderMap::new(), body, limit, timeout, room).await
+    }
+
+    async fn read_all<B>(body: B, limit: u64) -> Result<Bytes, Problem>
+    where
+        B: HttpBody<Data = Bytes>,
+    {
+        read_within(body, limit, LONG, &Bodies::new(100)).await
+    }
+
     #[tokio::test]
     async fn bodies_are_read_up_to_the_limit() {
+        assert_eq!(read_all(chunks(&[]), 0).await.unwrap(), "");
+        assert_eq!(read_all(chunks(&["abc"]), 3).await.unwrap(), "abc");
         assert_eq!(
-            read(&HeaderMap::new(), chunks(&[]), 0, LONG).await.unwrap(),
-            ""
-        );
-        assert_eq!(
-            read(&HeaderMap::new(), chunks(&["abc"]), 3, LONG)
-                .await
-                .unwrap(),
-            "abc"
-        );
-        assert_eq!(
-            read(&HeaderMap::new(), chunks(&["", "a", "", "bc"]), 3, LONG)
-                .await
-                .unwrap(),
+            read_all(chunks(&["", "a", "", "bc"]), 3).await.unwrap(),
             "abc"
         );
         for too_long in [chunks(&["abcd"]), chunks(&["ab", "cd"])] {
-            let error = read(&HeaderMap::new(), too_long, 3, LONG)
-                .await
-                .unwrap_err();
+            let error = read_all(too_long, 3).await.unwrap_err();
             assert!(matches!(error, Problem::TooLarge { limit: 3 }));
         }
     }
@@ -245,8 +270,53 @@ mod tests {
     #[tokio::test]
     async fn a_body_that_never_ends_is_given_up() {
         let stalled = StreamBody::new(futures::stream::pending::<Result<Frame<Bytes>, BoxError>>());
-        let read = read(&HeaderMap::new(), stalled, 3, Duration::from_millis(10)).await;
+        let bodies = Bodies::new(100);
+        let read = read_within(stalled, 3, Duration::from_millis(10), &bodies).await;
         assert!(matches!(read, Err(Problem::TooSlow)));
+    }
+
+    #[tokio::test]
+    async fn room_is_given_back_however_a_body_ends() {
+        let bodies = Bodies::new(5);
+        let begun = || {
+            let some = Frame::data(Bytes::from_static(b"abc"));
+            futures::stream::iter([Ok::<_, BoxError>(some)])
+        };
+        let soon = Duration::from_millis(10);
+        let stalled = || StreamBody::new(begun().chain(futures::stream::pending()));
+        assert!(matches!(
+            read_within(stalled(), 100, soon, &bodies).await,
+            Err(Problem::TooSlow)
+        ));
+        assert_eq!(bodies.taken(), 0);
+        let broken = begun().chain(futures::stream::iter([Err("gone".into())]));
+        let broken = read_within(StreamBody::new(broken), 100, LONG, &bodies).await;
+        assert!(matches!(broken, Err(Problem::BrokenBody)));
+        assert_eq!(bodies.taken(), 0);
+        let too_long = read_within(chunks(&["abc", "d"]), 3, LONG, &bodies).await;
+        assert!(matches!(too_long, Err(Problem::TooLarge { limit: 3 })));
+        assert_eq!(bodies.taken(), 0);
+        // As long as its sender is waited for, and as long as its bytes are there.
+        let waits = read_within(stalled(), 100, LONG, &bodies);
+        let mut waits = Box::pin(waits);
+        assert!(futures::poll!(waits.as_mut()).is_pending());
+        assert_eq!(bodies.taken(), 3);
+        let refused = read_within(chunks(&["abc", "d"]), 100, LONG, &bodies).await;
+        assert!(matches!(refused, Err(Problem::NoRoom)));
+        assert_eq!(bodies.taken(), 3);
+        drop(waits);
+        assert_eq!(bodies.taken(), 0);
+        let whole = read_within(chunks(&["abc", "de"]), 100, LONG, &bodies).await;
+        assert_eq!(
+            (whole.as_deref().unwrap(), bodies.taken()),
+            (&b"abcde"[..], 5)
+        );
+        // What comes at once needs no room.
+        let at_once = Full::new(Bytes::from_static(b"f"));
+        let at_once = read_within(at_once, 100, LONG, &bodies).await;
+        assert_eq!(at_once.unwrap(), "f");
+        drop(whole);
+        assert_eq!(bodies.taken(), 0);
     }
 
     #[tokio::test]

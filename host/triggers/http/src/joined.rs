@@ -1,26 +1,82 @@
+use std::future::Future as _;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Sleep;
+
+use crate::serve::given_up;
 
 /// Bytes that are copied sooner than described to the kernel piece by piece.
 const SMALL: usize = 8 << 10;
 
-/// A stream on which a response's head and its short body go out as one piece.
+/// A stream on which a response's head and its short body go out as one piece, and whose client must take what it is sent.
 pub(crate) struct Joined<S> {
     inner: TokioIo<S>,
     pieces: Vec<u8>,
+    stall: Stall,
 }
 
 impl<S> Joined<S> {
-    pub(crate) fn new(stream: S) -> Self {
+    pub(crate) fn new(stream: S, stall: Stall) -> Self {
         Self {
             inner: TokioIo::new(stream),
             pieces: Vec::new(),
+            stall,
         }
+    }
+}
+
+/// How long nothing of what is written has gone out. There is no timer before a write had to wait, and one for the connection's
+/// life from then on: it is set again when it rings too early.
+pub(crate) struct Stall {
+    patience: Duration,
+    listener: &'static str,
+    /// When the write under way has waited for too long.
+    deadline: Option<Instant>,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Stall {
+    pub(crate) fn new(patience: Duration, listener: &'static str) -> Self {
+        Self {
+            patience,
+            listener,
+            deadline: None,
+            timer: None,
+        }
+    }
+
+    /// Looks at how a write went; one that waits for too long is an error.
+    fn watch<T>(
+        &mut self,
+        context: &mut Context<'_>,
+        written: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.deadline = None;
+            return written;
+        }
+        let patience = self.patience;
+        let deadline = *self
+            .deadline
+            .get_or_insert_with(|| Instant::now() + patience);
+        let timer = self
+            .timer
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline.into())));
+        while timer.as_mut().poll(context).is_ready() {
+            if deadline <= Instant::now() {
+                given_up(self.listener, "stalled");
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+            // It was set for an earlier write.
+            timer.as_mut().reset(deadline.into());
+        }
+        Poll::Pending
     }
 }
 
@@ -40,15 +96,18 @@ impl<S: AsyncWrite + Unpin> Write for Joined<S> {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(context, bytes)
+        let written = Pin::new(&mut self.inner).poll_write(context, bytes);
+        self.stall.watch(context, written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(context)
+        let written = Pin::new(&mut self.inner).poll_flush(context);
+        self.stall.watch(context, written)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(context)
+        let written = Pin::new(&mut self.inner).poll_shutdown(context);
+        self.stall.watch(context, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -63,13 +122,15 @@ impl<S: AsyncWrite + Unpin> Write for Joined<S> {
         let this = &mut *self;
         let length: usize = pieces.iter().map(|piece| piece.len()).sum();
         if pieces.len() < 2 || length > SMALL {
-            return Pin::new(&mut this.inner).poll_write_vectored(context, pieces);
+            let written = Pin::new(&mut this.inner).poll_write_vectored(context, pieces);
+            return this.stall.watch(context, written);
         }
         this.pieces.clear();
         pieces
             .iter()
             .for_each(|piece| this.pieces.extend_from_slice(piece));
-        Pin::new(&mut this.inner).poll_write(context, &this.pieces)
+        let written = Pin::new(&mut this.inner).poll_write(context, &this.pieces);
+        this.stall.watch(context, written)
     }
 }
 
@@ -91,7 +152,7 @@ mod tests {
             let mut rest = sent.clone();
             let lengths = lengths.to_vec();
             let writer = tokio::spawn(async move {
-                let mut near = Joined::new(near);
+                let mut near = Joined::new(near, Stall::new(Duration::from_secs(60), "data"));
                 while !rest.is_empty() {
                     let mut left = &rest[..];
                     let mut pieces = Vec::new();
@@ -113,5 +174,29 @@ mod tests {
             writer.await.unwrap();
             assert!(received == sent, "{} bytes came", received.len());
         }
+    }
+
+    #[tokio::test]
+    async fn who_takes_nothing_is_given_up_and_who_takes_little_is_not() {
+        let patience = Duration::from_millis(100);
+        let (near, mut far) = tokio::io::duplex(100);
+        let mut near = Joined::new(near, Stall::new(patience, "data"));
+        let writer = tokio::spawn(async move {
+            loop {
+                let wrote = poll_fn(|context| Pin::new(&mut near).poll_write(context, &[0; 100]));
+                if let Err(error) = wrote.await {
+                    return error.kind();
+                }
+            }
+        });
+        let began = Instant::now();
+        while began.elapsed() < 4 * patience {
+            let mut some = [0; 10];
+            far.read_exact(&mut some).await.unwrap();
+            tokio::time::sleep(patience / 10).await;
+        }
+        assert!(!writer.is_finished());
+        let ended = tokio::time::timeout(Duration::from_secs(10), writer).await;
+        assert_eq!(ended.unwrap().unwrap(), io::ErrorKind::TimedOut);
     }
 }

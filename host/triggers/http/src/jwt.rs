@@ -116,6 +116,8 @@ impl JwtVerifier {
 
     fn remembered(&self, hash: &[u8; 32]) -> Option<Option<Arc<str>>> {
         let keys = self.keys.usable()?;
+        // Tokens that are remembered must not keep withdrawn keys in use until they are stale.
+        self.keys.renew(&keys);
         let good = self.lock();
         let known = good.get(hash)?;
         // A key that was withdrawn vouches for nothing any more.

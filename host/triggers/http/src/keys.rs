@@ -9,6 +9,7 @@ use bytes::Bytes;
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey};
 use serde::Deserialize;
+use stepwell_core::Name;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
@@ -25,8 +26,13 @@ const RSA_BYTES: std::ops::RangeInclusive<usize> = 256..=512;
 pub enum KeySource {
     /// The operator, who is trusted: a URL or a file.
     Operator(String),
-    /// A deployer, who is not trusted beyond the namespace: a URL, which may lead anywhere.
-    Deployer(String),
+    /// A deployer, who is not trusted beyond the namespace.
+    Deployer {
+        /// Whose issuer it is.
+        namespace: Name,
+        /// It may lead anywhere.
+        url: String,
+    },
 }
 
 /// Gets key sets from where they are; the composition root knows how, and what a deployer's URL must not reach.
@@ -130,9 +136,7 @@ impl Keys {
         algorithm: Algorithm,
     ) -> Result<(Found, Arc<KeySet>), Unavailable> {
         if let Some(set) = self.usable() {
-            if set.fetched.elapsed() > self.times.fresh {
-                self.refresh();
-            }
+            self.renew(&set);
             match set.find(id, algorithm) {
                 Found::Unknown => {}
                 found => return Ok((found, set)),
@@ -149,6 +153,13 @@ impl Keys {
     pub(crate) fn usable(&self) -> Option<Arc<KeySet>> {
         let set = self.current.load_full()?;
         (set.fetched.elapsed() <= self.times.stale).then_some(set)
+    }
+
+    /// Starts to fetch the keys anew where these are no longer fresh.
+    pub(crate) fn renew(self: &Arc<Self>, set: &KeySet) {
+        if set.fetched.elapsed() > self.times.fresh {
+            self.refresh();
+        }
     }
 
     /// Starts to fetch the keys; none when it was just tried. The receiver changes when the attempt is over.
@@ -180,7 +191,7 @@ impl Keys {
                 "ok"
             }
             Err(error) => {
-                let (KeySource::Operator(at) | KeySource::Deployer(at)) = &self.source;
+                let (KeySource::Operator(at) | KeySource::Deployer { url: at, .. }) = &self.source;
                 tracing::warn!(jwks = at, %error, "the keys of an issuer of tokens cannot be had");
                 "failed"
             }

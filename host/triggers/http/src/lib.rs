@@ -5,6 +5,7 @@
 //! stop one that is half done. A `GET` route answers `HEAD` too, as in most frameworks; `OPTIONS` needs a route of its own.
 
 mod auth;
+mod bodies;
 mod body;
 mod event;
 mod joined;
@@ -25,7 +26,7 @@ pub use auth::{Auth, Subject, TokenVerifier, Unavailable};
 pub use keys::{FetchError, KeyFetcher, KeySource, KeyTimes, usable_keys};
 pub use problem::RUN_ID;
 pub use route::RouteTable;
-pub use serve::{ServeConfig, serve};
+pub use serve::{Answers, ServeConfig, serve};
 pub use telemetry::describe_metrics;
 pub use tls::{HandshakeLimits, Tls};
 pub use trigger::HttpTrigger;

@@ -27,6 +27,8 @@ pub(crate) enum Problem {
     TooLarge { limit: u64 },
     #[error("the request's body did not arrive in time")]
     TooSlow,
+    #[error("the host is busy: it holds as much of requests' bodies as it can")]
+    NoRoom,
     #[error("the request's body broke off")]
     BrokenBody,
     #[error("{0}")]
@@ -50,7 +52,8 @@ impl Problem {
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::TooSlow => StatusCode::REQUEST_TIMEOUT,
             Self::BrokenBody | Self::Malformed(_) => StatusCode::BAD_REQUEST,
-            Self::NotAdmitted(NotAdmitted::Busy { .. } | NotAdmitted::Quota { .. }) => {
+            Self::NoRoom
+            | Self::NotAdmitted(NotAdmitted::Busy { .. } | NotAdmitted::Quota { .. }) => {
                 StatusCode::TOO_MANY_REQUESTS
             }
             Self::NotAdmitted(NotAdmitted::ShuttingDown) => StatusCode::SERVICE_UNAVAILABLE,
@@ -77,7 +80,7 @@ impl Problem {
             Self::TooSlow => "too-slow",
             Self::BrokenBody => "broken-body",
             Self::Malformed(_) => "malformed",
-            Self::NotAdmitted(NotAdmitted::Busy { .. }) => "busy",
+            Self::NoRoom | Self::NotAdmitted(NotAdmitted::Busy { .. }) => "busy",
             Self::NotAdmitted(NotAdmitted::Quota { .. }) => "quota",
             Self::NotAdmitted(NotAdmitted::ShuttingDown) => "shutting-down",
             // Which limit or trap it was is for the pipeline's owner.
@@ -120,6 +123,9 @@ impl Problem {
                 if let Some(challenge) = refusal.challenge() {
                     headers.insert(WWW_AUTHENTICATE, challenge);
                 }
+            }
+            Self::NoRoom => {
+                headers.insert(RETRY_AFTER, HeaderValue::from(1));
             }
             Self::NotAdmitted(
                 NotAdmitted::Busy { retry_after } | NotAdmitted::Quota { retry_after, .. },

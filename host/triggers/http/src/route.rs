@@ -27,8 +27,9 @@ const RESERVED: [&[&str]; 8] = [
 #[derive(Default)]
 pub struct RouteTable {
     root: Node,
-    /// Whose JSON Web Tokens the routes take.
-    issuers: HashSet<JwtIssuer>,
+    /// Whose JSON Web Tokens the routes of a namespace take.
+    issuers: HashMap<Name, HashSet<JwtIssuer>>,
+    namespaces: HashSet<Name>,
 }
 
 /// One trigger of one revision.
@@ -79,6 +80,9 @@ impl RouteTable {
         deployments.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
         let mut table = Self::default();
         for deployment in deployments {
+            if !table.namespaces.contains(&deployment.namespace) {
+                table.namespaces.insert(deployment.namespace.clone());
+            }
             for trigger in &deployment.triggers {
                 if let TriggerSpec::Http(spec) = trigger {
                     table.insert(deployment, spec);
@@ -102,7 +106,8 @@ impl RouteTable {
             return;
         };
         if let HttpAuth::OwnJwt(issuer) = &spec.auth {
-            self.issuers.insert(issuer.clone());
+            let issuers = self.issuers.entry(namespace.clone()).or_default();
+            issuers.insert(issuer.clone());
         }
         let pattern = format!("{prefix}{}", spec.path);
         let mut params = Vec::new();
@@ -155,8 +160,13 @@ impl RouteTable {
         }
     }
 
-    pub(crate) fn issuers(&self) -> &HashSet<JwtIssuer> {
+    pub(crate) fn issuers(&self) -> &HashMap<Name, HashSet<JwtIssuer>> {
         &self.issuers
+    }
+
+    /// Of the deployments, whether or not they have a route.
+    pub(crate) fn namespaces(&self) -> &HashSet<Name> {
+        &self.namespaces
     }
 
     pub(crate) fn find(&self, method: &Method, path: &str) -> Found {

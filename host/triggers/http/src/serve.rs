@@ -1,21 +1,27 @@
 use std::convert::Infallible;
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::header::HOST;
 use http::uri::{Authority, Scheme};
+use http::{Request, Response};
+use http_body::Body as HttpBody;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
+use stepwell_pipeline::Body;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::joined::Joined;
+use crate::body::BoxError;
+use crate::joined::{Joined, Stall};
 use crate::quiet::quietly;
 use crate::timer::HeadTimer;
 use crate::tls::Tls;
@@ -27,13 +33,38 @@ const FIRST_REQUEST: Duration = Duration::from_secs(1);
 /// Connections that may wait to be accepted when the host stops: what the kernel queues for us.
 const BACKLOG: usize = 1024;
 
-/// What the data listener puts up with.
+/// Answers the requests of a listener.
+pub trait Answers: Send + Sync + 'static {
+    /// The body of its responses.
+    type Body: HttpBody<Data = Bytes, Error: Into<BoxError>> + Send + 'static;
+
+    /// Answers one request.
+    fn answer(
+        &self,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Response<Self::Body>> + Send;
+}
+
+impl Answers for HttpTrigger {
+    type Body = Body;
+
+    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        self.handle(request).await
+    }
+}
+
+/// What a listener puts up with.
 #[derive(Clone, Debug)]
 pub struct ServeConfig {
+    /// `data` or `admin`, for metrics and the log.
+    pub listener: &'static str,
     /// Connections at once; more of them wait to be accepted.
     pub connections: usize,
-    /// Time for a request's head to arrive, from the end of the request before it: also how long a connection may be idle.
+    /// Time for a request's head to arrive, from the end of the request before it: also how long a connection may be idle. The
+    /// first one's is counted from the connection on, whichever protocol it turns out to speak.
     pub header_timeout: Duration,
+    /// How long a client may take nothing of what it is sent.
+    pub write_timeout: Duration,
     /// Headers of one request.
     pub headers: usize,
     /// Bytes of all headers of one request.
@@ -47,8 +78,10 @@ pub struct ServeConfig {
 impl Default for ServeConfig {
     fn default() -> Self {
         Self {
+            listener: "data",
             connections: 10_000,
             header_timeout: Duration::from_secs(30),
+            write_timeout: Duration::from_secs(60),
             headers: 100,
             header_bytes: 64 << 10,
             grace: Duration::from_secs(25),
@@ -59,9 +92,9 @@ impl Default for ServeConfig {
 
 /// Serves a listener until `shutdown`, then lets every request that was begun be answered within the grace period. When this
 /// returns, no connection is open.
-pub async fn serve(
+pub async fn serve<A: Answers>(
     listener: TcpListener,
-    trigger: Arc<HttpTrigger>,
+    answers: Arc<A>,
     config: ServeConfig,
     shutdown: CancellationToken,
 ) {
@@ -72,14 +105,15 @@ pub async fn serve(
     let slots = Arc::new(Semaphore::new(config.connections));
     let builder = builder(&config);
     let take = |(stream, slot): Accepted| {
-        let connection = connection(
-            stream,
-            config.tls.clone(),
-            trigger.clone(),
-            builder.clone(),
-            shutdown.clone(),
-            slot,
-        );
+        let speaker = Speaker {
+            answers: answers.clone(),
+            builder: builder.clone(),
+            shutdown: shutdown.clone(),
+            listener: config.listener,
+            header_timeout: config.header_timeout,
+            write_timeout: config.write_timeout,
+        };
+        let connection = connection(stream, config.tls.clone(), speaker, slot);
         let abort = abort.clone();
         connections.spawn(async move {
             tokio::select! {
@@ -111,6 +145,7 @@ pub async fn serve(
     {
         tracing::warn!(
             connections = connections.len(),
+            listener = config.listener,
             "connections were still open at the end of the grace period"
         );
         abort.cancel();
@@ -151,24 +186,32 @@ fn builder(config: &ServeConfig) -> Builder<TokioExecutor> {
     builder
 }
 
-async fn connection(
-    stream: TcpStream,
-    tls: Option<Arc<Tls>>,
-    trigger: Arc<HttpTrigger>,
+/// What a connection is served with.
+struct Speaker<A> {
+    answers: Arc<A>,
     builder: Builder<TokioExecutor>,
     shutdown: CancellationToken,
+    listener: &'static str,
+    header_timeout: Duration,
+    write_timeout: Duration,
+}
+
+async fn connection<A: Answers>(
+    stream: TcpStream,
+    tls: Option<Arc<Tls>>,
+    speaker: Speaker<A>,
     _slot: Option<OwnedSemaphorePermit>,
 ) {
-    let _open = Open::new();
+    let _open = Open::new(speaker.listener);
     // Without it, a streamed response waits for the client's delayed acknowledgements.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY could not be set");
     }
     let Some(tls) = tls else {
-        return speak(stream, false, trigger, builder, shutdown).await;
+        return speak(stream, false, speaker).await;
     };
     let told_to_stop = async {
-        shutdown.cancelled().await;
+        speaker.shutdown.cancelled().await;
         tokio::time::sleep(FIRST_REQUEST).await;
     };
     let stream = tokio::select! {
@@ -176,41 +219,53 @@ async fn connection(
         () = told_to_stop => None,
     };
     if let Some(stream) = stream {
-        speak(stream, true, trigger, builder, shutdown).await;
+        speak(stream, true, speaker).await;
     }
 }
 
 /// HTTP, until the connection ends.
-async fn speak<S>(
-    stream: S,
-    secure: bool,
-    trigger: Arc<HttpTrigger>,
-    mut builder: Builder<TokioExecutor>,
-    shutdown: CancellationToken,
-) where
+async fn speak<S, A>(stream: S, secure: bool, speaker: Speaker<A>)
+where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    A: Answers,
 {
+    let Speaker {
+        answers,
+        mut builder,
+        shutdown,
+        listener,
+        header_timeout,
+        write_timeout,
+    } = speaker;
     builder.http1().timer(HeadTimer::default());
     // Requests count on this connection's own, not on the one that every thread writes to.
-    let trigger = Arc::new(trigger);
+    let answers = Arc::new(answers);
     let (begun, first) = (AtomicBool::new(false), Notify::new());
-    let service = service_fn(|mut request: http::Request<Incoming>| {
+    let service = service_fn(|mut request: Request<Incoming>| {
         if secure {
             say_https(&mut request);
         }
         if !begun.load(Ordering::Relaxed) && !begun.swap(true, Ordering::Relaxed) {
             first.notify_one();
         }
-        let trigger = trigger.clone();
-        async move { Ok::<_, Infallible>(trigger.handle(request).await) }
+        let answers = answers.clone();
+        async move { Ok::<_, Infallible>(answers.answer(request).await) }
     });
-    let connection = builder.serve_connection(Joined::new(stream), service);
+    let stream = Joined::new(stream, Stall::new(write_timeout, listener));
+    let connection = builder.serve_connection(stream, service);
     let mut connection = std::pin::pin!(connection);
     let stop = quietly(async {
         shutdown.cancelled().await;
         // On a connection that was only just made, a request is on its way.
         if !begun.load(Ordering::Relaxed) {
             let _ = tokio::time::timeout(FIRST_REQUEST, first.notified()).await;
+        }
+    });
+    // What reads the first bytes to tell the protocols apart has no timer, nor has HTTP/2 for its first request.
+    let silent = quietly(async {
+        tokio::time::sleep(header_timeout).await;
+        if begun.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
         }
     });
     let ended = tokio::select! {
@@ -220,14 +275,21 @@ async fn speak<S>(
             connection.as_mut().graceful_shutdown();
             connection.await
         }
+        () = silent => return given_up(listener, "silent"),
     };
     if let Err(error) = ended {
         tracing::debug!(error, "a connection ended early");
     }
 }
 
+/// Counts a connection that is closed for what its client does not do.
+pub(crate) fn given_up(listener: &'static str, reason: &'static str) {
+    metrics::counter!("stepwell_connections_given_up_total", "listener" => listener, "reason" => reason)
+        .increment(1);
+}
+
 /// HTTP/1.1 does not say in a request whether it came over TLS, and functions want to know.
-fn say_https<B>(request: &mut http::Request<B>) {
+fn say_https<B>(request: &mut Request<B>) {
     let authority = request.uri().authority().cloned().or_else(|| {
         let host = request.headers().get(HOST)?;
         Authority::try_from(host.as_bytes()).ok()
@@ -247,8 +309,11 @@ fn say_https<B>(request: &mut http::Request<B>) {
 struct Open(metrics::Gauge);
 
 impl Open {
-    fn new() -> Self {
-        let gauge = metrics::gauge!("stepwell_http_connections");
+    fn new(listener: &'static str) -> Self {
+        let gauge = match listener {
+            "admin" => metrics::gauge!("stepwell_api_connections"),
+            _ => metrics::gauge!("stepwell_http_connections"),
+        };
         gauge.increment(1);
         Self(gauge)
     }

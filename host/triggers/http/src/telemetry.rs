@@ -22,6 +22,19 @@ pub fn describe_metrics() {
         "stepwell_http_connections",
         "open connections of the data listener"
     );
+    metrics::describe_gauge!(
+        "stepwell_http_body_bytes",
+        Unit::Bytes,
+        "bytes of requests' bodies that pipelines of steps hold, or wait for the rest of"
+    );
+    metrics::describe_gauge!(
+        "stepwell_api_connections",
+        "open connections of the admin listener"
+    );
+    metrics::describe_counter!(
+        "stepwell_connections_given_up_total",
+        "connections that were closed because their client said nothing or took nothing, by listener and reason"
+    );
     metrics::describe_counter!(
         "stepwell_http_auth_refusals_total",
         "HTTP requests that were refused for who calls, by pipeline and reason"

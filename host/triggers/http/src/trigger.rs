@@ -15,6 +15,7 @@ use stepwell_pipeline::{
 };
 
 use crate::auth::{self, Auth};
+use crate::bodies::{self, Bodies, Room};
 use crate::body::{self, BoxError, Limited, Progress};
 use crate::problem::{Problem, with_run_id};
 use crate::route::{Found, RouteTable};
@@ -33,6 +34,7 @@ pub struct HttpTrigger {
     dispatcher: Dispatcher,
     auth: Option<Auth>,
     routes: ArcSwap<RouteTable>,
+    bodies: Arc<Bodies>,
     unrouted: RouteMetrics,
 }
 
@@ -56,6 +58,7 @@ impl HttpTrigger {
             dispatcher,
             auth: None,
             routes: ArcSwap::default(),
+            bodies: Bodies::new(bodies::DEFAULT),
             unrouted: RouteMetrics::new("", "", ""),
         }
     }
@@ -68,11 +71,25 @@ impl HttpTrigger {
         }
     }
 
+    /// The same with room for this many bytes of requests' bodies, which pipelines of steps are given as a whole.
+    pub fn with_body_bytes(self, bytes: u64) -> Self {
+        Self {
+            bodies: Bodies::new(bytes),
+            ..self
+        }
+    }
+
+    /// Sets the gauges of what is used; called before metrics are rendered.
+    pub fn record_use(&self) {
+        metrics::gauge!("stepwell_http_body_bytes").set(self.bodies.taken() as f64);
+    }
+
     /// Replaces every route; requests that have found theirs keep it.
     pub fn set_routes(&self, routes: RouteTable) {
         if let Some(auth) = &self.auth {
             auth.prepare(routes.issuers());
         }
+        self.bodies.set_namespaces(routes.namespaces());
         self.routes.store(Arc::new(routes));
     }
 
@@ -195,7 +212,11 @@ impl HttpTrigger {
             extensions.push(("httpauthsubject".to_owned(), caller.to_string()));
         }
         let headers = parts.headers;
-        let body = body::read(&headers, body, intake.max_body, BODY_TIMEOUT).await?;
+        let room = Room {
+            bodies: &self.bodies,
+            namespace: &intake.deployment.namespace,
+        };
+        let body = body::read(&headers, body, intake.max_body, BODY_TIMEOUT, room).await?;
         let incoming = event::from_request(&headers, body, intake.run, &intake.deployment)
             .map_err(|error| Problem::Malformed(error.to_string()))?;
         let mut event = incoming.event;
@@ -280,7 +301,7 @@ fn extensions(
 /// Makes a request to the API look like one to the pipeline's own route.
 fn hide_api<B>(request: &mut Request<B>, spec: Option<&HttpTriggerSpec>) {
     let headers: &mut HeaderMap = request.headers_mut();
-    for credential in [AUTHORIZATION, PROXY_AUTHORIZATION, COOKIE] {
+    for credential in [AUTHORIZATION, PROXY_AUTHORIZATION, COOKIE, auth::SUBJECT] {
         headers.remove(credential);
     }
     headers.insert(HOST, HeaderValue::from_static("localhost"));

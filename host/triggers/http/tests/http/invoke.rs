@@ -67,11 +67,18 @@ async fn a_function_sees_nothing_of_the_api() {
         })
     });
     let deployment = deployment(spec("", "/fun/{*rest}"), 1, reflect);
-    let request = api("?q=1").body(Full::new(Bytes::new())).unwrap();
+    let request = api("?q=1").header("stepwell-auth-subject", "forged");
+    let request = request.body(Full::new(Bytes::new())).unwrap();
     let reply = Reply::of(trigger(&[]).invoke(deployment, request).await).await;
     let seen = String::from_utf8(reply.body.to_vec()).unwrap();
     assert!(seen.starts_with("/?q=1 "), "{seen}");
-    for secret in ["operator-token", "session", "admin.internal", "api/v1"] {
+    for secret in [
+        "operator-token",
+        "session",
+        "admin.internal",
+        "api/v1",
+        "forged",
+    ] {
         assert!(!seen.contains(secret), "{seen}");
     }
 }

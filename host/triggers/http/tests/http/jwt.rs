@@ -218,7 +218,11 @@ async fn good_tokens_of_every_algorithm_are_taken() {
     }
     let sources = issuer.sources.lock().unwrap();
     assert!(sources.contains(&KeySource::Operator(JWKS.to_owned())));
-    assert!(sources.contains(&KeySource::Deployer(JWKS.to_owned())));
+    let deployers = KeySource::Deployer {
+        namespace: Name::default_namespace(),
+        url: JWKS.to_owned(),
+    };
+    assert!(sources.contains(&deployers));
 }
 
 #[tokio::test]
@@ -353,6 +357,31 @@ async fn a_rotated_key_is_found_and_a_made_up_one_asked_for_once_in_a_while() {
     let most = 3 + usize::try_from(began.elapsed().as_millis() / 300).unwrap();
     assert!(issuer.asked() <= most, "{} of {most}", issuer.asked());
     assert_eq!(call(&trigger, &of_new).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_remembered_token_does_not_keep_its_withdrawn_key_in_use() {
+    let (old, new) = (Signer::ec("old"), Signer::ec("new"));
+    let issuer = Issuer::serving(&[&old]);
+    let times = KeyTimes {
+        fresh: Duration::from_millis(50),
+        pause: Duration::from_millis(50),
+        ..KeyTimes::default()
+    };
+    let trigger = trigger_of(&issuer, HttpAuth::Jwt, times);
+    let token = old.sign(&claims(json!({})));
+    assert_eq!(call(&trigger, &token).await.status, 200);
+    issuer.serve(&[&new]);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let last = loop {
+        let reply = call(&trigger, &token).await;
+        if reply.status != 200 {
+            break reply;
+        }
+        assert!(Instant::now() < deadline, "the old key goes on for ever");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    refused(&last, "not known");
 }
 
 #[tokio::test]

@@ -228,6 +228,128 @@ async fn a_head_that_never_ends_is_given_up() {
     assert!(started.elapsed() < Duration::from_secs(4), "{answer}");
 }
 
+/// A listener with one place, which its holder must lose soon.
+pub(super) fn impatient() -> ServeConfig {
+    ServeConfig {
+        connections: 1,
+        header_timeout: Duration::from_millis(100),
+        write_timeout: Duration::from_millis(100),
+        ..ServeConfig::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_connects_and_asks_nothing_is_given_up() {
+    let server = Server::start(one(inspect()), impatient()).await;
+    // Nothing; what may still become HTTP/2; and HTTP/2 without a request.
+    for said in [
+        &b""[..],
+        b"PRI * HTTP",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0",
+    ] {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream.write_all(said).await.unwrap();
+        let reply = client().post(server.url("/p")).body("x");
+        let reply = reply.timeout(Duration::from_secs(10)).send().await;
+        assert_eq!(reply.unwrap().status(), 200, "{said:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_was_used_outlasts_the_time_for_a_head() {
+    let config = ServeConfig {
+        header_timeout: Duration::from_millis(300),
+        ..ServeConfig::default()
+    };
+    let server = Server::start(one(inspect()), config).await;
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    for _ in 0..6 {
+        stream
+            .write_all(b"POST /p HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n")
+            .await
+            .unwrap();
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 200");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let mut rest = [0; 4096];
+        assert!(stream.read(&mut rest).await.unwrap() < rest.len());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_takes_nothing_of_a_large_reply_is_given_up() {
+    let large = function(|_| {
+        Box::pin(async {
+            let body = Full::new(Bytes::from(vec![0; 64 << 20])).map_err(|never| match never {});
+            Ok(Response::new(body.boxed_unsync()))
+        })
+    });
+    let routes = [
+        deployment(spec("", "/f/{*rest}"), 1, large),
+        deployment(spec("POST", "/p"), 1, steps(vec![inspect()])),
+    ];
+    let server = Server::start(trigger(&routes), impatient()).await;
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    stream
+        .write_all(b"GET /f/x HTTP/1.1\r\nhost: x\r\n\r\n")
+        .await
+        .unwrap();
+    let reply = client().post(server.url("/p")).body("x");
+    let reply = reply.timeout(Duration::from_secs(10)).send().await;
+    assert_eq!(reply.unwrap().status(), 200);
+    drop(stream);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bodies_that_never_end_take_only_so_much_memory() {
+    let trigger = HttpTrigger::new(Dispatcher::new(8)).with_body_bytes(2_000);
+    let route = deployment(spec("POST", "/p"), 1, steps(vec![inspect()]));
+    trigger.set_routes(RouteTable::build(&[route]));
+    let server = Server::start(Arc::new(trigger), ServeConfig::default()).await;
+    let begun = format!(
+        "POST /p HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n{}",
+        "x".repeat(999)
+    );
+    let mut stalled = Vec::new();
+    for _ in 0..2 {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream.write_all(begun.as_bytes()).await.unwrap();
+        stalled.push(stream);
+    }
+    let client = client();
+    let chunks = |chunks: &[&'static str]| {
+        let chunks: Vec<_> = chunks
+            .iter()
+            .map(|chunk| Ok::<_, std::io::Error>(*chunk))
+            .collect();
+        let body = reqwest::Body::wrap_stream(futures::stream::iter(chunks));
+        client.post(server.url("/p")).body(body).send()
+    };
+    let end = Instant::now() + Duration::from_secs(10);
+    let refused = loop {
+        let reply = chunks(&["abc", "def"]).await.unwrap();
+        if reply.status() != 200 {
+            break reply;
+        }
+        assert!(Instant::now() < end, "the third has room");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    assert_eq!(refused.status(), 429);
+    assert_eq!(refused.headers()["retry-after"], "1");
+    let document: serde_json::Value = refused.json().await.unwrap();
+    assert_eq!(document["code"], "busy", "{document}");
+    // What is small and there at once needs no room.
+    let small = client.post(server.url("/p")).body("x").send().await;
+    assert_eq!(small.unwrap().status(), 200);
+    // Who goes away gives the room back.
+    drop(stalled);
+    while chunks(&["abc", "def"]).await.unwrap().status() != 200 {
+        assert!(Instant::now() < end, "the room is not given back");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_are_limited_and_wait_for_their_turn() {
     let config = ServeConfig {

@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::sockets::Server;
+use super::sockets::{Server, impatient};
 use super::{deployment, function, inspect, one, spec, trigger};
 
 /// A certificate for localhost, which is its own authority.
@@ -74,6 +74,33 @@ async fn connect(
 
 const GET: &[u8] =
     b"POST /p HTTP/1.1\r\nhost: localhost\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_says_nothing_after_the_handshake_is_given_up() {
+    let identity = identity();
+    let tls = tls(&identity, HandshakeLimits::default());
+    let config = ServeConfig {
+        tls: Some(tls),
+        ..impatient()
+    };
+    let server = Server::start(one(inspect()), config).await;
+    let version = &rustls::version::TLS13;
+    for alpn in [&["http/1.1"][..], &["h2"]] {
+        let silent = connect(&server, &identity, alpn, version).await.unwrap();
+        let next = tokio::time::timeout(Duration::from_secs(10), async {
+            let mut next = connect(&server, &identity, &["http/1.1"], version)
+                .await
+                .unwrap();
+            next.write_all(GET).await.unwrap();
+            let mut answer = String::new();
+            next.read_to_string(&mut answer).await.unwrap();
+            answer
+        });
+        let answer = next.await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{alpn:?}: {answer}");
+        drop(silent);
+    }
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn both_protocols_and_both_versions_are_spoken() {

@@ -1,0 +1,183 @@
+//! Room for the bodies of requests that are held in memory as a whole: on all connections together there is so much of it.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use stepwell_core::Name;
+
+use crate::problem::Problem;
+
+/// The room, where nobody says how much of it there is.
+pub(crate) const DEFAULT: u64 = 256 << 20;
+
+/// A body of at most so many bytes that comes at once is not counted: it waits for nothing but its run.
+pub(crate) const SMALL: usize = 64 << 10;
+
+/// How much of the room is taken, and by whom.
+pub(crate) struct Bodies {
+    limit: u64,
+    /// What one namespace may take of it while there are others.
+    share: u64,
+    taken: AtomicU64,
+    tenants: ArcSwap<HashMap<Name, Arc<AtomicU64>>>,
+}
+
+/// Where a namespace's bodies find room; nothing is looked up before one needs it.
+#[derive(Clone, Copy)]
+pub(crate) struct Room<'a> {
+    pub(crate) bodies: &'a Arc<Bodies>,
+    pub(crate) namespace: &'a Name,
+}
+
+/// The room of one body; it is given back when this is dropped.
+pub(crate) struct Held {
+    bodies: Arc<Bodies>,
+    tenant: Arc<AtomicU64>,
+    bytes: u64,
+}
+
+impl Bodies {
+    pub(crate) fn new(limit: u64) -> Arc<Self> {
+        Arc::new(Self {
+            limit,
+            share: limit - limit / 4,
+            taken: AtomicU64::new(0),
+            tenants: ArcSwap::default(),
+        })
+    }
+
+    /// Sets which namespaces there are.
+    pub(crate) fn set_namespaces(&self, namespaces: &HashSet<Name>) {
+        self.tenants.rcu(|tenants| {
+            let of = |name: &Name| (name.clone(), tenants.get(name).cloned().unwrap_or_default());
+            namespaces.iter().map(of).collect::<HashMap<_, _>>()
+        });
+    }
+
+    /// The bytes that are taken now.
+    pub(crate) fn taken(&self) -> u64 {
+        self.taken.load(Ordering::Relaxed)
+    }
+
+    fn tenant(&self, namespace: &Name) -> Arc<AtomicU64> {
+        if let Some(tenant) = self.tenants.load().get(namespace) {
+            return tenant.clone();
+        }
+        let new = Arc::<AtomicU64>::default();
+        self.tenants.rcu(|tenants| {
+            let mut tenants = HashMap::clone(tenants);
+            tenants
+                .entry(namespace.clone())
+                .or_insert_with(|| new.clone());
+            tenants
+        });
+        let tenants = self.tenants.load();
+        tenants.get(namespace).cloned().unwrap_or(new)
+    }
+}
+
+impl Room<'_> {
+    /// No room yet.
+    pub(crate) fn hold(self) -> Held {
+        Held {
+            bodies: self.bodies.clone(),
+            tenant: self.bodies.tenant(self.namespace),
+            bytes: 0,
+        }
+    }
+}
+
+impl Held {
+    /// Takes room for more bytes.
+    pub(crate) fn take(&mut self, more: u64) -> Result<(), Problem> {
+        let bodies = &self.bodies;
+        let own = self.tenant.fetch_add(more, Ordering::Relaxed);
+        let all = bodies.taken.fetch_add(more, Ordering::Relaxed);
+        self.bytes += more;
+        let over_share = own.saturating_add(more) > bodies.share && bodies.tenants.load().len() > 1;
+        if over_share || all.saturating_add(more) > bodies.limit {
+            metrics::counter!("stepwell_limit_hits_total", "limit" => "bodies").increment(1);
+            return Err(Problem::NoRoom);
+        }
+        Ok(())
+    }
+
+    /// The same bytes, which hold the room for as long as any of them are in memory.
+    pub(crate) fn keep(self, bytes: Bytes) -> Bytes {
+        Bytes::from_owner(Kept { bytes, _held: self })
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.tenant.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.bodies.taken.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+struct Kept {
+    bytes: Bytes,
+    _held: Held,
+}
+
+impl AsRef<[u8]> for Kept {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(name: &str) -> Name {
+        name.parse().unwrap()
+    }
+
+    #[test]
+    fn one_namespace_leaves_room_for_the_others() {
+        let bodies = Bodies::new(100);
+        let (a, b) = (name("a"), name("b"));
+        let hold = |namespace| {
+            let bodies = &bodies;
+            Room { bodies, namespace }.hold()
+        };
+        // Alone it may have everything.
+        let mut first = hold(&a);
+        first.take(100).unwrap();
+        assert!(hold(&a).take(1).is_err());
+        drop(first);
+        bodies.set_namespaces(&[a.clone(), b.clone()].into());
+        let mut first = hold(&a);
+        first.take(75).unwrap();
+        assert!(hold(&a).take(1).is_err());
+        let mut second = hold(&b);
+        second.take(25).unwrap();
+        assert!(hold(&b).take(1).is_err());
+        assert_eq!(bodies.taken(), 100);
+        drop((first, second));
+        assert_eq!(bodies.taken(), 0);
+        hold(&a).take(75).unwrap();
+    }
+
+    #[test]
+    fn room_is_held_as_long_as_any_of_the_bytes() {
+        let bodies = Bodies::new(100);
+        let namespace = &name("a");
+        let mut held = Room {
+            bodies: &bodies,
+            namespace,
+        }
+        .hold();
+        held.take(10).unwrap();
+        let bytes = held.keep(Bytes::from_static(b"0123456789"));
+        let part = bytes.slice(2..4);
+        drop(bytes);
+        assert_eq!((&part[..], bodies.taken()), (&b"23"[..], 10));
+        drop(part);
+        assert_eq!(bodies.taken(), 0);
+    }
+}
