@@ -33,7 +33,7 @@ use crate::factory::{Factory, fetch};
 use crate::guest;
 use crate::jwks::Fetcher;
 use crate::management::Host;
-use crate::readiness::Health;
+use crate::readiness::{Health, Remote};
 use crate::runtimes::{Runtimes, opened_on};
 use crate::services::{Services, start_models};
 use crate::telemetry::Telemetry;
@@ -198,8 +198,7 @@ async fn serve(
         registry,
         http: http.clone(),
         health: Health {
-            catalog: catalog.clone(),
-            services: services.clone(),
+            remote: Remote::new(catalog.clone(), services.clone()),
             kafka: kafka.clone(),
             deployer: deployer.clone(),
             tls: data_tls.iter().chain(&admin_tls).cloned().collect(),
