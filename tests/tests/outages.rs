@@ -80,6 +80,8 @@ fn is_plain_problem(reply: &Reply, code: &str) {
 
 /// Every part that is not `ok`, with its reason; none of these names an address.
 async fn not_ok(host: &Host) -> Vec<String> {
+    // What was seen of a dependency serves for 2 s.
+    tokio::time::sleep(Duration::from_millis(2_100)).await;
     let ready = host.get("/readyz").await.unwrap();
     assert_eq!(
         ready.status,

@@ -1,17 +1,24 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use axum::extract::rejection::RawPathParamsRejection;
 use axum::extract::{FromRequestParts, RawPathParams, Request, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderValue, header};
+use axum::http::{HeaderMap, HeaderValue, Uri, header};
 use axum::middleware::Next;
 use axum::response::Response;
+use futures::stream::BoxStream;
+use futures::{Stream, StreamExt as _};
 use metrics::counter;
-use stepwell_core::{Name, Principal};
+use stepwell_core::{Name, Principal, Right};
 use time::OffsetDateTime;
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
+use utoipa::openapi::RefOr;
+use utoipa::openapi::path::{Operation, ParameterIn};
 
+use crate::local::only_local;
 use crate::needs::Needs;
 use crate::observe::AUTH_FAILURES;
 use crate::openapi::Served;
@@ -32,6 +39,11 @@ pub trait Gate: Send + Sync + 'static {
 
     /// Told of a request by somebody known who has no right to it.
     async fn refused(&self, principal: &Principal, operation: &'static str, subject: String);
+
+    /// How often the token of a reply that goes on is looked at again.
+    fn again_after(&self) -> Duration {
+        Duration::from_secs(15)
+    }
 }
 
 /// Why a request is not let in.
@@ -66,21 +78,44 @@ impl NotAdmitted {
     }
 }
 
+/// The operation whose query is the pipeline's, not the API's.
+const PASSES_ON: &str = "invoke_pipeline";
+
 /// What stands before one operation.
 #[derive(Clone)]
 pub(crate) struct Guard {
     api: Arc<Api>,
     operation: &'static str,
     needs: Needs,
+    takes_query: bool,
 }
 
 impl Guard {
-    pub(crate) fn new(api: &Arc<Api>, served: &Served) -> Self {
+    pub(crate) fn new(api: &Arc<Api>, served: &Served, described: &Operation) -> Self {
+        let mut parameters = described.parameters.iter().flatten();
+        let takes_query = parameters
+            .any(|one| matches!(one, RefOr::T(one) if one.parameter_in == ParameterIn::Query));
         Self {
             api: api.clone(),
             operation: served.id,
             needs: served.needs,
+            takes_query: takes_query || served.id == PASSES_ON,
         }
+    }
+
+    /// Refuses parameters where none are described, since a `dry_run` that is not known there would do what it was meant to
+    /// prevent. Operations that take some refuse the others themselves.
+    fn check_query(&self, uri: &Uri) -> Result<(), ApiError> {
+        let mut parameters = uri.query().unwrap_or_default().split('&');
+        let Some(unknown) = parameters.find(|one| !self.takes_query && !one.is_empty()) else {
+            return Ok(());
+        };
+        let name = unknown.split('=').next().unwrap_or_default();
+        let shown: String = name.chars().take(100).collect();
+        Err(ApiError::new(
+            ErrorCode::BadRequest,
+            format!("there is no query parameter '{shown}': this operation takes none"),
+        ))
     }
 }
 
@@ -106,6 +141,7 @@ pub(crate) async fn admit(
     next: Next,
 ) -> Result<Response, ApiError> {
     if guard.needs == Needs::Nothing {
+        guard.check_query(request.uri())?;
         return Ok(next.run(request).await);
     }
     let admitted = match bearer(request.headers()) {
@@ -113,6 +149,9 @@ pub(crate) async fn admit(
         Err(why) => Err(why),
     };
     let principal = admitted.map_err(not_admitted)?;
+    if principal.is_development() {
+        only_local(request.uri(), request.headers()).inspect_err(|_| count("foreign"))?;
+    }
     let namespace = path.ok().and_then(|path| {
         let (_, text) = path.iter().find(|(key, _)| *key == "ns")?;
         text.parse::<Name>().ok()
@@ -128,8 +167,54 @@ pub(crate) async fn admit(
             .await;
         return Err(forbidden(&principal, guard.needs));
     }
+    guard.check_query(request.uri())?;
     request.extensions_mut().insert(principal);
     Ok(next.run(request).await)
+}
+
+/// Whether the sender of a request that needs no token may read in every namespace all the same.
+pub(crate) async fn reads_everywhere(api: &Api, uri: &Uri, headers: &HeaderMap) -> bool {
+    let Ok(token) = bearer(headers) else {
+        return false;
+    };
+    let Ok(principal) = api.gate.admit(token).await else {
+        return false;
+    };
+    let is_trusted = !principal.is_development() || only_local(uri, headers).is_ok();
+    is_trusted && principal.may_everywhere(Right::Read)
+}
+
+/// What a reply that goes on shows of a namespace, until its caller may not read there any more: the token was revoked, or has
+/// expired. While that cannot be found out, the reply goes on.
+pub(crate) fn while_admitted<T: Send + 'static>(
+    api: &Api,
+    headers: &HeaderMap,
+    namespace: Name,
+    items: BoxStream<'static, T>,
+) -> impl Stream<Item = T> + Send + 'static {
+    let gate = api.gate.clone();
+    let token = bearer(headers).ok().flatten().map(str::to_owned);
+    let time = gate.again_after();
+    let mut looks = interval_at(Instant::now() + time, time);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let start = (items, looks);
+    futures::stream::unfold(start, move |(mut items, mut looks)| {
+        let (gate, token, namespace) = (gate.clone(), token.clone(), namespace.clone());
+        async move {
+            loop {
+                tokio::select! {
+                    // First: of a stream that always has a next item, too, the end must come.
+                    biased;
+                    _ = looks.tick() => match gate.admit(token.as_deref()).await {
+                        Ok(principal) if principal.may(Right::Read, &namespace) => {}
+                        Err(NotAdmitted::Unavailable) => {}
+                        Ok(_) | Err(_) => return None,
+                    },
+                    item = items.next() => return Some((item?, (items, looks))),
+                }
+            }
+        }
+    })
 }
 
 /// The caller's own role and namespace, and what would do; nothing of what else there is.

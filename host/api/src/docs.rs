@@ -12,6 +12,7 @@ use utoipa::openapi::OpenApi;
 use utoipa_swagger_ui::Config;
 
 use crate::ApiError;
+use crate::error::Failures;
 use crate::openapi::openapi;
 
 /// Answers this document.
@@ -19,7 +20,7 @@ use crate::openapi::openapi;
     get,
     path = "/openapi.json",
     tag = "host",
-    responses((status = 200, description = "OpenAPI 3.1", body = Object))
+    responses((status = 200, description = "OpenAPI 3.1", body = Object), Failures)
 )]
 pub(crate) async fn get_openapi() -> Json<&'static OpenApi> {
     static DOCUMENT: LazyLock<OpenApi> = LazyLock::new(openapi);
@@ -31,7 +32,7 @@ pub(crate) async fn get_openapi() -> Json<&'static OpenApi> {
     get,
     path = "/docs",
     tag = "host",
-    responses((status = 200, description = "A page", body = String, content_type = "text/html"))
+    responses((status = 200, description = "A page", body = String, content_type = "text/html"), Failures)
 )]
 pub(crate) async fn show_docs() -> Result<Response, ApiError> {
     let page = String::from_utf8(file("index.html")?.bytes).map_err(ApiError::internal)?;

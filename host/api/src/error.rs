@@ -102,7 +102,7 @@ impl ErrorCode {
         match self {
             Self::BadRequest => ("bad-request", StatusCode::BAD_REQUEST, "the request cannot be read"),
             Self::Unauthorized => ("unauthorized", StatusCode::UNAUTHORIZED, "a valid token is needed"),
-            Self::Forbidden => ("forbidden", StatusCode::FORBIDDEN, "the token has no right to this"),
+            Self::Forbidden => ("forbidden", StatusCode::FORBIDDEN, "the caller has no right to this"),
             Self::QuotaExceeded => ("quota-exceeded", StatusCode::FORBIDDEN, "a quota of the namespace is used up"),
             Self::NotFound => ("not-found", StatusCode::NOT_FOUND, "there is no such thing"),
             Self::MethodNotAllowed => ("method-not-allowed", StatusCode::METHOD_NOT_ALLOWED, "the method does not apply here"),

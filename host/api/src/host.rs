@@ -3,7 +3,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Request, State as AxumState};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures::StreamExt;
@@ -11,6 +11,7 @@ use serde::Deserialize;
 use stepwell_core::Name;
 use utoipa::IntoParams;
 
+use crate::auth::{reads_everywhere, while_admitted};
 use crate::error::Failures;
 use crate::extract::{
     InNamespace, Limit, ModelNamed, Named, PageQuery, Params, any_count, given, limit,
@@ -69,6 +70,8 @@ pub(crate) struct LogsQuery {
 }
 
 /// Shows log lines, the newest last.
+///
+/// What is followed ends when the token is revoked or has expired.
 #[utoipa::path(
     get,
     path = "/api/v1/namespaces/{ns}/logs",
@@ -85,6 +88,7 @@ pub(crate) async fn show_logs(
     AxumState(api): AxumState<Arc<Api>>,
     at: InNamespace,
     Params(query): Params<LogsQuery>,
+    headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let wanted = LogQuery {
         pipeline: query.pipeline,
@@ -97,6 +101,7 @@ pub(crate) async fn show_logs(
         return Ok(Json(lines).into_response());
     }
     let lines = api.management.follow_logs(&at.namespace, &wanted).await?;
+    let lines = while_admitted(&api, &headers, at.namespace, lines);
     let lines = lines.map(|line| {
         let mut text = serde_json::to_vec(&line)?;
         text.push(b'\n');
@@ -160,7 +165,7 @@ pub(crate) async fn list_bindings(
     get,
     path = "/livez",
     tag = "host",
-    responses((status = 200, body = Readiness))
+    responses((status = 200, body = Readiness), Failures)
 )]
 pub(crate) async fn livez() -> Json<Readiness> {
     Json(Readiness {
@@ -170,6 +175,8 @@ pub(crate) async fn livez() -> Json<Readiness> {
 }
 
 /// Says whether the host can take work, part by part.
+///
+/// Pipelines and subscriptions are named to whoever may read in all namespaces, and counted for everybody else.
 #[utoipa::path(
     get,
     path = "/readyz",
@@ -177,10 +184,16 @@ pub(crate) async fn livez() -> Json<Readiness> {
     responses(
         (status = 200, description = "It can, if perhaps degraded", body = Readiness),
         (status = 503, description = "It cannot", body = Readiness),
+        Failures,
     )
 )]
-pub(crate) async fn readyz(AxumState(api): AxumState<Arc<Api>>) -> (StatusCode, Json<Readiness>) {
-    let readiness = api.management.readiness().await;
+pub(crate) async fn readyz(
+    AxumState(api): AxumState<Arc<Api>>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> (StatusCode, Json<Readiness>) {
+    let with_names = reads_everywhere(&api, &uri, &headers).await;
+    let readiness = api.management.readiness(with_names).await;
     let status = match readiness.status {
         State::Down => StatusCode::SERVICE_UNAVAILABLE,
         State::Ok | State::Degraded => StatusCode::OK,

@@ -13,6 +13,7 @@ mod etag;
 mod extract;
 mod host;
 mod json;
+mod local;
 mod management;
 mod model;
 mod namespaces;

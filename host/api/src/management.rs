@@ -189,8 +189,9 @@ pub trait Management: Send + Sync + 'static {
     /// Every binding.
     async fn bindings(&self, page: &Page) -> Result<Items<Binding>, ApiError>;
 
-    /// How the host is, within a few seconds.
-    async fn readiness(&self) -> Readiness;
+    /// How the host is, within a few seconds and as it was a few seconds ago at most; with the names of what belongs to namespaces
+    /// (pipelines, subscriptions), or else with their numbers alone.
+    async fn readiness(&self, with_names: bool) -> Readiness;
 
     /// Every metric, in Prometheus' text format.
     fn metrics(&self) -> String;

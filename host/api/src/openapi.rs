@@ -116,7 +116,7 @@ impl Modify for Tokens {
         let scheme = HttpBuilder::new()
             .scheme(HttpAuthScheme::Bearer)
             .description(Some(
-                "A token that `POST /api/v1/tokens` made, or the host's `[server] admin_token`; while there is neither, and the admin listener is on loopback, none is needed",
+                "A token that `POST /api/v1/tokens` made, or the host's `[server] admin_token`; while that is not configured, and the admin listener is on loopback, none is needed",
             ))
             .build();
         document

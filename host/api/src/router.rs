@@ -49,7 +49,7 @@ pub fn router(management: Arc<dyn Management>, options: ApiOptions) -> Router {
             let Some(served) = operation(id, method) else {
                 continue;
             };
-            let guard = Guard::new(&api, &served);
+            let guard = Guard::new(&api, &served, described);
             let handler = served.handler.route_layer(from_fn_with_state(guard, admit));
             routes = routes.route(&path, handler);
         }

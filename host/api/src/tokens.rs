@@ -144,8 +144,8 @@ impl CreateToken {
 
 /// Makes a token.
 ///
-/// The reply has its value, which is stored as a hash only and cannot be shown again. While no `admin_token` is configured
-/// and no token was ever made, requests need none; that ends with the first, which must be an operator's.
+/// The reply has its value, which is stored as a hash only and cannot be shown again. Tokens that are made do not end development
+/// mode: a host on loopback without an `admin_token` asks for none.
 #[utoipa::path(
     post,
     path = "/api/v1/tokens",

@@ -91,10 +91,17 @@ pub struct Principal {
     pub namespace: Option<Name>,
 }
 
+const DEVELOPMENT: &str = "development";
+
 impl Principal {
     /// Whoever reaches a host that no token guards yet.
     pub fn development() -> Self {
-        Self::operator("development")
+        Self::operator(DEVELOPMENT)
+    }
+
+    /// Whether it is whoever reaches a host in development mode: let in without a token.
+    pub fn is_development(&self) -> bool {
+        &*self.id == DEVELOPMENT
     }
 
     /// The bearer of the configuration's `admin_token`.

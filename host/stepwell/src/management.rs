@@ -444,8 +444,8 @@ impl Management for Host {
         ))
     }
 
-    async fn readiness(&self) -> Readiness {
-        self.health.readiness().await
+    async fn readiness(&self, with_names: bool) -> Readiness {
+        self.health.readiness(with_names).await
     }
 
     fn metrics(&self) -> String {

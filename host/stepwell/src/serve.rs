@@ -40,7 +40,7 @@ use crate::files;
 use crate::guest;
 use crate::jwks::Fetcher;
 use crate::management::Host;
-use crate::readiness::Health;
+use crate::readiness::{Health, Remote};
 use crate::runtimes::{Runtimes, opened_on};
 use crate::services::{Services, start_models};
 use crate::telemetry::Telemetry;
@@ -236,8 +236,7 @@ async fn host(
         registry,
         http: http.clone(),
         health: Health {
-            catalog: catalog.clone(),
-            services: services.clone(),
+            remote: Remote::new(catalog.clone(), services.clone()),
             kafka: kafka.clone(),
             deployer: deployer.clone(),
             tls: data_tls.iter().chain(&admin_tls).cloned().collect(),

@@ -96,6 +96,101 @@ async fn without_a_guard_no_token_is_needed() {
     assert_eq!(client.bearing("any").get(LIST).await.status, 200);
 }
 
+const ROLLBACK: &str = "/api/v1/namespaces/default/pipelines/p/rollback";
+
+#[tokio::test]
+async fn development_mode_is_not_open_to_web_pages() {
+    let client = Client::new();
+    let ask = async |method: &Method, path: &str, headers: &[(&str, &str)]| {
+        client
+            .send(method.clone(), path, headers, Body::empty())
+            .await
+    };
+    for (method, path) in [
+        (Method::POST, ROLLBACK),
+        (Method::GET, LIST),
+        (Method::GET, "/metrics"),
+        (
+            Method::POST,
+            "/api/v1/namespaces/default/pipelines/p/invoke",
+        ),
+    ] {
+        for headers in [
+            // A page that asks this machine by its address.
+            &[
+                ("host", "127.0.0.1:8081"),
+                ("origin", "https://evil.example"),
+            ][..],
+            &[
+                ("host", "127.0.0.1:8081"),
+                ("origin", "http://127.0.0.1:3000"),
+            ],
+            &[
+                ("host", "127.0.0.1:8081"),
+                ("origin", "http://localhost:8081"),
+            ],
+            &[("host", "127.0.0.1:8081"), ("origin", "null")],
+            &[("host", "127.0.0.1:8081"), ("origin", "127.0.0.1:8081")],
+            &[("origin", "http://127.0.0.1:8081")],
+            &[
+                ("host", "127.0.0.1:8081"),
+                ("origin", "http://127.0.0.1:8081"),
+                ("origin", "http://evil.example"),
+            ],
+            // A page whose own name was made to lead to this machine.
+            &[
+                ("host", "evil.example:8081"),
+                ("origin", "http://evil.example:8081"),
+            ],
+            &[("host", "evil.example:8081")],
+            &[("host", "localhost"), ("host", "evil.example")],
+            // What is no token of ours changes nothing.
+            &[
+                ("host", "evil.example"),
+                ("authorization", "Bearer anything"),
+            ],
+        ] {
+            let refused = ask(&method, path, headers).await;
+            let problem = refused.problem(403, "forbidden");
+            let detail = problem["detail"].as_str().unwrap();
+            assert!(detail.starts_with("development mode takes"), "{detail}");
+            let hint = problem["errors"][0]["hint"].as_str().unwrap();
+            assert!(hint.contains("admin_token"), "{hint}");
+        }
+    }
+    let line = ask(&Method::GET, "http://evil.example/api/v1/models", &[]).await;
+    line.problem(403, "forbidden");
+    for own in [
+        &[
+            ("host", "127.0.0.1:8081"),
+            ("origin", "http://127.0.0.1:8081"),
+        ][..],
+        &[
+            ("host", "localhost:8081"),
+            ("origin", "http://localhost:8081"),
+        ],
+        &[("host", "[::1]:8081"), ("origin", "https://[::1]:8081")],
+        &[("host", "localhost")],
+        &[],
+    ] {
+        assert_eq!(ask(&Method::GET, LIST, own).await.status, 200, "{own:?}");
+    }
+    for open in ["/livez", "/readyz", "/docs", "/openapi.json"] {
+        let linked = [("host", "127.0.0.1:8081"), ("origin", "https://example")];
+        assert_eq!(ask(&Method::GET, open, &linked).await.status, 200, "{open}");
+    }
+    // Who has a token has what no page has.
+    let client = Client::guarded().bearing("right");
+    let headers = [
+        ("host", "stepwell.example"),
+        ("origin", "https://console.example"),
+    ];
+    let reply = client
+        .send(Method::GET, LIST, &headers, Body::empty())
+        .await;
+    assert_eq!(reply.status, 200);
+}
+
 #[tokio::test]
 async fn a_refusal_is_told_to_the_gate_and_says_nothing_of_others() {
     let client = Client::guarded().bearing("deployer/own");

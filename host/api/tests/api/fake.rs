@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use axum::Router;
@@ -39,6 +40,8 @@ pub(crate) struct Fake {
 #[derive(Default)]
 pub(crate) struct FakeGate {
     is_open: bool,
+    /// Every token was revoked.
+    pub(crate) revoked: AtomicBool,
     /// Who was refused what.
     pub(crate) refused: Mutex<Vec<(String, &'static str, String)>>,
 }
@@ -49,6 +52,7 @@ impl Gate for FakeGate {
         let token = match token {
             _ if self.is_open => return Ok(Principal::development()),
             None => return Err(NotAdmitted::Missing),
+            Some(_) if self.revoked.load(Ordering::Relaxed) => return Err(NotAdmitted::Unknown),
             Some("right") => return Ok(Principal::admin_token()),
             Some("old") => return Err(NotAdmitted::Expired),
             Some("far") => return Err(NotAdmitted::Unavailable),
@@ -69,6 +73,10 @@ impl Gate for FakeGate {
     async fn refused(&self, principal: &Principal, operation: &'static str, subject: String) {
         let refused = (principal.id.to_string(), operation, subject);
         self.refused.lock().unwrap().push(refused);
+    }
+
+    fn again_after(&self) -> Duration {
+        Duration::from_millis(20)
     }
 }
 
@@ -561,7 +569,11 @@ impl Management for Fake {
         })
     }
 
-    async fn follow_logs(&self, _: &Name, _: &LogQuery) -> Result<Followed, ApiError> {
+    async fn follow_logs(&self, _: &Name, query: &LogQuery) -> Result<Followed, ApiError> {
+        if query.pipeline.is_some() {
+            // One that never ends, and always has a line.
+            return Ok(futures::stream::repeat_with(|| line("again")).boxed());
+        }
         Ok(futures::stream::iter(["one", "two\nlines"].map(line)).boxed())
     }
 
@@ -609,7 +621,7 @@ impl Management for Fake {
         })
     }
 
-    async fn readiness(&self) -> Readiness {
+    async fn readiness(&self, with_names: bool) -> Readiness {
         let status = if self.is_down.load(Ordering::Relaxed) {
             State::Down
         } else {
@@ -620,7 +632,7 @@ impl Management for Fake {
             parts: vec![Part {
                 name: "catalog".to_owned(),
                 status,
-                reason: Some("it is busy".to_owned()),
+                reason: Some(if with_names { "own/p" } else { "one" }.to_owned()),
             }],
         }
     }

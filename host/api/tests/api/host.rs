@@ -1,4 +1,9 @@
 use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{Method, Request};
+use http_body_util::BodyExt;
 
 use crate::fake::Client;
 
@@ -70,7 +75,7 @@ async fn readiness_names_what_is_the_matter() {
         reply.json(),
         serde_json::json!({
             "status": "degraded",
-            "parts": [{"name": "catalog", "status": "degraded", "reason": "it is busy"}],
+            "parts": [{"name": "catalog", "status": "degraded", "reason": "own/p"}],
         })
     );
     client.fake.is_down.store(true, Ordering::Relaxed);
@@ -80,6 +85,64 @@ async fn readiness_names_what_is_the_matter() {
     let reply = client.get("/livez").await;
     assert_eq!(reply.status, 200);
     assert_eq!(reply.json()["status"], "ok");
+}
+
+#[tokio::test]
+async fn names_of_what_belongs_to_tenants_are_for_those_who_may_read_all() {
+    for (token, names) in [
+        (None, false),
+        (Some("unknown"), false),
+        (Some("old"), false),
+        (Some("far"), false),
+        (Some("invoker"), false),
+        (Some("viewer/own"), false),
+        (Some("viewer"), true),
+        (Some("right"), true),
+    ] {
+        let client = Client::guarded();
+        let client = match token {
+            Some(token) => client.bearing(token),
+            None => client,
+        };
+        let reply = client.get("/readyz").await;
+        assert_eq!(reply.status, 200, "{token:?}");
+        let reason = if names { "own/p" } else { "one" };
+        assert_eq!(reply.json()["parts"][0]["reason"], reason, "{token:?}");
+    }
+    // A page that was led here by its own name is told no more in development mode.
+    let foreign = [("host", "evil.example:8081")];
+    let client = Client::new();
+    let reply = client
+        .send(Method::GET, "/readyz", &foreign, Body::empty())
+        .await;
+    assert_eq!(reply.status, 200);
+    assert_eq!(reply.json()["parts"][0]["reason"], "one");
+}
+
+#[tokio::test]
+async fn what_is_followed_ends_with_the_token() {
+    let client = Client::guarded();
+    let request = Request::get(format!("{LOGS}?follow=true&pipeline=p"))
+        .header("authorization", "Bearer viewer/default")
+        .body(Body::empty())
+        .unwrap();
+    let response = client.raw(request).await;
+    assert_eq!(response.status(), 200);
+    let mut body = response.into_body();
+    // Longer than the time after which the token is looked at again.
+    let begun = std::time::Instant::now();
+    while begun.elapsed() < Duration::from_millis(100) {
+        let line = body.frame().await.unwrap().unwrap().into_data().unwrap();
+        assert!(line.ends_with(b"\n"));
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    client.gate.revoked.store(true, Ordering::Relaxed);
+    let rest = tokio::time::timeout(Duration::from_secs(10), async {
+        while body.frame().await.transpose().unwrap().is_some() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    });
+    rest.await.expect("the stream ends");
 }
 
 #[tokio::test]

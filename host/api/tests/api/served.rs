@@ -208,6 +208,44 @@ async fn the_description_says_who_may_call_which_operation() {
     }
 }
 
+/// A mistyped or misplaced `dry_run` does nothing.
+#[tokio::test]
+async fn unknown_query_parameters_are_refused_everywhere() {
+    let client = Client::new();
+    let document = document(&client).await;
+    for (path, item) in document["paths"].as_object().unwrap() {
+        let url = path
+            .replace("{ns}", "default")
+            .replace("{name}", "half-plus-two")
+            .replace("{version}", "1.0.0")
+            .replace("{n}", "1")
+            .replace("{id}", "t0");
+        for (method, operation) in item.as_object().unwrap() {
+            let method = Method::from_bytes(method.to_uppercase().as_bytes()).unwrap();
+            let headers = [("content-type", "text/plain")];
+            let url = format!("{url}?nonsense=1");
+            let reply = client.send(method, &url, &headers, Body::empty()).await;
+            if operation["operationId"] == "invoke_pipeline" {
+                assert_ne!(reply.status, 400, "its query is the pipeline's");
+                continue;
+            }
+            let problem = reply.problem(400, "bad-request");
+            let detail = problem["detail"].as_str().unwrap();
+            assert!(detail.contains("nonsense"), "{url}: {detail}");
+        }
+    }
+    let pipeline = "/api/v1/namespaces/default/pipelines/p";
+    let put = client.put(pipeline, "{}").await;
+    assert_eq!(put.status, 201);
+    let deleted = client.delete(&format!("{pipeline}?dry_run=true")).await;
+    deleted.problem(400, "bad-request");
+    assert_eq!(client.get(&format!("{pipeline}?")).await.status, 200);
+    // Without a token nobody is told which parameters there are.
+    let guarded = Client::guarded();
+    let refused = guarded.get("/api/v1/tokens?nonsense=1").await;
+    refused.problem(401, "unauthorized");
+}
+
 #[tokio::test]
 async fn the_page_and_all_that_it_loads_come_from_here() {
     let client = Client::new();

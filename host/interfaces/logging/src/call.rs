@@ -96,18 +96,13 @@ impl CallLog {
     }
 
     fn write(&self, level: Level, source: Source, context: &str, text: &str) {
-        let (context, message) = (cut(context, MAX_CONTEXT), cut(text, MAX_MESSAGE));
-        if !self.budget.take(OVERHEAD + context.len() + message.len()) {
+        let context = cut(context, MAX_CONTEXT);
+        let length = cut(text, MAX_MESSAGE).len();
+        if !self.budget.take(OVERHEAD + context.len() + length) {
             self.dropped(text.len());
             return;
         }
-        let mut message = message.to_owned();
-        let omitted = text.len() - message.len();
-        if omitted > 0 {
-            metrics::counter!("stepwell_guest_log_dropped_bytes_total").increment(omitted as u64);
-            message.push_str(&format!(" … ({omitted} more bytes)"));
-        }
-        self.record(level, source, context, message);
+        self.record(level, source, context, shortened(text));
     }
 
     fn record(&self, level: Level, source: Source, context: &str, message: String) {
@@ -131,6 +126,17 @@ impl CallLog {
         mirror(&entry);
         self.store.push(entry);
     }
+}
+
+/// A message of at most [`MAX_MESSAGE`] bytes, with a note of what was left out.
+pub(crate) fn shortened(text: &str) -> String {
+    let mut message = cut(text, MAX_MESSAGE).to_owned();
+    let omitted = text.len() - message.len();
+    if omitted > 0 {
+        metrics::counter!("stepwell_guest_log_dropped_bytes_total").increment(omitted as u64);
+        message.push_str(&format!(" … ({omitted} more bytes)"));
+    }
+    message
 }
 
 /// The start of a text, at most so many bytes.

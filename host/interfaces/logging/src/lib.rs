@@ -23,6 +23,6 @@ pub fn describe_metrics() {
     metrics::describe_counter!(
         "stepwell_guest_log_dropped_bytes_total",
         metrics::Unit::Bytes,
-        "bytes of messages that were left out because a call logged too much"
+        "bytes of messages that were left out because a call logged too much, or one message was too long"
     );
 }

@@ -18,8 +18,12 @@ use stepwell_logging::{
 };
 
 fn call(pipeline: &str, step: &str) -> Call {
+    call_in("default", pipeline, step)
+}
+
+fn call_in(namespace: &str, pipeline: &str, step: &str) -> Call {
     let scope = StepScope {
-        namespace: "default".parse().unwrap(),
+        namespace: namespace.parse().unwrap(),
         pipeline: pipeline.parse().unwrap(),
         revision: 3,
         step: step.parse().unwrap(),
@@ -290,6 +294,77 @@ async fn a_slow_follower_loses_entries_is_told_and_holds_nobody_up() {
         panic!("no entry")
     };
     assert_eq!(entry.message, missed.to_string());
+}
+
+fn of(namespace: &str) -> LogFilter {
+    LogFilter {
+        namespace: Some(namespace.to_owned()),
+        limit: Some(usize::MAX),
+        ..LogFilter::default()
+    }
+}
+
+#[tokio::test]
+async fn a_namespace_that_floods_costs_the_others_nothing() {
+    let store = Arc::new(LogStore::default());
+    let quiet = CallLog::new(store.clone(), call_in("quiet", "p", "s"));
+    quiet.log(Level::Info, "", "before");
+    let (past, mut stream) = store.follow(of("quiet"));
+    assert_eq!(messages(&past), ["before"]);
+    // As an anonymous caller does whose events are rejected, with what the guest quotes of them.
+    let loud = call_in("loud", "p", "s");
+    for n in 0..12_000 {
+        let quoted = "x".repeat(if n < 11_000 { 10 } else { 200_000 });
+        let error = StepError::new(ErrorKind::Invalid, quoted);
+        let scope = &loud.scope;
+        store.run_error(&scope.namespace, &scope.pipeline, 3, loud.run, &error);
+        if n % 1_000 == 0 {
+            quiet.log(Level::Info, "", &n.to_string());
+        }
+    }
+    let kept = store.query(&of("quiet"));
+    assert_eq!(kept.len(), 13, "{:?}", messages(&kept));
+    for expected in &kept[1..] {
+        let Some(Followed::Entry(entry)) = stream.next().await else {
+            panic!("a line was missed")
+        };
+        assert_eq!(entry.message, expected.message);
+    }
+    // The loud one has what is left, and the whole is bounded.
+    let loud = store.query(&of("loud"));
+    assert!(loud.last().unwrap().message.ends_with("more bytes)"));
+    let bytes: usize = all(&store).iter().map(|entry| entry.message.len()).sum();
+    assert!((8 << 20..=16 << 20).contains(&bytes), "{bytes}");
+}
+
+#[test]
+fn room_is_made_by_whoever_holds_most_and_the_order_stays() {
+    let capacity = LogCapacity {
+        entries: 12,
+        bytes: usize::MAX,
+    };
+    let store = Arc::new(LogStore::new(capacity));
+    for n in 0..40 {
+        // One of four entries is of `b`, one of `c`.
+        let namespace = ["a", "b", "a", "c"][n % 4];
+        let log = CallLog::new(store.clone(), call_in(namespace, "p", "s"));
+        log.log(Level::Info, "", &n.to_string());
+    }
+    let held = ["a", "b", "c"].map(|namespace| store.query(&of(namespace)).len());
+    assert_eq!(held, [4, 4, 4]);
+    assert_eq!(messages(&store.query(&of("a"))), ["32", "34", "36", "38"]);
+    assert_eq!(messages(&store.query(&of("b"))), ["25", "29", "33", "37"]);
+    let newest = store.query(&LogFilter {
+        limit: Some(3),
+        ..LogFilter::default()
+    });
+    assert_eq!(messages(&newest), ["37", "38", "39"]);
+    // As many namespaces as there may be entries, and more: the oldest of them are gone altogether.
+    for n in 0..100 {
+        let log = CallLog::new(store.clone(), call_in(&format!("n{n}"), "p", "s"));
+        log.log(Level::Info, "", "only");
+    }
+    assert_eq!(all(&store).len(), 12);
 }
 
 #[test]

@@ -3,10 +3,11 @@
 use stepwell_core::Call;
 use wasmtime::component::{HasData, Linker, Resource, ResourceTable};
 
-use crate::caller::{Caller, failed_before};
+use crate::caller::Caller;
 use crate::client::{Access, Transaction};
 use crate::databases::Databases;
 use crate::permit::PERMIT_WAIT;
+use crate::rest::Rest;
 use crate::{SqlError, SqlErrorKind};
 
 mod generated {
@@ -59,8 +60,7 @@ pub struct OpenConnection {
 pub struct OpenTransaction {
     name: String,
     read_only: bool,
-    /// None once something in it has failed: it is rolled back then.
-    running: Option<Box<dyn Transaction>>,
+    rest: Rest,
 }
 
 type Answer<T> = wasmtime::Result<Result<T, wit::Error>>;
@@ -107,7 +107,7 @@ impl wit::HostConnection for DatabasesView<'_> {
                 let transaction = OpenTransaction {
                     name,
                     read_only: access == Access::Read,
-                    running: Some(running),
+                    rest: Rest::new(running),
                 };
                 Ok(Ok(self.table.push(transaction)?))
             }
@@ -130,8 +130,9 @@ impl wit::HostTransaction for DatabasesView<'_> {
         options: wit::QueryOptions,
     ) -> Answer<wit::Rows> {
         let (name, running) = self.running(&this)?;
-        let Some(mut running) = running else {
-            return Ok(Err(failed_before().into()));
+        let mut running = match running {
+            Ok(running) => running,
+            Err(error) => return Ok(Err(error.into())),
         };
         let work = self.caller();
         let result = work
@@ -149,8 +150,9 @@ impl wit::HostTransaction for DatabasesView<'_> {
     ) -> Answer<u64> {
         let read_only = self.table.get(&this)?.read_only;
         let (name, running) = self.running(&this)?;
-        let Some(mut running) = running else {
-            return Ok(Err(failed_before().into()));
+        let mut running = match running {
+            Ok(running) => running,
+            Err(error) => return Ok(Err(error.into())),
         };
         let work = self.caller();
         let result = work
@@ -162,9 +164,9 @@ impl wit::HostTransaction for DatabasesView<'_> {
 
     async fn commit(&mut self, this: Resource<OpenTransaction>) -> Answer<()> {
         let transaction = self.table.delete(this)?;
-        let result = match transaction.running {
-            None => Err(failed_before()),
-            Some(running) => {
+        let result = match transaction.rest.take() {
+            Err(error) => Err(error),
+            Ok(running) => {
                 self.caller()
                     .observe(&transaction.name, running.commit())
                     .await
@@ -175,9 +177,10 @@ impl wit::HostTransaction for DatabasesView<'_> {
 
     async fn rollback(&mut self, this: Resource<OpenTransaction>) -> Answer<()> {
         let transaction = self.table.delete(this)?;
-        let result = match transaction.running {
-            None => Ok(()),
-            Some(running) => {
+        let result = match transaction.rest.take() {
+            // It is rolled back.
+            Err(_) => Ok(()),
+            Ok(running) => {
                 self.caller()
                     .observe(&transaction.name, running.rollback())
                     .await
@@ -204,9 +207,9 @@ impl<'a> DatabasesView<'a> {
     fn running(
         &mut self,
         this: &Resource<OpenTransaction>,
-    ) -> wasmtime::Result<(String, Option<Box<dyn Transaction>>)> {
-        let transaction = self.table.get_mut(this)?;
-        Ok((transaction.name.clone(), transaction.running.take()))
+    ) -> wasmtime::Result<(String, Result<Box<dyn Transaction>, SqlError>)> {
+        let transaction = self.table.get(this)?;
+        Ok((transaction.name.clone(), transaction.rest.take()))
     }
 
     /// Puts it back, if nothing failed.
@@ -217,7 +220,7 @@ impl<'a> DatabasesView<'a> {
         result: &Result<T, SqlError>,
     ) -> wasmtime::Result<()> {
         if result.is_ok() {
-            self.table.get_mut(this)?.running = Some(running);
+            self.table.get(this)?.rest.put(running);
         }
         Ok(())
     }

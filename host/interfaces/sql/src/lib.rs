@@ -14,6 +14,7 @@ mod metric;
 mod permit;
 mod pool;
 mod postgres;
+mod rest;
 mod sqlite;
 mod statement;
 mod value;

@@ -263,6 +263,39 @@ both! {
         assert_eq!(count(&mut guest).await, 1);
     }
 
+    async fn a_transaction_that_waits_for_its_guest_makes_room(fixture: Fixture) {
+        with_table(&fixture).await;
+        let mut idle = fixture.guest(READ_WRITE);
+        let insert = "INSERT INTO t VALUES ($1, 'x')";
+        let transaction = idle.begin(Isolation::ReadCommitted, false).await.unwrap();
+        // What goes on is not idle, however long it takes.
+        let begun = Instant::now();
+        let mut id = 100;
+        while begun.elapsed() < Duration::from_secs(5) {
+            idle.execute_in(&transaction, insert, vec![Value::S64(id)]).await.unwrap();
+            id += 1;
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        // On SQLite this waits for the only writer; on PostgreSQL, for the row.
+        idle.execute_in(&transaction, "UPDATE t SET name = 'held' WHERE id = 1", vec![]).await.unwrap();
+        let mut other = fixture.guest_for(READ_WRITE, Duration::from_secs(20));
+        let waited = Instant::now();
+        other.execute("UPDATE t SET name = 'free' WHERE id = 1", vec![]).await.unwrap();
+        assert!(waited.elapsed() > Duration::from_secs(3), "{:?}", waited.elapsed());
+        assert_eq!(count(&mut other).await, 1, "it is rolled back");
+        assert_eq!(sqlstate(idle.query_in(&transaction, "SELECT 1", vec![]).await), "25P03");
+        let again = idle.execute_in(&transaction, insert, vec![Value::S64(2)]).await;
+        assert!(format!("{again:?}").contains("no statement of it came for 4 s"), "{again:?}");
+        assert_eq!(kind(again), "aborted");
+        assert_eq!(sqlstate(idle.commit(transaction).await), "25P03");
+        // Its guest goes on, and may end by itself what has ended.
+        let transaction = idle.begin(Isolation::ReadCommitted, false).await.unwrap();
+        idle.execute_in(&transaction, insert, vec![Value::S64(2)]).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(4_500)).await;
+        idle.rollback(transaction).await.unwrap();
+        assert_eq!(count(&mut idle).await, 1);
+    }
+
     async fn a_store_that_goes_away_rolls_back(fixture: Fixture) {
         with_table(&fixture).await;
         for round in 0..20 {
@@ -439,20 +472,35 @@ both! {
 
     async fn who_finds_no_connection_is_told(fixture: Fixture) {
         with_table(&fixture).await;
-        let mut holders: Vec<Guest<'_>> = Vec::new();
+        let mut holders: Vec<(Guest<'_>, _)> = Vec::new();
         let places = fixture.pick(1, 4);
         for _ in 0..places {
             let mut guest = fixture.guest(READ_WRITE);
-            guest.begin(Isolation::ReadCommitted, false).await.unwrap();
-            holders.push(guest);
+            let transaction = guest.begin(Isolation::ReadCommitted, false).await.unwrap();
+            holders.push((guest, transaction));
         }
         let mut late = fixture.guest(READ_WRITE);
-        match late.execute("INSERT INTO t VALUES (2, 'x')", vec![]).await {
-            Err(Error::Overloaded(millis)) => assert_eq!(millis, 5_000),
-            other => panic!("{other:?}"),
+        let work = async {
+            match late.execute("INSERT INTO t VALUES (2, 'x')", vec![]).await {
+                Err(Error::Overloaded(millis)) => assert_eq!(millis, 5_000),
+                other => panic!("{other:?}"),
+            }
+            let mut hasty = fixture.guest_for(READ_WRITE, Duration::from_millis(100));
+            assert_eq!(kind(hasty.execute("DELETE FROM t", vec![]).await), "deadline-exceeded");
+        };
+        // They go on with their transactions: one that waits for its guest would make room.
+        let busy = async {
+            loop {
+                for (guest, transaction) in &mut holders {
+                    guest.query_in(transaction, "SELECT 1", vec![]).await.unwrap();
+                }
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        };
+        tokio::select! {
+            () = work => {}
+            () = busy => {}
         }
-        let mut hasty = fixture.guest_for(READ_WRITE, Duration::from_millis(100));
-        assert_eq!(kind(hasty.execute("DELETE FROM t", vec![]).await), "deadline-exceeded");
         drop(holders);
         late.execute("INSERT INTO t VALUES (2, 'x')", vec![]).await.unwrap();
     }
