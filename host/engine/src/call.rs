@@ -8,14 +8,17 @@ use stepwell_core::{Blame, ErrorKind, Limits, StepError, show_duration, within};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
 use tracing::Instrument as _;
 use wasmtime::{PoolConcurrencyLimitError, Store, UpdateDeadline};
+use wasmtime_wasi_http::p2::bindings::{Proxy, ProxyPre};
+use wasmtime_wasi_http::p3::bindings::{Service, ServicePre};
 
 use crate::blame::{blame, busy};
 use crate::clock::{CpuClock, timed};
 use crate::epoch::{Ticker, Ticking};
 use crate::idle::Idle;
 use crate::lane::{Moved, SlowLane};
-use crate::memory::GuestMemory;
+use crate::memory::Share;
 use crate::meter::{Exceeded, Meter};
+use crate::step::{Step, StepPre};
 use crate::store::{Environment, HANDLES, StoreState};
 
 /// What all calls of an engine share.
@@ -23,8 +26,11 @@ pub(crate) struct Shared {
     pub(crate) engine: wasmtime::Engine,
     pub(crate) ticker: Ticker,
     pub(crate) lane: Arc<SlowLane>,
-    pub(crate) memory: Arc<GuestMemory>,
+    /// What guests of no namespace take memory from.
+    pub(crate) memory: Arc<Share>,
     pub(crate) slots: Arc<Semaphore>,
+    /// How many slots there are.
+    pub(crate) all_slots: u32,
     pub(crate) idle: Idle,
     pub(crate) host_call_bytes: u64,
     pub(crate) log_bytes: usize,
@@ -53,14 +59,15 @@ pub(crate) struct Call<S: 'static> {
 pub(crate) type Parts<S> = (Store<S>, Arc<CpuClock>, OwnedSemaphorePermit);
 
 impl Shared {
-    /// A call with a store of its own.
+    /// A call with a store of its own, whose instance takes up so many slots.
     pub(crate) async fn begin<S: StoreState>(
         &self,
         state: impl FnOnce() -> S,
         limits: Limits,
+        slots: u32,
         deadline: Instant,
     ) -> Result<Call<S>, StepError> {
-        let slot = self.slot(deadline).await?;
+        let slot = self.slot(slots, deadline).await?;
         let now = Instant::now();
         if deadline <= now {
             return Err(StepError::new(
@@ -76,7 +83,9 @@ impl Shared {
             .blamed(Blame::Host)
         })?;
         let base = store.data_mut().base();
-        base.meter = Meter::new(limits, Some(self.memory.clone()));
+        let tenant = base.environment.tenant.as_ref();
+        let memory = tenant.map_or(&self.memory, |tenant| &tenant.0);
+        base.meter = Meter::new(limits, Some(memory.clone()));
         let account = base.cpu.clone();
         store.limiter(|state| &mut state.base().meter);
         store.set_max_component_handles(HANDLES);
@@ -135,20 +144,44 @@ impl Shared {
         self.host_call_bytes.max(output)
     }
 
-    /// Whether it is worth to instantiate once more after an error: components of many memories can exhaust these before the slots,
-    /// and idle instances hold some.
-    pub(crate) fn made_room_after(&self, error: &wasmtime::Error) -> bool {
-        error.is::<PoolConcurrencyLimitError>() && self.idle.evict() > 0
+    /// Instantiates a component in a call's store. Where the pool has too little of something, idle instances make room.
+    pub(crate) async fn instantiate<S: StoreState, P: Pre<S>>(
+        &self,
+        pre: &P,
+        store: &mut Store<S>,
+    ) -> wasmtime::Result<P::Instance> {
+        let mut waited = false;
+        loop {
+            let error = match pre.instantiate(store).await {
+                Ok(instance) => return Ok(instance),
+                Err(error) => error,
+            };
+            let meter = &mut store.data_mut().base().meter;
+            if error.is::<PoolConcurrencyLimitError>() {
+                if self.idle.evict(1) == 0 {
+                    return Err(error);
+                }
+            } else if meter.lacked_memory() && !waited {
+                // Those that answer several calls at once were told to end, and do so in a moment.
+                waited = true;
+                meter.refused = None;
+                tokio::time::sleep(MOMENT).await;
+            } else {
+                return Err(error);
+            }
+        }
     }
 
-    /// A place among the instances that live at once. Idle ones make room for it.
-    async fn slot(&self, deadline: Instant) -> Result<OwnedSemaphorePermit, StepError> {
-        match self.slots.clone().try_acquire_owned() {
+    /// A place, or as many as it takes, among the instances that live at once. Idle ones make room for it.
+    async fn slot(&self, slots: u32, deadline: Instant) -> Result<OwnedSemaphorePermit, StepError> {
+        let wanted = slots.min(self.all_slots);
+        match self.slots.clone().try_acquire_many_owned(wanted) {
             Ok(slot) => Ok(slot),
             Err(TryAcquireError::NoPermits) => {
                 let _waiting = self.idle.wait();
-                self.idle.evict();
-                tokio::time::timeout_at(deadline.into(), self.slots.clone().acquire_owned())
+                self.idle.evict(wanted as usize);
+                let acquired = self.slots.clone().acquire_many_owned(wanted);
+                tokio::time::timeout_at(deadline.into(), acquired)
                     .await
                     .ok()
                     .and_then(Result::ok)
@@ -160,7 +193,45 @@ impl Shared {
 }
 
 /// CPU time after which a call goes on in the slow lane. Most calls are over by then.
-const SLICE: Duration = Duration::from_millis(1);
+pub(crate) const SLICE: Duration = Duration::from_millis(1);
+
+/// What instances that were told to end have time for.
+const MOMENT: Duration = Duration::from_millis(10);
+
+/// A component that is linked, of whatever world.
+pub(crate) trait Pre<S: StoreState>: Sync {
+    /// What its calls go through.
+    type Instance: Send;
+
+    fn instantiate(
+        &self,
+        store: &mut Store<S>,
+    ) -> impl Future<Output = wasmtime::Result<Self::Instance>> + Send;
+}
+
+impl<S: StoreState> Pre<S> for ProxyPre<S> {
+    type Instance = Proxy;
+
+    async fn instantiate(&self, store: &mut Store<S>) -> wasmtime::Result<Proxy> {
+        self.instantiate_async(store).await
+    }
+}
+
+impl<S: StoreState> Pre<S> for ServicePre<S> {
+    type Instance = Service;
+
+    async fn instantiate(&self, store: &mut Store<S>) -> wasmtime::Result<Service> {
+        self.instantiate_async(store).await
+    }
+}
+
+impl<S: StoreState> Pre<S> for StepPre<S> {
+    type Instance = Step;
+
+    async fn instantiate(&self, store: &mut Store<S>) -> wasmtime::Result<Step> {
+        self.instantiate_async(store).await
+    }
+}
 
 /// Times a guest's future, lets it go on in the slow lane when it takes long, and ends it when its time is up.
 pub(crate) struct Guard {
@@ -251,7 +322,7 @@ impl<T> Drop for Guest<T> {
     }
 }
 
-fn closed() -> StepError {
+pub(crate) fn closed() -> StepError {
     StepError::new(
         ErrorKind::Unavailable,
         "the host stopped while the guest was being called",

@@ -1,6 +1,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use wasmtime::component::Component;
 use wasmtime::{Config, Enabled, InstanceAllocationStrategy, PoolingAllocationConfig};
 
 use crate::compile::CompileBy;
@@ -112,6 +113,20 @@ pub(crate) const MEMORIES: u32 = 20;
 /// Tables that one component may define.
 pub(crate) const TABLES: u32 = 40;
 
+/// Tables that the pool has for each slot.
+const TABLES_OF_A_SLOT: u32 = 4;
+
+/// How many slots an instance of a component takes up: as many as it takes of what the pool has a number of for each. Calls wait
+/// for them, so that a few instances of many memories cannot exhaust the pool under everybody else.
+pub(crate) fn slots_of(component: &Component) -> u32 {
+    let needed = component.resources_required();
+    // None: it imports core modules, which nobody gives it.
+    needed.map_or(MEMORIES, |needed| {
+        let for_tables = needed.num_tables.div_ceil(TABLES_OF_A_SLOT);
+        needed.num_memories.max(for_tables).max(1)
+    })
+}
+
 /// The only place where a `wasmtime::Config` is made. Compiling and loading use the same one: a stray setting would make every
 /// cached artefact miss.
 pub(crate) fn wasmtime_config(flavor: Flavor, allocation: Allocation) -> Config {
@@ -144,8 +159,9 @@ pub(crate) fn wasmtime_config(flavor: Flavor, allocation: Allocation) -> Config 
 fn pool(instances: u32) -> PoolingAllocationConfig {
     let mut pool = PoolingAllocationConfig::new();
     pool.total_component_instances(instances)
-        .total_core_instances(instances.saturating_mul(4))
-        .total_tables(instances.saturating_mul(4))
+        // Nothing is set aside for these, so there are as many as there can be.
+        .total_core_instances(instances.saturating_mul(CORE_INSTANCES))
+        .total_tables(instances.saturating_mul(TABLES_OF_A_SLOT))
         .total_memories(instances)
         .total_stacks(instances)
         .max_unused_warm_slots(instances)

@@ -10,6 +10,7 @@ use crate::call::Shared;
 use crate::function::Body;
 use crate::idle::Resting;
 use crate::keep::Discard;
+use crate::memory::Share;
 use crate::room::{Room, work};
 use crate::seat::{Seat, Ticket};
 use crate::store::{Bind, StoreState};
@@ -18,12 +19,13 @@ use crate::store::{Bind, StoreState};
 ///
 /// A call takes a seat in the first instance that has one, or starts another. An instance runs in a task of its own. When it traps or
 /// runs into a limit, the calls that it was answering fail with it; when a call's time is up, it takes no more, and ends with the
-/// last of the others: a guest cannot be made to give up one call. `limits.memory` holds for all calls of an instance together,
-/// and so does `limits.cpu` times the number of those under way, since nobody can tell which of them computes.
+/// last of the others: a guest cannot be made to give up one call. `limits.memory` holds for all calls of an instance together.
+/// Each call brings `limits.cpu` to what the instance may use, since nobody can tell which of them computes.
 pub(crate) struct Crowd<S: StoreState> {
     shared: Arc<Shared>,
     limits: Limits,
     reuse: Reuse,
+    slots: u32,
     rooms: Mutex<Rooms<S>>,
 }
 
@@ -34,11 +36,13 @@ struct Rooms<S: StoreState> {
 }
 
 impl<S: StoreState> Crowd<S> {
-    pub(crate) fn new(shared: Arc<Shared>, limits: Limits, reuse: Reuse) -> Self {
+    /// `slots`: how many an instance takes up.
+    pub(crate) fn new(shared: Arc<Shared>, limits: Limits, reuse: Reuse, slots: u32) -> Self {
         Self {
             shared,
             limits,
             reuse,
+            slots,
             rooms: Mutex::new(Rooms {
                 all: Vec::new(),
                 listed: false,
@@ -90,7 +94,16 @@ impl<S: StoreState> Crowd<S> {
             return seat;
         }
         let (door, inbox) = mpsc::unbounded_channel();
-        let (room, fate) = Room::new(self.shared.clone(), self.limits, self.reuse, door, now);
+        let mut state = bind.fresh();
+        let environment = state.base().environment.clone();
+        let (room, fate) = Room::new(
+            self.shared.clone(),
+            self.limits,
+            self.reuse,
+            environment,
+            door,
+            now,
+        );
         let seat = Room::first(&room, now, deadline);
         seat.send(ticket);
         rooms.all.push(room.clone());
@@ -102,7 +115,8 @@ impl<S: StoreState> Crowd<S> {
             self.shared.idle.list(this, || false);
         }
         self.shared.started.increment(1);
-        tokio::spawn(work(room, pre.clone(), bind.fresh(), inbox, fate, deadline));
+        let begins = (state, self.slots, deadline);
+        tokio::spawn(work(room, pre.clone(), begins, inbox, fate));
         seat
     }
 
@@ -126,6 +140,11 @@ impl<S: StoreState> Crowd<S> {
 impl<S: StoreState> Resting for Crowd<S> {
     fn count(&self) -> usize {
         self.idle().len()
+    }
+
+    fn is_of(&self, share: &Share) -> bool {
+        let rooms = self.lock();
+        rooms.all.first().is_some_and(|room| room.is_of(share))
     }
 
     fn oldest(&self) -> Option<Instant> {

@@ -16,6 +16,7 @@ use crate::inspect::{Inspection, Refused, inspect};
 use crate::interfaces::Interfaces;
 use crate::load::{LoadError, Loader};
 use crate::machine::Machines;
+use crate::memory::Tenant;
 use crate::plugin::Plugin;
 use crate::queue::{Lane, Queue};
 use crate::residents::Residents;
@@ -172,6 +173,11 @@ impl<S: StoreState> Engine<S> {
         let loader = self.loader.clone();
         let tidy = move || loader.machines.made().for_each(|made| made.cache.tidy());
         self.loader.chores.run(tidy).await;
+    }
+
+    /// A namespace, for the environments of its steps.
+    pub fn tenant(&self, namespace: &str) -> Tenant {
+        self.loader.machines.memory().tenant(namespace)
     }
 
     /// Drops a component from the cache. Calls of those that have it loaded go on.

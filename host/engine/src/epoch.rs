@@ -19,6 +19,8 @@ pub(crate) struct Ticker {
 
 struct Shared {
     calls: AtomicUsize,
+    /// Guests that are being executed beside those of calls.
+    polls: AtomicUsize,
     asleep: AtomicBool,
     stop: AtomicBool,
 }
@@ -26,10 +28,14 @@ struct Shared {
 /// A call that needs the clock, until it is dropped.
 pub(crate) struct Ticking(Arc<Shared>);
 
+/// A guest that is being executed, whether or not a call is under way, until this is dropped.
+pub(crate) struct Executing<'a>(&'a Shared);
+
 impl Ticker {
     pub(crate) fn start(engine: &wasmtime::Engine) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
             calls: AtomicUsize::new(0),
+            polls: AtomicUsize::new(0),
             asleep: AtomicBool::new(false),
             stop: AtomicBool::new(false),
         });
@@ -46,10 +52,20 @@ impl Ticker {
 
     pub(crate) fn ticking(&self) -> Ticking {
         self.shared.calls.fetch_add(1, Ordering::SeqCst);
+        self.wake();
+        Ticking(self.shared.clone())
+    }
+
+    pub(crate) fn executing(&self) -> Executing<'_> {
+        self.shared.polls.fetch_add(1, Ordering::SeqCst);
+        self.wake();
+        Executing(&self.shared)
+    }
+
+    fn wake(&self) {
         if self.shared.asleep.load(Ordering::SeqCst) {
             self.thread.unpark();
         }
-        Ticking(self.shared.clone())
     }
 
     pub(crate) fn calls(&self) -> usize {
@@ -70,13 +86,25 @@ impl Drop for Ticking {
     }
 }
 
+impl Drop for Executing<'_> {
+    fn drop(&mut self) {
+        self.0.polls.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Shared {
+    fn is_needed(&self) -> bool {
+        self.calls.load(Ordering::SeqCst) > 0 || self.polls.load(Ordering::SeqCst) > 0
+    }
+}
+
 fn tick(engine: &wasmtime::EngineWeak, shared: &Shared) {
     let mut idle = 0;
     while !shared.stop.load(Ordering::SeqCst) {
         if idle >= LINGER {
             shared.asleep.store(true, Ordering::SeqCst);
             // A call that began before the store above is seen here; one that begins after it unparks.
-            if shared.calls.load(Ordering::SeqCst) == 0 && !shared.stop.load(Ordering::SeqCst) {
+            if !shared.is_needed() && !shared.stop.load(Ordering::SeqCst) {
                 thread::park();
             }
             shared.asleep.store(false, Ordering::SeqCst);
@@ -87,9 +115,9 @@ fn tick(engine: &wasmtime::EngineWeak, shared: &Shared) {
             return;
         };
         engine.increment_epoch();
-        idle = match shared.calls.load(Ordering::SeqCst) {
-            0 => idle + 1,
-            _ => 0,
+        idle = match shared.is_needed() {
+            false => idle + 1,
+            true => 0,
         };
     }
 }

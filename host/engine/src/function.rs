@@ -62,12 +62,7 @@ pub(crate) async fn handle<S: StoreState>(
         let outcome = async {
             let Lease { call, exports, .. } = &mut lease;
             if exports.is_none() {
-                let proxy = loop {
-                    match pre.instantiate_async(&mut call.store).await {
-                        Err(error) if shared.made_room_after(&error) => {}
-                        started => break started?,
-                    }
-                };
+                let proxy = shared.instantiate(&*pre, &mut call.store).await?;
                 *exports = Some(Exports::Http(proxy));
             }
             let Some(Exports::Http(proxy)) = exports else {

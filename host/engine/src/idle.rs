@@ -1,14 +1,19 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::memory::Share;
+
 /// Instances that are kept for later calls of one step, as the engine sees them.
 pub(crate) trait Resting: Send + Sync {
     /// How many there are.
     fn count(&self) -> usize;
+    /// Whether their memory counts here; if there are any.
+    fn is_of(&self, share: &Share) -> bool;
     /// Since when the oldest has been waiting.
     fn oldest(&self) -> Option<Instant>;
     /// Ends the oldest, to make room.
@@ -22,6 +27,10 @@ pub(crate) trait Resting: Send + Sync {
 /// Every idle instance of an engine: one thread ends those that have waited long enough, and calls that find no slot end the
 /// oldest.
 pub(crate) struct Idle(Arc<Shared>);
+
+/// What ends idle instances to make room for the memory of others.
+#[derive(Clone)]
+pub(crate) struct Evictor(Weak<Shared>);
 
 #[derive(Default)]
 struct Shared {
@@ -87,29 +96,31 @@ impl Idle {
         self.0.waiting.load(Ordering::SeqCst) > 0
     }
 
-    /// Ends the idle instances that have waited longest, and answers how many it were.
-    pub(crate) fn evict(&self) -> usize {
-        let all = self.0.resting();
-        let wanted = all.iter().map(|one| one.count()).sum::<usize>() / SHARE + 1;
-        let mut by_age: BinaryHeap<_> = all
-            .iter()
-            .enumerate()
-            .filter_map(|(index, one)| Some((Reverse(one.oldest()?), index)))
-            .collect();
-        let mut ended = 0;
-        while ended < wanted
-            && let Some((_, index)) = by_age.pop()
-            && let Some(one) = all.get(index)
-        {
-            ended += usize::from(one.evict());
-            by_age.extend(one.oldest().map(|oldest| (Reverse(oldest), index)));
-        }
-        ended
+    /// Ends the idle instances that have waited longest, at least so many if there are, and answers how many it were.
+    pub(crate) fn evict(&self, least: usize) -> usize {
+        self.0.evict(least, None)
+    }
+
+    pub(crate) fn evictor(&self) -> Evictor {
+        Evictor(Arc::downgrade(&self.0))
     }
 
     /// How many there are.
     pub(crate) fn count(&self) -> usize {
         self.0.resting().iter().map(|one| one.count()).sum()
+    }
+}
+
+impl Evictor {
+    /// Ends some, only those whose memory counts there if a share is given, and answers how many it were.
+    pub(crate) fn evict(&self, of: Option<&Share>) -> usize {
+        self.0.upgrade().map_or(0, |idle| idle.evict(1, of))
+    }
+}
+
+impl fmt::Debug for Evictor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Evictor").finish_non_exhaustive()
     }
 }
 
@@ -127,6 +138,27 @@ impl Drop for Waiting<'_> {
 }
 
 impl Shared {
+    fn evict(&self, least: usize, of: Option<&Share>) -> usize {
+        let mut all = self.resting();
+        all.retain(|one| of.is_none_or(|share| one.is_of(share)));
+        let share = all.iter().map(|one| one.count()).sum::<usize>() / SHARE + 1;
+        let wanted = share.max(least);
+        let mut by_age: BinaryHeap<_> = all
+            .iter()
+            .enumerate()
+            .filter_map(|(index, one)| Some((Reverse(one.oldest()?), index)))
+            .collect();
+        let mut ended = 0;
+        while ended < wanted
+            && let Some((_, index)) = by_age.pop()
+            && let Some(one) = all.get(index)
+        {
+            ended += usize::from(one.evict());
+            by_age.extend(one.oldest().map(|oldest| (Reverse(oldest), index)));
+        }
+        ended
+    }
+
     fn lock(&self) -> MutexGuard<'_, List> {
         self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }

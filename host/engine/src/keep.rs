@@ -15,6 +15,7 @@ use crate::clock::CpuClock;
 use crate::crowd::Crowd;
 use crate::function::Body;
 use crate::idle::Resting;
+use crate::memory::Share;
 use crate::plugin::{Code, Plugin, process};
 use crate::step::Step;
 use crate::store::{Bind, StoreState};
@@ -31,6 +32,8 @@ struct Pool<S: StoreState> {
     shared: Arc<Shared>,
     limits: Limits,
     reuse: Reuse,
+    /// How many slots an instance takes up.
+    slots: u32,
     idle: Mutex<IdleInstances<S>>,
     /// Those that answer several calls at once, where the component can.
     crowd: Option<Arc<Crowd<S>>>,
@@ -99,14 +102,21 @@ struct Home<S: StoreState> {
 
 impl<S: StoreState> Kept<S> {
     /// `concurrent`: whether the component can answer several calls at once.
-    pub(crate) fn new(shared: Arc<Shared>, limits: Limits, reuse: Reuse, concurrent: bool) -> Self {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        limits: Limits,
+        reuse: Reuse,
+        slots: u32,
+        concurrent: bool,
+    ) -> Self {
         let crowd = (concurrent && reuse.concurrency > 1)
-            .then(|| Arc::new(Crowd::new(shared.clone(), limits, reuse)));
+            .then(|| Arc::new(Crowd::new(shared.clone(), limits, reuse, slots)));
         Self(Arc::new(Pool {
             crowd,
             shared,
             limits,
             reuse,
+            slots,
             idle: Mutex::new(IdleInstances {
                 instances: VecDeque::new(),
                 listed: false,
@@ -176,8 +186,9 @@ impl<S: StoreState> Kept<S> {
                 (call, Some(instance.exports), instance.calls)
             }
             None => {
-                let fresh = pool.shared.begin(|| bind.fresh(), pool.limits, deadline);
-                let call = fresh.await?;
+                let fresh = || bind.fresh();
+                let begun = pool.shared.begin(fresh, pool.limits, pool.slots, deadline);
+                let call = begun.await?;
                 pool.shared.started.increment(1);
                 (call, None, 0)
             }
@@ -317,7 +328,7 @@ impl<S: StoreState> Pool<S> {
         }
         // A call that did not find the instance idle and waits now for its slot.
         if self.shared.idle.is_awaited() {
-            self.shared.idle.evict();
+            self.shared.idle.evict(1);
         }
         Ok(())
     }
@@ -341,6 +352,12 @@ impl<S: 'static> IdleInstances<S> {
 impl<S: StoreState> Resting for Pool<S> {
     fn count(&self) -> usize {
         self.lock().instances.len()
+    }
+
+    fn is_of(&self, share: &Share) -> bool {
+        let mut idle = self.lock();
+        let first = idle.instances.front_mut();
+        first.is_some_and(|first| first.store.data_mut().base().meter.is_of(share))
     }
 
     fn oldest(&self) -> Option<Instant> {

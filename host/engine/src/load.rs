@@ -16,7 +16,7 @@ use wasmtime_wasi_http::p3::bindings::ServicePre;
 use crate::cache::from_memory;
 use crate::chores::Chores;
 use crate::compile::{Compiled, Compiler};
-use crate::config::Flavor;
+use crate::config::{Flavor, slots_of};
 use crate::inspect::{Refused, World, flavor, target};
 use crate::machine::{Machine, Machines};
 use crate::plugin::{Code, Plugin};
@@ -343,6 +343,7 @@ fn link<S: StoreState>(
         world,
         code,
         shared: machine.shared.clone(),
+        slots: slots_of(component),
         compiled_in,
         code_bytes: image_bytes(component),
     })

@@ -71,7 +71,7 @@ impl<S: StoreState> Machines<S> {
     }
 
     /// What all guests hold together.
-    pub(crate) fn memory(&self) -> &GuestMemory {
+    pub(crate) fn memory(&self) -> &Arc<GuestMemory> {
         &self.commons.memory
     }
 
@@ -133,12 +133,14 @@ impl<S: StoreState> Machine<S> {
             Ticker::start(&engine).map_err(|error| EngineError(format!("its clock: {error}")))?;
         let idle =
             Idle::start().map_err(|error| EngineError(format!("its idle instances: {error}")))?;
+        commons.memory.evicts(idle.evictor());
         let shared = Shared {
             engine,
             ticker,
             lane: commons.lane.clone(),
-            memory: commons.memory.clone(),
+            memory: commons.memory.nobodys(),
             slots: Arc::new(Semaphore::new(slots as usize)),
+            all_slots: slots,
             idle,
             host_call_bytes: config.host_call_bytes,
             log_bytes: config.log_bytes,

@@ -1,6 +1,10 @@
+use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use crate::idle::Evictor;
 
 /// The linear memory that all guests of a host hold together. Each instance takes from it what its memories have grown to, and gives
 /// it back when it goes.
@@ -8,6 +12,35 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub(crate) struct GuestMemory {
     limit: u64,
     held: AtomicU64,
+    /// Of every namespace that has something deployed.
+    tenants: Mutex<HashMap<String, Weak<Share>>>,
+    /// How many those are.
+    deployed: AtomicUsize,
+    /// The engines' idle instances, which make room.
+    idle: Mutex<Vec<Evictor>>,
+}
+
+/// Whose guests hold some of it.
+#[derive(Debug)]
+pub(crate) struct Share {
+    held: AtomicU64,
+    /// Whether it is a namespace's, and so bounded while there are others.
+    bounded: bool,
+    of: Arc<GuestMemory>,
+}
+
+/// A namespace whose guests' memory counts together, as [`Engine::tenant`](crate::Engine::tenant) gives it. While steps of other
+/// namespaces are deployed, it may hold three quarters of `limits.guest_memory`.
+#[derive(Clone, Debug)]
+pub struct Tenant(pub(crate) Arc<Share>);
+
+/// Why there is no memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoMemory {
+    /// All guests together hold this much.
+    OfHost(u64),
+    /// The namespace's do.
+    OfTenant(u64),
 }
 
 impl GuestMemory {
@@ -15,30 +48,118 @@ impl GuestMemory {
         Self {
             limit,
             held: AtomicU64::new(0),
+            tenants: Mutex::default(),
+            deployed: AtomicUsize::new(0),
+            idle: Mutex::default(),
         }
-    }
-
-    pub(crate) fn limit(&self) -> u64 {
-        self.limit
     }
 
     pub(crate) fn held(&self) -> u64 {
         self.held.load(Ordering::Relaxed)
     }
 
+    /// Has these idle instances make room.
+    pub(crate) fn evicts(&self, idle: Evictor) {
+        lock(&self.idle).push(idle);
+    }
+
+    /// The share of whoever is no namespace.
+    pub(crate) fn nobodys(self: &Arc<Self>) -> Arc<Share> {
+        Arc::new(Share {
+            held: AtomicU64::new(0),
+            bounded: false,
+            of: self.clone(),
+        })
+    }
+
+    pub(crate) fn tenant(self: &Arc<Self>, namespace: &str) -> Tenant {
+        let mut tenants = lock(&self.tenants);
+        if let Some(share) = tenants.get(namespace).and_then(Weak::upgrade) {
+            return Tenant(share);
+        }
+        tenants.retain(|_, share| share.strong_count() > 0);
+        let share = Arc::new(Share {
+            held: AtomicU64::new(0),
+            bounded: true,
+            of: self.clone(),
+        });
+        tenants.insert(namespace.to_owned(), Arc::downgrade(&share));
+        self.deployed.fetch_add(1, Ordering::Relaxed);
+        Tenant(share)
+    }
+
     /// Whether there was as much; if not, nothing is taken.
-    pub(crate) fn take(&self, bytes: u64) -> bool {
+    fn take(&self, bytes: u64) -> bool {
         let before = self.held.fetch_add(bytes, Ordering::Relaxed);
         let fits = before.saturating_add(bytes) <= self.limit;
         if !fits {
-            self.give_back(bytes);
+            self.held.fetch_sub(bytes, Ordering::Relaxed);
         }
         fits
     }
 
+    /// Ends some idle instances, only those of one namespace if one is given, and answers how many it were.
+    fn evict(&self, of: Option<&Share>) -> usize {
+        // Copied: an instance that goes may be the last to hold anything.
+        let idle = lock(&self.idle).clone();
+        idle.iter().map(|idle| idle.evict(of)).sum()
+    }
+}
+
+impl Share {
+    /// Takes as much, or nothing. Idle instances make room for it.
+    pub(crate) fn take(&self, bytes: u64) -> Result<(), NoMemory> {
+        loop {
+            let Err(refused) = self.take_now(bytes) else {
+                return Ok(());
+            };
+            let of = match refused {
+                NoMemory::OfHost(_) => None,
+                NoMemory::OfTenant(_) => Some(self),
+            };
+            if self.of.evict(of) == 0 {
+                return Err(refused);
+            }
+        }
+    }
+
+    /// The same, from what nobody holds.
+    pub(crate) fn take_now(&self, bytes: u64) -> Result<(), NoMemory> {
+        let before = self.held.fetch_add(bytes, Ordering::Relaxed);
+        let refused = match self.most() {
+            Some(most) if before.saturating_add(bytes) > most => Some(NoMemory::OfTenant(most)),
+            _ if self.of.take(bytes) => None,
+            _ => Some(NoMemory::OfHost(self.of.limit)),
+        };
+        if let Some(refused) = refused {
+            self.held.fetch_sub(bytes, Ordering::Relaxed);
+            return Err(refused);
+        }
+        Ok(())
+    }
+
     pub(crate) fn give_back(&self, bytes: u64) {
         self.held.fetch_sub(bytes, Ordering::Relaxed);
+        self.of.held.fetch_sub(bytes, Ordering::Relaxed);
     }
+
+    /// What it may hold, if that is less than all.
+    fn most(&self) -> Option<u64> {
+        let alone = !self.bounded || self.of.deployed.load(Ordering::Relaxed) < 2;
+        (!alone).then(|| self.of.limit - self.of.limit / 4)
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        if self.bounded {
+            self.of.deployed.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Half of the memory that this process may use, by the machine or its control group; what cannot be found out counts as 4 GiB.
@@ -82,15 +203,40 @@ mod tests {
 
     #[test]
     fn what_is_not_there_is_not_given() {
-        let memory = GuestMemory::new(100);
-        assert!(memory.take(60));
-        assert!(!memory.take(41));
+        let memory = Arc::new(GuestMemory::new(100));
+        let share = memory.nobodys();
+        assert_eq!(share.take(60), Ok(()));
+        assert_eq!(share.take(41), Err(NoMemory::OfHost(100)));
         assert_eq!(memory.held(), 60);
-        assert!(memory.take(40));
-        memory.give_back(60);
-        assert!(memory.take(60));
-        assert!(!memory.take(u64::MAX - 100));
+        assert_eq!(share.take(40), Ok(()));
+        share.give_back(60);
+        assert_eq!(share.take(60), Ok(()));
+        assert_eq!(share.take(u64::MAX - 100), Err(NoMemory::OfHost(100)));
         assert_eq!(memory.held(), 100);
+    }
+
+    #[test]
+    fn a_namespace_may_hold_three_quarters_while_there_are_others() {
+        let memory = Arc::new(GuestMemory::new(100));
+        let one = memory.tenant("one");
+        assert_eq!(one.0.take(90), Ok(()));
+        let other = memory.tenant("other");
+        assert_eq!(memory.tenant("one").0.take(1), Err(NoMemory::OfTenant(75)));
+        assert_eq!(other.0.take(11), Err(NoMemory::OfHost(100)));
+        assert_eq!(other.0.take(10), Ok(()));
+        one.0.give_back(40);
+        assert_eq!(other.0.take(40), Ok(()));
+        assert_eq!(
+            (memory.held(), one.0.take(1)),
+            (100, Err(NoMemory::OfHost(100)))
+        );
+        // Once more alone, all is its own.
+        other.0.give_back(50);
+        drop(other);
+        assert_eq!(one.0.take(50), Ok(()));
+        // Who leaves and comes back is counted once.
+        let _other = [memory.tenant("other"), memory.tenant("other")];
+        assert_eq!(memory.deployed.load(Ordering::Relaxed), 2);
     }
 
     #[test]

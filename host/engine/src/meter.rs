@@ -6,7 +6,7 @@ use stepwell_core::{Blame, ByteSize, ErrorKind, Limits, StepError, show_duration
 use wasmtime::ResourceLimiter;
 
 use crate::config::{CORE_INSTANCES, MEMORIES, TABLE_ELEMENTS, TABLES};
-use crate::memory::GuestMemory;
+use crate::memory::{NoMemory, Share};
 
 /// A limit that a call ran into, with its value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +15,8 @@ pub(crate) enum Exceeded {
     Memory(u64),
     /// All guests of the host together.
     GuestMemory(u64),
+    /// All guests of its namespace together.
+    TenantMemory(u64),
     Output(u64),
     Tables(usize),
     Handles(usize),
@@ -28,6 +30,7 @@ impl Exceeded {
             Self::Cpu(_) => "cpu",
             Self::Memory(_) => "memory",
             Self::GuestMemory(_) => "guest_memory",
+            Self::TenantMemory(_) => "guest_memory_share",
             Self::Output(_) => "output",
             Self::Tables(_) => "tables",
             Self::Handles(_) => "handles",
@@ -52,6 +55,11 @@ impl fmt::Display for Exceeded {
             Self::GuestMemory(limit) => write!(
                 f,
                 "the guests of this host hold {} of memory together, and there is no more for them; the host's setting is limits.guest_memory",
+                ByteSize(limit)
+            ),
+            Self::TenantMemory(limit) => write!(
+                f,
+                "the guests of this namespace hold {} of memory together, and there is no more for them while other namespaces use this host: it is three quarters of the host's setting limits.guest_memory",
                 ByteSize(limit)
             ),
             Self::Output(limit) => write!(
@@ -82,7 +90,7 @@ impl From<Exceeded> for StepError {
     fn from(exceeded: Exceeded) -> Self {
         metrics::counter!("stepwell_limit_hits_total", "limit" => exceeded.as_str()).increment(1);
         match exceeded {
-            Exceeded::GuestMemory(_) => {
+            Exceeded::GuestMemory(_) | Exceeded::TenantMemory(_) => {
                 Self::new(ErrorKind::Unavailable, exceeded.to_string()).blamed(Blame::Host)
             }
             _ => Self::new(ErrorKind::Limit, exceeded.to_string()),
@@ -95,7 +103,7 @@ pub(crate) struct Meter {
     pub(crate) limits: Limits,
     memory: u64,
     /// What the memory is taken from, and given back to with this.
-    of_host: Option<Arc<GuestMemory>>,
+    of_host: Option<Arc<Share>>,
     tables: usize,
     /// The limit at which a growth was refused. Guests are told so by a failed `memory.grow`, and most abort then: the resulting
     /// trap is this limit's doing.
@@ -103,7 +111,7 @@ pub(crate) struct Meter {
 }
 
 impl Meter {
-    pub(crate) fn new(limits: Limits, of_host: Option<Arc<GuestMemory>>) -> Self {
+    pub(crate) fn new(limits: Limits, of_host: Option<Arc<Share>>) -> Self {
         Self {
             limits,
             memory: 0,
@@ -111,6 +119,20 @@ impl Meter {
             tables: 0,
             refused: None,
         }
+    }
+
+    /// Whether its memory counts here.
+    pub(crate) fn is_of(&self, share: &Share) -> bool {
+        let own = self.of_host.as_ref();
+        own.is_some_and(|own| std::ptr::eq(&**own, share))
+    }
+
+    /// Whether a growth was refused since others hold the memory.
+    pub(crate) fn lacked_memory(&self) -> bool {
+        matches!(
+            self.refused,
+            Some(Exceeded::GuestMemory(_) | Exceeded::TenantMemory(_))
+        )
     }
 }
 
@@ -132,11 +154,19 @@ impl ResourceLimiter for Meter {
             self.refused = Some(Exceeded::Memory(self.limits.memory));
             return Ok(false);
         }
-        if let Some(of_host) = &self.of_host
-            && !of_host.take(more)
-        {
-            self.refused = Some(Exceeded::GuestMemory(of_host.limit()));
-            return Ok(false);
+        if let Some(of_host) = &self.of_host {
+            // A guest that was refused memory does not get to look for idle instances again and again.
+            let taken = match self.lacked_memory() {
+                true => of_host.take_now(more),
+                false => of_host.take(more),
+            };
+            if let Err(refused) = taken {
+                self.refused = Some(match refused {
+                    NoMemory::OfHost(limit) => Exceeded::GuestMemory(limit),
+                    NoMemory::OfTenant(limit) => Exceeded::TenantMemory(limit),
+                });
+                return Ok(false);
+            }
         }
         self.memory = total;
         Ok(true)
@@ -184,12 +214,13 @@ impl Drop for Meter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::GuestMemory;
 
     fn meter(memory: u64) -> Meter {
         of(None, memory)
     }
 
-    fn of(of_host: Option<&Arc<GuestMemory>>, memory: u64) -> Meter {
+    fn of(of_host: Option<&Arc<Share>>, memory: u64) -> Meter {
         let limits = Limits {
             memory,
             ..Limits::default()
@@ -218,8 +249,9 @@ mod tests {
     #[test]
     fn all_guests_of_a_host_count_together_until_they_are_gone() {
         let host = Arc::new(GuestMemory::new(3 << 20));
-        let mut one = of(Some(&host), 2 << 20);
-        let mut other = of(Some(&host), 2 << 20);
+        let share = host.nobodys();
+        let mut one = of(Some(&share), 2 << 20);
+        let mut other = of(Some(&share), 2 << 20);
         assert!(one.memory_growing(0, 2 << 20, None).unwrap());
         assert!(other.memory_growing(0, 1 << 20, None).unwrap());
         assert!(!other.memory_growing(1 << 20, 2 << 20, None).unwrap());

@@ -20,6 +20,8 @@ pub struct Plugin<S: StoreState> {
     pub(crate) world: World,
     pub(crate) code: Code<S>,
     pub(crate) shared: Arc<Shared>,
+    /// How many slots an instance of it takes up.
+    pub(crate) slots: u32,
     /// How long compiling took, if this process had to.
     pub(crate) compiled_in: Option<Duration>,
     /// Bytes of its compiled code.
@@ -54,7 +56,8 @@ impl<S: StoreState> Plugin<S> {
         let Code::Step(pre) = &self.code else {
             return Err(self.wrong_world("an event"));
         };
-        let call = self.shared.begin(|| state, limits, deadline).await?;
+        let begun = self.shared.begin(|| state, limits, self.slots, deadline);
+        let call = begun.await?;
         process(&self.shared, pre, Lease::fresh(call), event).await
     }
 
@@ -73,7 +76,8 @@ impl<S: StoreState> Plugin<S> {
         if matches!(self.code, Code::Step(_)) {
             return Err(self.wrong_world("an HTTP request"));
         }
-        let call = self.shared.begin(|| state, limits, deadline).await?;
+        let begun = self.shared.begin(|| state, limits, self.slots, deadline);
+        let call = begun.await?;
         self.answer(Lease::fresh(call), request).await
     }
 
@@ -93,7 +97,7 @@ impl<S: StoreState> Plugin<S> {
     /// A place for the instances that one deployed step keeps; it is the step's alone.
     pub fn keep(&self, limits: Limits, reuse: Reuse) -> Kept<S> {
         let concurrent = matches!(self.code, Code::Service(_));
-        Kept::new(self.shared.clone(), limits, reuse, concurrent)
+        Kept::new(self.shared.clone(), limits, reuse, self.slots, concurrent)
     }
 
     pub(crate) fn wrong_world(&self, what: &str) -> StepError {
@@ -123,12 +127,7 @@ pub(crate) async fn process<S: StoreState>(
                     .collect();
                 let Lease { call, exports, .. } = &mut lease;
                 if exports.is_none() {
-                    let step = loop {
-                        match pre.instantiate_async(&mut call.store).await {
-                            Err(error) if shared.made_room_after(&error) => {}
-                            started => break started?,
-                        }
-                    };
+                    let step = shared.instantiate(&pre, &mut call.store).await?;
                     *exports = Some(Exports::Step(step));
                 }
                 let Some(Exports::Step(step)) = exports else {

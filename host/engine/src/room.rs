@@ -1,8 +1,8 @@
-use std::future::poll_fn;
-use std::pin::pin;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::task::{Poll, ready};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
@@ -13,13 +13,16 @@ use wasmtime::UpdateDeadline;
 use wasmtime::component::Accessor;
 use wasmtime_wasi_http::p3::bindings::{Service, ServicePre};
 
-use crate::call::{Call, Shared};
-use crate::clock::{CpuClock, timed};
+use crate::call::{Call, SLICE, Shared, closed};
+use crate::clock::CpuClock;
 use crate::keep::Discard;
+use crate::lane::SlowLane;
+use crate::memory::Share;
 use crate::meter::Exceeded;
+use crate::paced::Paced;
 use crate::seat::{Seat, Ticket};
 use crate::service::answer;
-use crate::store::StoreState;
+use crate::store::{Environment, StoreState};
 
 /// An instance that answers several calls at once, as they see it.
 pub(crate) struct Room<S> {
@@ -32,8 +35,12 @@ pub(crate) struct Room<S> {
     changed: Notify,
     /// Why the instance ended, if it did not do so in peace.
     pub(crate) fate: watch::Receiver<Option<StepError>>,
-    /// Nanoseconds of CPU time that it may have used by now.
+    environment: Arc<Environment>,
+    /// Nanoseconds of CPU time that it may have used by now: each call brings its own, and what calls have left over is for what
+    /// the guest does after its responses, up to one call's.
     allowance: AtomicU64,
+    /// Nanoseconds of CPU time up to which it is not executed in the slow lane: each call brings a slice.
+    light: AtomicU64,
     clock: OnceLock<Arc<CpuClock>>,
 }
 
@@ -42,6 +49,8 @@ struct Inside {
     seats: u32,
     /// Calls up to now.
     calls: u32,
+    /// CPU time by the end of the last call.
+    noted: Duration,
     /// Why it takes no more calls.
     closed: Option<Discard>,
     /// When the last call ended.
@@ -57,6 +66,7 @@ impl<S: StoreState> Room<S> {
         shared: Arc<Shared>,
         limits: Limits,
         reuse: Reuse,
+        environment: Arc<Environment>,
         door: mpsc::UnboundedSender<Ticket<S>>,
         now: Instant,
     ) -> (Arc<Self>, Fate) {
@@ -65,10 +75,12 @@ impl<S: StoreState> Room<S> {
             shared,
             limits,
             reuse,
+            environment,
             door,
             inside: Mutex::new(Inside {
                 seats: 0,
                 calls: 0,
+                noted: Duration::ZERO,
                 closed: None,
                 since: now,
                 until: now,
@@ -76,6 +88,7 @@ impl<S: StoreState> Room<S> {
             changed: Notify::new(),
             fate,
             allowance: AtomicU64::new(0),
+            light: AtomicU64::new(0),
             clock: OnceLock::new(),
         };
         (Arc::new(room), sender)
@@ -102,7 +115,7 @@ impl<S: StoreState> Room<S> {
         if inside.calls >= self.reuse.max_calls {
             inside.closed = Some(Discard::MaxCalls);
         }
-        self.allow(inside.seats);
+        self.pay(inside.seats);
         Seat::new(
             self.clone(),
             until,
@@ -129,21 +142,63 @@ impl<S: StoreState> Room<S> {
             inside.closed = Some(Discard::Evicted);
             inside.until = inside.since;
         }
-        self.allow(inside.seats);
+        let used = self.used();
+        self.environment
+            .temper
+            .note(used.saturating_sub(std::mem::replace(&mut inside.noted, used)));
+        // Never more than before: what the call has not used stays for what the guest does after its response.
+        let most = total(used, self.limits.cpu, inside.seats);
+        self.allowance.fetch_min(most, Ordering::Relaxed);
         drop(inside);
         self.changed.notify_one();
     }
 
-    /// What so many calls may compute from now on; one where there is none, for what the guest does after its responses.
-    fn allow(&self, seats: u32) {
-        let used = self.clock.get().map_or(0, |clock| nanos(clock.charged()));
-        let more = nanos(self.limits.cpu).saturating_mul(u64::from(seats.max(1)));
-        self.allowance
-            .store(used.saturating_add(more), Ordering::Relaxed);
+    /// One of so many calls brings its CPU time. It brings no more than that, however many wait beside it: a guest that computes
+    /// beside its calls would otherwise never come to an end.
+    fn pay(&self, seats: u32) {
+        let used = self.used();
+        bring(&self.allowance, used, self.limits.cpu, seats);
+        if !self.environment.temper.is_heavy() {
+            bring(&self.light, used, SLICE, seats);
+        }
+    }
+
+    /// CPU time of the guest's polls that are over.
+    fn used(&self) -> Duration {
+        self.clock
+            .get()
+            .map_or(Duration::ZERO, |clock| clock.charged())
+    }
+
+    /// Whether whoever polls the guest may execute it; otherwise it is for the slow lane.
+    pub(crate) fn is_light(&self) -> bool {
+        nanos(self.used()) < self.light.load(Ordering::Relaxed)
+    }
+
+    /// Executes the guest for one poll. It may have no call just now, and needs the engine's clock all the same.
+    pub(crate) fn execute<F: Future + ?Sized>(
+        &self,
+        guest: Pin<&mut F>,
+        cx: &mut Context<'_>,
+    ) -> Poll<F::Output> {
+        let _executing = self.shared.ticker.executing();
+        match self.clock.get() {
+            Some(clock) => clock.timed(|| guest.poll(cx)),
+            None => guest.poll(cx),
+        }
+    }
+
+    pub(crate) fn lane(&self) -> &SlowLane {
+        &self.shared.lane
     }
 
     pub(crate) fn is_closed(&self) -> bool {
         self.lock().closed.is_some()
+    }
+
+    pub(crate) fn is_of(&self, share: &Share) -> bool {
+        let tenant = self.environment.tenant.as_ref();
+        tenant.is_some_and(|tenant| std::ptr::eq(&*tenant.0, share))
     }
 
     /// Since when it has had nothing to do; none if it has, or is about to end.
@@ -205,14 +260,14 @@ impl<S: StoreState> Room<S> {
 pub(crate) async fn work<S: StoreState>(
     room: Arc<Room<S>>,
     pre: ServicePre<S>,
-    state: S,
+    (state, slots, deadline): (S, u32, Instant),
     inbox: mpsc::UnboundedReceiver<Ticket<S>>,
     fate: Fate,
-    deadline: Instant,
 ) {
-    let begun = room.shared.begin(|| state, room.limits, deadline).await;
+    let begun = room.shared.begin(|| state, room.limits, slots, deadline);
+    let begun = begun.await;
     let (outcome, call) = match begun {
-        Ok(mut call) => (run(&room, &mut call, &pre, inbox).await, Some(call)),
+        Ok(call) => run(&room, call, pre, inbox).await,
         Err(error) => (Err(error), None),
     };
     let seats = {
@@ -231,6 +286,9 @@ pub(crate) async fn work<S: StoreState>(
                 seats - 1
             );
         }
+        if seats == 0 {
+            tracing::warn!(%error, "a guest failed after its responses");
+        }
         // Said before the store goes, and with it the guest's ends of the bodies.
         fate.send_replace(Some(error));
     }
@@ -239,36 +297,41 @@ pub(crate) async fn work<S: StoreState>(
 
 async fn run<S: StoreState>(
     room: &Arc<Room<S>>,
-    call: &mut Call<S>,
-    pre: &ServicePre<S>,
+    mut call: Call<S>,
+    pre: ServicePre<S>,
     mut inbox: mpsc::UnboundedReceiver<Ticket<S>>,
-) -> Result<(), StepError> {
+) -> (Result<(), StepError>, Option<Call<S>>) {
+    // Its calls and its polls have the engine's clock tick, each for itself.
     call.rest();
-    let clock = call.clock().clone();
-    let _ = room.clock.set(clock.clone());
-    let outcome = {
-        let guest = timed(&clock, start(room, call, pre, &mut inbox));
-        let mut guest = pin!(guest);
-        loop {
-            // Told here, not inside: a guest that computes or waits for a host function keeps its other tasks waiting.
-            let wake = room.wake();
-            let time = async {
-                match wake {
-                    Some(wake) => tokio::time::sleep_until(wake.into()).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                biased;
-                outcome = &mut guest => break outcome,
-                () = room.changed.notified() => {}
-                () = time => if room.expire() {
-                    break Ok(());
-                }
+    let _ = room.clock.set(call.clock().clone());
+    let of_guest = room.clone();
+    let guest = Paced::new(room, async move {
+        let outcome = start(&of_guest, &mut call, &pre, &mut inbox).await;
+        (call.settle(outcome), call)
+    });
+    let mut guest = pin!(guest);
+    loop {
+        // Told here, not inside: a guest that computes or waits for a host function keeps its other tasks waiting.
+        let wake = room.wake();
+        let time = async {
+            match wake {
+                Some(wake) => tokio::time::sleep_until(wake.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            outcome = &mut guest => return match outcome {
+                Ok((outcome, call)) => (outcome, Some(call)),
+                Err(_) => (Err(closed()), None),
+            },
+            () = room.changed.notified() => {}
+            // The guest's use of the task's budget must not keep it from being heard.
+            () = tokio::task::unconstrained(time) => if room.expire() {
+                return (Ok(()), None);
             }
         }
-    };
-    call.settle(outcome)
+    }
 }
 
 async fn start<S: StoreState>(
@@ -285,7 +348,7 @@ async fn start<S: StoreState>(
         // Neighbours and timers get their turn at every tick.
         Ok(UpdateDeadline::Yield(1))
     });
-    let service = pre.instantiate_async(&mut call.store).await?;
+    let service = room.shared.instantiate(pre, &mut call.store).await?;
     call.store
         .run_concurrent(async |accessor| serve(room, accessor, &service, inbox).await)
         .await?
@@ -341,6 +404,21 @@ async fn admit<S: StoreState>(
     });
     room.shared.calls.increment(1);
     answer(accessor, service, request, head).await
+}
+
+/// Adds to what may be used what one of so many calls brings, up to what all of them bring from now on.
+fn bring(allowed: &AtomicU64, used: Duration, each: Duration, seats: u32) {
+    let (now, most) = (nanos(used), total(used, each, seats));
+    // Only changed under the room's lock.
+    let left = allowed.load(Ordering::Relaxed).max(now);
+    let next = left.saturating_add(nanos(each)).min(most);
+    allowed.store(next, Ordering::Relaxed);
+}
+
+/// What has been used and what so many calls bring; what one brings where there is none, for what the guest does after its responses.
+fn total(used: Duration, each: Duration, seats: u32) -> u64 {
+    let all = nanos(each).saturating_mul(u64::from(seats.max(1)));
+    nanos(used).saturating_add(all)
 }
 
 fn nanos(time: Duration) -> u64 {

@@ -44,12 +44,7 @@ pub(crate) async fn handle<S: StoreState>(
         let outcome = async {
             let Lease { call, exports, .. } = &mut lease;
             if exports.is_none() {
-                let service = loop {
-                    match pre.instantiate_async(&mut call.store).await {
-                        Err(error) if shared.made_room_after(&error) => {}
-                        started => break started?,
-                    }
-                };
+                let service = shared.instantiate(&pre, &mut call.store).await?;
                 *exports = Some(Exports::Service(service));
             }
             let Some(Exports::Service(service)) = exports else {

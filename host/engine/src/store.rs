@@ -10,6 +10,7 @@ use wasmtime_wasi_http::{FieldMap, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks};
 
 use crate::command::{CommandError, Surroundings};
 use crate::logs::{CallLog, LogSink, LogStream};
+use crate::memory::Tenant;
 use crate::meter::Meter;
 use crate::outbound::Outbound;
 use crate::temper::Temper;
@@ -38,6 +39,8 @@ pub struct Environment {
     pub(crate) entries: Vec<(String, String)>,
     pub(crate) variables: WasiConfigVariables,
     pub(crate) temper: Temper,
+    /// Whose the memory of its instances is; none: nobody's in particular.
+    pub(crate) tenant: Option<Tenant>,
 }
 
 impl Environment {
@@ -49,7 +52,15 @@ impl Environment {
             entries,
             variables,
             temper: Temper::default(),
+            tenant: None,
         }
+    }
+
+    /// The memory of the step's instances counts as this namespace's.
+    #[must_use]
+    pub fn of(mut self, tenant: Tenant) -> Self {
+        self.tenant = Some(tenant);
+        self
     }
 }
 

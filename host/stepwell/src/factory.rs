@@ -137,7 +137,10 @@ impl StepFactory for Factory {
                 Isolation::Reuse(reuse) => Some(reuse),
             },
             kept: OnceLock::new(),
-            environment: Arc::new(Environment::new(scope.config.iter().cloned())),
+            environment: Arc::new(
+                Environment::new(scope.config.iter().cloned())
+                    .of(self.engine.tenant(scope.namespace.as_str())),
+            ),
             egress: self.services.egress.scope(scope),
             cpu: self
                 .dispatcher

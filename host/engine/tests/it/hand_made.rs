@@ -10,6 +10,11 @@ use crate::support::{event, generous, host, soon};
 
 /// A step whose core module has this text; it must define `memory`, `realloc` and `process`.
 pub(crate) fn step(module: &str) -> Vec<u8> {
+    step_beside(module, "")
+}
+
+/// The same, in a component that has this too.
+pub(crate) fn step_beside(module: &str, beside: &str) -> Vec<u8> {
     let text = format!(
         r#"
 (component
@@ -29,6 +34,7 @@ pub(crate) fn step(module: &str) -> Vec<u8> {
     {module}
   )
   (core instance $i (instantiate $m))
+  {beside}
   (type $events (list $event))
   (type $result (result $events (error $error)))
   (func $process (param "input" $event) (result $result)

@@ -7,11 +7,14 @@
 )]
 //! The engine from outside, with guests that mean harm.
 
+mod beside;
 mod crowd;
+mod crowded;
 mod function;
 mod hand_made;
 mod hostile;
 mod load;
+mod memory;
 mod neighbours;
 mod reuse;
 mod reuse_http;

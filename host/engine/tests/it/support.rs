@@ -78,6 +78,14 @@ impl Host {
         self.calling_with(&self.lines)
     }
 
+    /// For the calls of another step.
+    pub(crate) fn calling_as(&self, step: &Arc<Environment>) -> Calling {
+        Calling {
+            environment: step.clone(),
+            lines: self.lines.clone(),
+        }
+    }
+
     pub(crate) fn calling_with(&self, lines: &Arc<Lines>) -> Calling {
         Calling {
             environment: self.environment.clone(),

@@ -87,6 +87,27 @@ impl wasip3::exports::http::handler::Guest for Service {
                 });
                 text("hello")
             }
+            "linger-spin" => {
+                let millis = number();
+                spawn_local(async move {
+                    monotonic_clock::wait_for(millis * 1_000_000).await;
+                    loop {
+                        std::hint::black_box(());
+                    }
+                });
+                text("hello")
+            }
+            // Leaves the instance's other calls their turns.
+            "spin-beside" => {
+                spawn_local(async {
+                    loop {
+                        let began = monotonic_clock::now();
+                        while monotonic_clock::now() < began + 5_000_000 {}
+                        monotonic_clock::wait_for(1).await;
+                    }
+                });
+                text("hello")
+            }
             "log" => log(argument).await,
             "flood" => {
                 for _ in 0..number() {
