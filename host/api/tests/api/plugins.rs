@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use axum::body::Body;
 use axum::http::{Method, Request};
 use bytes::Bytes;
@@ -63,6 +65,26 @@ async fn the_bytes_come_back_with_their_digest_as_entity_tag() {
         .await;
     assert_eq!(known.status, 304);
     assert!(known.body.is_empty());
+}
+
+#[tokio::test]
+async fn a_download_waits_while_others_are_not_sent() {
+    let client = Client::new();
+    client.put(DECODE, WASM).await;
+    let get = || {
+        let request = Request::get(format!("{DECODE}/component"));
+        client.raw(request.body(Body::empty()).unwrap())
+    };
+    let mut unsent = Vec::new();
+    for _ in 0..4 {
+        unsent.push(get().await);
+    }
+    let mut waits = Box::pin(get());
+    let while_unsent = tokio::time::timeout(Duration::from_millis(200), waits.as_mut());
+    assert!(while_unsent.await.is_err(), "a fifth is in memory");
+    drop(unsent);
+    let sent = waits.await.into_body().collect().await.unwrap();
+    assert_eq!(sent.to_bytes(), WASM);
 }
 
 #[tokio::test]

@@ -1,13 +1,13 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::HOST;
 use http::uri::{Authority, Scheme};
-use http::{Request, Response};
+use http::{Request, Response, Version};
 use http_body::Body as HttpBody;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -240,12 +240,17 @@ where
     builder.http1().timer(HeadTimer::default());
     // Requests count on this connection's own, not on the one that every thread writes to.
     let answers = Arc::new(answers);
-    let (begun, first) = (AtomicBool::new(false), Notify::new());
+    let (begun, http2) = (AtomicU64::new(0), AtomicBool::new(false));
+    let first = Notify::new();
     let service = service_fn(|mut request: Request<Incoming>| {
         if secure {
             say_https(&mut request);
         }
-        if !begun.load(Ordering::Relaxed) && !begun.swap(true, Ordering::Relaxed) {
+        // Nobody else writes: all of a connection is one task.
+        let before = begun.load(Ordering::Relaxed);
+        begun.store(before + 1, Ordering::Relaxed);
+        if before == 0 {
+            http2.store(request.version() == Version::HTTP_2, Ordering::Relaxed);
             first.notify_one();
         }
         let answers = answers.clone();
@@ -257,15 +262,23 @@ where
     let stop = quietly(async {
         shutdown.cancelled().await;
         // On a connection that was only just made, a request is on its way.
-        if !begun.load(Ordering::Relaxed) {
+        if begun.load(Ordering::Relaxed) == 0 {
             let _ = tokio::time::timeout(FIRST_REQUEST, first.notified()).await;
         }
     });
-    // What reads the first bytes to tell the protocols apart has no timer, nor has HTTP/2 for its first request.
+    // What reads the first bytes to tell the protocols apart has no timer, nor has HTTP/2 for its requests.
     let silent = quietly(async {
-        tokio::time::sleep(header_timeout).await;
-        if begun.load(Ordering::Relaxed) {
-            std::future::pending::<()>().await;
+        let mut before = 0;
+        loop {
+            tokio::time::sleep(header_timeout).await;
+            let now = begun.load(Ordering::Relaxed);
+            if now == before {
+                return;
+            }
+            if !http2.load(Ordering::Relaxed) {
+                std::future::pending::<()>().await;
+            }
+            before = now;
         }
     });
     let ended = tokio::select! {
@@ -275,7 +288,14 @@ where
             connection.as_mut().graceful_shutdown();
             connection.await
         }
-        () = silent => return given_up(listener, "silent"),
+        () = silent => {
+            if begun.load(Ordering::Relaxed) == 0 {
+                return given_up(listener, "silent");
+            }
+            // What is under way on it is still answered.
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
     };
     if let Err(error) = ended {
         tracing::debug!(error, "a connection ended early");

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use stepwell_http_trigger::{HttpTrigger, RouteTable, ServeConfig, serve};
 use stepwell_pipeline::{Dispatcher, Step};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -275,6 +276,35 @@ async fn a_connection_that_was_used_outlasts_the_time_for_a_head() {
         let mut rest = [0; 4096];
         assert!(stream.read(&mut rest).await.unwrap() < rest.len());
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_http2_connection_that_asks_nothing_more_ends_with_its_last_answer() {
+    let slow = function(|_| {
+        Box::pin(async {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            let body = Full::new(Bytes::from("slow")).map_err(|never| match never {});
+            Ok(Response::new(body.boxed_unsync()))
+        })
+    });
+    let routes = [
+        deployment(spec("", "/f/{*rest}"), 1, slow),
+        deployment(spec("POST", "/p"), 1, steps(vec![inspect()])),
+    ];
+    let server = Server::start(trigger(&routes), impatient()).await;
+    let stream = TcpStream::connect(server.address).await.unwrap();
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .unwrap();
+    // It answers pings, as every client does.
+    tokio::spawn(connection);
+    let request = Request::get("http://x/f/x").body(Full::new(Bytes::new()));
+    let reply = sender.send_request(request.unwrap()).await.unwrap();
+    assert_eq!(reply.collect().await.unwrap().to_bytes(), "slow");
+    let next = client().post(server.url("/p")).body("x");
+    let next = next.timeout(Duration::from_secs(10)).send().await;
+    assert_eq!(next.unwrap().status(), 200);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
