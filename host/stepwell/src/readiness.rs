@@ -268,6 +268,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use futures::future::join_all;
+    use tokio::sync::Semaphore;
 
     use super::*;
 
@@ -275,24 +276,25 @@ mod tests {
     async fn who_asks_often_makes_one_look() {
         let shared = Arc::new(Shared::<usize>::default());
         let looks = Arc::new(AtomicUsize::new(0));
-        let look = |takes| {
-            let looks = looks.clone();
+        let answers = Arc::new(Semaphore::new(0));
+        let look = || {
+            let (looks, answers) = (looks.clone(), answers.clone());
             async move {
-                tokio::time::sleep(Duration::from_millis(takes)).await;
+                answers.acquire().await.unwrap().forget();
                 looks.fetch_add(1, Ordering::SeqCst) + 1
             }
         };
         // Those who hang up at once, again and again, make no more.
         for _ in 0..20 {
-            let asked = tokio::time::timeout(Duration::from_millis(5), shared.get(look(200)));
+            let asked = tokio::time::timeout(Duration::from_millis(5), shared.get(look()));
             assert!(asked.await.is_err());
         }
-        let asked = (0..100).map(|_| shared.get(look(50)));
-        let found = join_all(asked).await;
+        answers.add_permits(100);
+        let found = join_all((0..100).map(|_| shared.get(look()))).await;
         assert_eq!(found, vec![Some(1); 100]);
         assert_eq!(looks.load(Ordering::SeqCst), 1);
         tokio::time::sleep(FRESH).await;
-        assert_eq!(shared.get(look(1)).await, Some(2));
+        assert_eq!(shared.get(look()).await, Some(2));
     }
 
     #[test]

@@ -63,6 +63,9 @@ pub struct OpenTransaction {
     rest: Rest,
 }
 
+/// A transaction that is to work, or why it cannot.
+type Taken = Result<Box<dyn Transaction>, SqlError>;
+
 type Answer<T> = wasmtime::Result<Result<T, wit::Error>>;
 
 impl wit::Host for DatabasesView<'_> {
@@ -204,10 +207,7 @@ impl<'a> DatabasesView<'a> {
     }
 
     /// Takes the transaction out of its resource while it works, so that a call that is cut short drops it.
-    fn running(
-        &mut self,
-        this: &Resource<OpenTransaction>,
-    ) -> wasmtime::Result<(String, Result<Box<dyn Transaction>, SqlError>)> {
+    fn running(&mut self, this: &Resource<OpenTransaction>) -> wasmtime::Result<(String, Taken)> {
         let transaction = self.table.get(this)?;
         Ok((transaction.name.clone(), transaction.rest.take()))
     }
