@@ -78,9 +78,9 @@ mod tests {
 
     #[test]
     fn what_only_one_can_have_is_told_with_both_files() {
-        let get = "http: {method: GET, path: /x/{id}}";
-        let same = "http: {method: GET, path: /x/{key}}";
-        let other_method = "http: {method: POST, path: /x/{id}}";
+        let get = "http: {method: GET, path: '/x/{id}'}";
+        let same = "http: {method: GET, path: '/x/{key}'}";
+        let other_method = "http: {method: POST, path: '/x/{id}'}";
         let read = "kafka: {topics: [a, b], group: g, dead_letter: d}";
         let shared = "kafka: {topics: [b], group: g, dead_letter: d}";
         let other_group = "kafka: {topics: [b], group: h, dead_letter: d}";
