@@ -239,6 +239,36 @@ async fn pipelines_are_applied_all_or_none() {
         serde_json::json!([])
     );
 
+    // Nor is anything when two of them want the same: the host, which has neither, would take one.
+    save(&host, "twice.yaml", document("one", "tagger@0.1.0"));
+    save(
+        &host,
+        "taken.yaml",
+        document("taken", "hostile@0.1.0").replace("/taken", "/two"),
+    );
+    for (other, part) in [
+        ("twice.yaml", "both are the pipeline 'one'"),
+        ("taken.yaml", "both have the route POST /two"),
+    ] {
+        for flag in [&["--dry-run"][..], &[]] {
+            let arguments = [&["pipeline", "apply", "all", other], flag].concat();
+            let output = host.cli(&arguments).unwrap();
+            check(&output, 1, &arguments);
+            let message = text(&output.stderr);
+            for part in [other, part, "nothing was changed"] {
+                assert!(message.contains(part), "{part} in {message}");
+            }
+        }
+    }
+    assert_eq!(
+        json(&host, 1, &["pipeline", "apply", "all", "twice.yaml"])["code"],
+        "invalid-pipeline"
+    );
+    assert_eq!(
+        json(&host, 0, &["pipeline", "list"])["items"],
+        serde_json::json!([])
+    );
+
     let dry = run(&host, 0, &["pipeline", "apply", "all", "--dry-run"]);
     assert_eq!(dry.matches("valid").count(), 3, "{dry}");
     assert_eq!(

@@ -190,7 +190,9 @@ async fn check(host: &Host, acknowledged: &Acknowledged, new_since: u64) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn acknowledged_uploads_and_revisions_survive_kills() {
-    let mut host = Arc::new(Host::start(&Config::default()).await.unwrap());
+    // Every revision that was acknowledged is asked for at the end.
+    let keeps_all = Config::with("[limits]\nrevisions = 100000\n");
+    let mut host = Arc::new(Host::start(&keeps_all).await.unwrap());
     host.upload("tagger", "1.0.0", "tagger").await.unwrap();
     let component = Arc::new(guest("tagger").unwrap());
     let acknowledged = Arc::new(Mutex::new(Acknowledged::default()));

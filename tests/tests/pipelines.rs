@@ -100,6 +100,118 @@ steps:
 }
 
 #[tokio::test]
+async fn a_revision_whose_plugin_is_gone_says_so() {
+    let host = Host::start(&Config::default()).await.unwrap();
+    let document = |version: &str| tagged("x").replace("probe@1", &format!("probe@{version}"));
+    for version in ["1.0.0", "1.1.0"] {
+        host.upload("probe", version, "hostile").await.unwrap();
+        host.apply("tagged", &document(version)).await.unwrap();
+    }
+    let path = "/api/v1/namespaces/default/pipelines/tagged";
+    let roll_back = async || {
+        let request = host.admin_request(Method::POST, &format!("{path}/rollback"));
+        let request = request.json(&serde_json::json!({"revision": 1}));
+        stepwell_tests::send(request).await.unwrap()
+    };
+    let version = "/api/v1/namespaces/default/plugins/probe/versions/1.0.0";
+    let deleted = host.admin_request(Method::DELETE, version).send().await;
+    assert_eq!(deleted.unwrap().status(), StatusCode::NO_CONTENT);
+    let gone = roll_back().await;
+    assert_eq!(
+        (gone.status, gone.code()),
+        (StatusCode::CONFLICT, "plugin-gone".into()),
+        "{:?}",
+        gone.body
+    );
+    assert!(
+        gone.json()["detail"]
+            .as_str()
+            .unwrap()
+            .contains("probe@1.0.0 of step first"),
+        "{:?}",
+        gone.body
+    );
+    // Pushed again it is another component, and not the one that the revision ran.
+    host.upload("probe", "1.0.0", "tagger").await.unwrap();
+    let other = roll_back().await;
+    assert_eq!(
+        (other.status, other.code()),
+        (StatusCode::CONFLICT, "plugin-gone".into()),
+        "{:?}",
+        other.body
+    );
+    assert_eq!(host.get(path).await.unwrap().json()["revision"], 2);
+    // With the old bytes it is the old version again.
+    let deleted = host.admin_request(Method::DELETE, version).send().await;
+    assert_eq!(deleted.unwrap().status(), StatusCode::NO_CONTENT);
+    host.upload("probe", "1.0.0", "hostile").await.unwrap();
+    let back = roll_back().await;
+    assert_eq!(back.status, StatusCode::OK, "{:?}", back.body);
+    assert_eq!(back.json()["steps"][0]["version"], "1.0.0");
+}
+
+#[tokio::test]
+async fn a_host_keeps_so_many_revisions_and_pipelines() {
+    let limits = Config::with("[limits]\nrevisions = 2\npipelines = 2\n");
+    let host = Host::start(&limits).await.unwrap();
+    host.upload("probe", "1.0.0", "hostile").await.unwrap();
+    for tag in ["a", "b", "c"] {
+        host.apply("tagged", &tagged(tag)).await.unwrap();
+    }
+    let path = "/api/v1/namespaces/default/pipelines/tagged";
+    let listed = host.get(&format!("{path}/revisions")).await.unwrap().json();
+    let numbers: Vec<_> = listed["items"].as_array().unwrap().iter().collect();
+    assert_eq!(numbers.len(), 2, "{listed}");
+    let request = host.admin_request(Method::POST, &format!("{path}/rollback"));
+    let request = request.json(&serde_json::json!({"revision": 1}));
+    let old = stepwell_tests::send(request).await.unwrap();
+    assert_eq!(old.status, StatusCode::NOT_FOUND);
+    let detail = old.json()["detail"].to_string();
+    assert!(detail.contains("the oldest that is kept is 2"), "{detail}");
+    let back = host.admin_request(Method::POST, &format!("{path}/rollback"));
+    let back = stepwell_tests::send(back).await.unwrap();
+    assert_eq!(
+        (back.status, &back.json()["revision"]),
+        (StatusCode::OK, &4.into())
+    );
+    assert_eq!(ask(&host, "config:tag").await.body, r#"Ok(Some("b"))"#);
+
+    let other = |name: &str| tagged("x").replace("tagged", name);
+    host.apply("other", &other("other")).await.unwrap();
+    let third = host.put_pipeline("third", &other("third")).await.unwrap();
+    assert_eq!(
+        (third.status, third.code()),
+        (StatusCode::FORBIDDEN, "quota-exceeded".into())
+    );
+    let set = host.cli(&["namespace", "set", "default", "--pipelines", "3"]);
+    assert!(set.unwrap().status.success());
+    host.apply("third", &other("third")).await.unwrap();
+    let shown = host.get("/api/v1/namespaces/default").await.unwrap().json();
+    assert_eq!(shown["quotas"]["pipelines"], 3, "{shown}");
+    assert_eq!(shown["usage"]["pipelines"], 3, "{shown}");
+    let metrics = host.get("/metrics").await.unwrap();
+    let metrics = String::from_utf8_lossy(&metrics.body).into_owned();
+    assert!(
+        metrics.lines().any(|line| {
+            line.starts_with("stepwell_quota_refusals_total{")
+                && line.contains("quota=\"pipelines\"")
+                && line.ends_with(" 1")
+        }),
+        "the refusal is counted"
+    );
+    // What a cursor cannot be is the caller's mistake.
+    for list in ["pipelines", "plugins"] {
+        let path = format!("/api/v1/namespaces/default/{list}?cursor=%00");
+        let refused = host.get(&path).await.unwrap();
+        assert_eq!(
+            (refused.status, refused.code()),
+            (StatusCode::BAD_REQUEST, "bad-request".into()),
+            "{list}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn revisions_are_kept_rolled_back_and_guarded() {
     let host = Host::start(&Config::default()).await.unwrap();
     host.upload("probe", "1.0.0", "hostile").await.unwrap();

@@ -99,7 +99,7 @@ pub(crate) struct TokenNamed {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct PageQuery {
-    /// At most this many items, 1–500; 100 if it is not given.
+    /// At most this many items, 1–500; 100 if it is not given. A part of large items has fewer.
     #[serde(default, deserialize_with = "given")]
     #[param(schema_with = any_count)]
     limit: Option<Limit>,

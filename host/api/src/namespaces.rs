@@ -53,6 +53,9 @@ pub struct NamespaceQuotas {
     )]
     #[schema(value_type = Option<Size>)]
     pub bytes: Option<u64>,
+    /// Pipelines that it may keep; none: as many as the host allows one namespace (`limits.pipelines`).
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub pipelines: Option<u64>,
     /// Runs that may start in a second, on each host.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     #[schema(format = "uint32", minimum = 0, maximum = 4_294_967_295_u32)]
@@ -104,10 +107,13 @@ impl NamespaceQuotas {
     const MOST: u64 = i64::MAX as u64;
 
     fn checked(&self) -> Result<Quotas, ApiError> {
-        if self.plugins.max(self.bytes) > Some(Self::MOST) {
+        if self.plugins.max(self.bytes).max(self.pipelines) > Some(Self::MOST) {
             return Err(ApiError::new(
                 ErrorCode::BadRequest,
-                format!("quotas: plugins and bytes are {} at most", Self::MOST),
+                format!(
+                    "quotas: plugins, bytes and pipelines are {} at most",
+                    Self::MOST
+                ),
             ));
         }
         let cpu_per_minute = match self.cpu_seconds_per_minute {
@@ -125,6 +131,7 @@ impl NamespaceQuotas {
         Ok(Quotas {
             plugins: self.plugins,
             bytes: self.bytes,
+            pipelines: self.pipelines,
             runs_per_second: self.runs_per_second,
             concurrent_runs: self.concurrent_runs,
             cpu_per_minute,
@@ -137,6 +144,7 @@ impl From<Quotas> for NamespaceQuotas {
         Self {
             plugins: quotas.plugins,
             bytes: quotas.bytes,
+            pipelines: quotas.pipelines,
             runs_per_second: quotas.runs_per_second,
             concurrent_runs: quotas.concurrent_runs,
             cpu_seconds_per_minute: quotas.cpu_per_minute.map(|time| time.as_secs_f64()),

@@ -13,6 +13,24 @@ use crate::{CatalogError, InvalidLocation, Location};
 /// How long the database has to answer a [`Catalog::ping`].
 const PING: Duration = Duration::from_secs(3);
 
+/// How much a catalog keeps where nothing else says so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CatalogLimits {
+    /// Revisions of one pipeline, the current one included: an older one goes when a new one comes.
+    pub revisions: u64,
+    /// Pipelines of a namespace that has no quota of them.
+    pub pipelines: u64,
+}
+
+impl Default for CatalogLimits {
+    fn default() -> Self {
+        Self {
+            revisions: 100,
+            pipelines: 20_000,
+        }
+    }
+}
+
 /// The catalog. Share it in an `Arc`; every operation may be called from many tasks at once.
 ///
 /// It connects when it is first used and again after the database was away: until then, operations answer
@@ -21,6 +39,7 @@ pub struct Catalog {
     pub(crate) db: Arc<Db>,
     /// Whose changes these are.
     pub(crate) by: Principal,
+    pub(crate) limits: CatalogLimits,
     backend: &'static str,
     follower: Option<Arc<Follower>>,
 }
@@ -48,9 +67,17 @@ impl Catalog {
         Ok(Self {
             db,
             by: Principal::host(),
+            limits: CatalogLimits::default(),
             backend: location.backend(),
             follower,
         })
+    }
+
+    /// The same catalog with other limits.
+    #[must_use]
+    pub fn limited(mut self, limits: CatalogLimits) -> Self {
+        self.limits = limits;
+        self
     }
 
     /// The same catalog, in whose audit log changes are this principal's. Otherwise they are the host's own.
@@ -59,6 +86,7 @@ impl Catalog {
         Self {
             db: self.db.clone(),
             by: principal.clone(),
+            limits: self.limits,
             backend: self.backend,
             follower: self.follower.clone(),
         }

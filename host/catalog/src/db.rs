@@ -205,6 +205,7 @@ impl Tx {
         sql: &'static str,
         values: &[Value<'_>],
     ) -> Result<Vec<Row>, CatalogError> {
+        check(values)?;
         match &mut self.inner {
             Inner::Sqlite(tx) => {
                 let rows = bind(sql, values).fetch_all(&mut **tx);
@@ -240,6 +241,7 @@ impl Tx {
         sql: &'static str,
         values: &[Value<'_>],
     ) -> Result<(), CatalogError> {
+        check(values)?;
         match &mut self.inner {
             Inner::Sqlite(tx) => {
                 within(STATEMENT, bind(sql, values).execute(&mut **tx)).await?;
@@ -411,6 +413,18 @@ fn publish(sender: &watch::Sender<u64>, generation: u64) {
         *known = generation.max(*known);
         newer
     });
+}
+
+/// PostgreSQL has no NUL in a text. What callers send must not be taken for a failure of the database because of it.
+fn check(values: &[Value<'_>]) -> Result<(), CatalogError> {
+    let has_nul = |value: &Value<'_>| match value {
+        Value::Text(text) | Value::Word(Some(text)) => text.contains('\0'),
+        Value::Int(_) | Value::Bytes(_) | Value::Number(_) | Value::Word(None) => false,
+    };
+    if values.iter().any(has_nul) {
+        return Err(CatalogError::Nul);
+    }
+    Ok(())
 }
 
 fn bind<'q, DB: Database>(

@@ -35,12 +35,13 @@ pub enum CatalogError {
     /// A namespace would hold more than it may.
     #[error(
         "namespace {namespace} may keep {quota} {value}, has {used}, and this would be {adding} more: \
-         delete plugin versions, or ask an operator for a higher quota ('stepwell namespace set {namespace} --{quota} …')"
+         delete {}, or ask an operator for a higher quota ('stepwell namespace set {namespace} --{quota} …')",
+        kept_by(.quota)
     )]
     QuotaExceeded {
         /// The namespace.
         namespace: Name,
-        /// `plugins` or `bytes`.
+        /// `plugins`, `bytes` or `pipelines`.
         quota: &'static str,
         /// How much it may keep.
         value: String,
@@ -69,6 +70,9 @@ pub enum CatalogError {
     /// A revision pins plugin versions that are not there, or not with these bytes.
     #[error("a plugin version is gone: {}", gone(.0))]
     PluginsGone(Vec<PinnedStep>),
+    /// A text has a character that PostgreSQL stores in none: it is refused with both databases.
+    #[error("a text holds a NUL character, which nothing in the catalog has")]
+    Nul,
     /// The stored bytes of a component are not those that were uploaded.
     #[error("the stored component {0} is corrupt: push the same file again to mend it")]
     CorruptBlob(Digest),
@@ -215,6 +219,14 @@ fn used_by(pipelines: &[Name]) -> String {
     };
     let names: Vec<&str> = pipelines.iter().map(Name::as_str).collect();
     format!("{noun} {}", names.join(", "))
+}
+
+/// What fills a quota.
+fn kept_by(quota: &str) -> &'static str {
+    match quota {
+        "pipelines" => "pipelines",
+        _ => "plugin versions",
+    }
 }
 
 fn at(current: &Option<u64>) -> String {

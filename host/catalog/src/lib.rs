@@ -18,7 +18,7 @@ mod tokens;
 mod watch;
 
 pub use audit::{AuditQuery, Audited, Outcome};
-pub use catalog::Catalog;
+pub use catalog::{Catalog, CatalogLimits};
 pub use directory::{Directory, NotVerified, Unavailable};
 pub use error::CatalogError;
 pub use location::{InvalidLocation, Location};

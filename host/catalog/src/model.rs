@@ -105,8 +105,8 @@ pub struct PipelineRevision {
     pub name: Name,
     /// From 1; numbers are never used again, not even after the pipeline was deleted.
     pub revision: u64,
-    /// The document as it was written.
-    pub source: String,
+    /// The document as it was written; none where many revisions are read at once.
+    pub source: Option<String>,
     /// `application/yaml` or `application/json`.
     pub content_type: String,
     /// The document as data.
@@ -178,7 +178,7 @@ pub struct Snapshot {
 /// Which part of a list is wanted.
 #[derive(Clone, Debug)]
 pub struct Page {
-    /// At most this many items; clamped to 1–[`Page::MOST`].
+    /// At most this many items, clamped to 1–[`Page::MOST`]; a part of large items has fewer.
     pub limit: u32,
     /// The `next` of the part before.
     pub cursor: Option<String>,

@@ -39,7 +39,7 @@ pub struct Usage {
 macro_rules! select_namespaces {
     ($rest:literal) => {
         concat!(
-            "SELECT n.name, n.plugins, n.bytes, n.runs_per_second, n.concurrent_runs, n.cpu_ms_per_minute, n.created_at, \
+            "SELECT n.name, n.plugins, n.bytes, n.pipelines, n.runs_per_second, n.concurrent_runs, n.cpu_ms_per_minute, n.created_at, \
              (SELECT COUNT(*) FROM plugin_versions v WHERE v.namespace = n.name), \
              (SELECT CAST(COALESCE(SUM(v.size), 0) AS BIGINT) FROM plugin_versions v WHERE v.namespace = n.name), \
              (SELECT COUNT(*) FROM pipelines p WHERE p.namespace = n.name AND p.deleted_at IS NULL), \
@@ -111,14 +111,15 @@ impl Catalog {
         });
         tx.execute(
             "INSERT INTO namespaces \
-             (name, plugins, bytes, runs_per_second, concurrent_runs, cpu_ms_per_minute, created_at) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (name) DO UPDATE SET \
-             plugins = excluded.plugins, bytes = excluded.bytes, runs_per_second = excluded.runs_per_second, \
-             concurrent_runs = excluded.concurrent_runs, cpu_ms_per_minute = excluded.cpu_ms_per_minute",
+             (name, plugins, bytes, pipelines, runs_per_second, concurrent_runs, cpu_ms_per_minute, created_at) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (name) DO UPDATE SET \
+             plugins = excluded.plugins, bytes = excluded.bytes, pipelines = excluded.pipelines, \
+             runs_per_second = excluded.runs_per_second, concurrent_runs = excluded.concurrent_runs, cpu_ms_per_minute = excluded.cpu_ms_per_minute",
             &[
                 Value::Text(name.as_str()),
                 Value::Number(quotas.plugins.map(signed)),
                 Value::Number(quotas.bytes.map(signed)),
+                Value::Number(quotas.pipelines.map(signed)),
                 Value::Number(quotas.runs_per_second.map(i64::from)),
                 Value::Number(quotas.concurrent_runs.map(i64::from)),
                 Value::Number(cpu),
@@ -189,7 +190,7 @@ pub(crate) async fn find(tx: &mut Tx, name: &Name) -> Result<Namespace, CatalogE
 pub(crate) async fn quotas(tx: &mut Tx, name: &Name) -> Result<Quotas, CatalogError> {
     let row = tx
         .row(
-            "SELECT plugins, bytes, runs_per_second, concurrent_runs, cpu_ms_per_minute FROM namespaces WHERE name = $1",
+            "SELECT plugins, bytes, pipelines, runs_per_second, concurrent_runs, cpu_ms_per_minute FROM namespaces WHERE name = $1",
             &[Value::Text(name.as_str())],
         )
         .await?
@@ -205,13 +206,7 @@ pub(crate) async fn admit(tx: &mut Tx, name: &Name, size: u64) -> Result<(), Cat
         return Ok(());
     }
     let usage = find(tx, name).await?.usage;
-    let exceeded = |quota, [value, used, adding]: [String; 3]| CatalogError::QuotaExceeded {
-        namespace: name.clone(),
-        quota,
-        value,
-        used,
-        adding,
-    };
+    let exceeded = |quota, numbers| exceeded(name, quota, numbers);
     if let Some(most) = quotas.plugins.filter(|most| usage.plugins >= *most) {
         let numbers = [most, usage.plugins, 1].map(|count| count.to_string());
         return Err(exceeded("plugins", numbers));
@@ -224,11 +219,45 @@ pub(crate) async fn admit(tx: &mut Tx, name: &Name, size: u64) -> Result<(), Cat
     Ok(())
 }
 
+/// Whether the namespace has room for one more pipeline; `most` is how many it may keep.
+pub(crate) async fn admit_pipeline(
+    tx: &mut Tx,
+    name: &Name,
+    most: u64,
+) -> Result<(), CatalogError> {
+    let row = tx
+        .row(
+            "SELECT COUNT(*) FROM pipelines WHERE namespace = $1 AND deleted_at IS NULL",
+            &[Value::Text(name.as_str())],
+        )
+        .await?;
+    let used = row.map_or(Ok(0), |row| row.unsigned(0))?;
+    if used >= most {
+        let numbers = [most, used, 1].map(|count| count.to_string());
+        return Err(exceeded(name, "pipelines", numbers));
+    }
+    Ok(())
+}
+
+fn exceeded(
+    namespace: &Name,
+    quota: &'static str,
+    [value, used, adding]: [String; 3],
+) -> CatalogError {
+    CatalogError::QuotaExceeded {
+        namespace: namespace.clone(),
+        quota,
+        value,
+        used,
+        adding,
+    }
+}
+
 fn missing(name: &Name) -> CatalogError {
     CatalogError::NotFound(format!("namespace {name}"))
 }
 
-/// The quotas in the five columns from this one on.
+/// The quotas in the six columns from this one on.
 pub(crate) fn read_quotas(row: &Row, from: usize) -> Result<Quotas, CatalogError> {
     let small = |column| -> Result<Option<u32>, CatalogError> {
         let number = row.optional_unsigned(column)?;
@@ -237,9 +266,10 @@ pub(crate) fn read_quotas(row: &Row, from: usize) -> Result<Quotas, CatalogError
     Ok(Quotas {
         plugins: row.optional_unsigned(from)?,
         bytes: row.optional_unsigned(from + 1)?,
-        runs_per_second: small(from + 2)?,
-        concurrent_runs: small(from + 3)?,
-        cpu_per_minute: row.optional_unsigned(from + 4)?.map(Duration::from_millis),
+        pipelines: row.optional_unsigned(from + 2)?,
+        runs_per_second: small(from + 3)?,
+        concurrent_runs: small(from + 4)?,
+        cpu_per_minute: row.optional_unsigned(from + 5)?.map(Duration::from_millis),
     })
 }
 
@@ -247,12 +277,12 @@ fn read(row: &Row) -> Result<Namespace, CatalogError> {
     Ok(Namespace {
         name: row.parsed(0)?,
         quotas: read_quotas(row, 1)?,
-        created_at: row.time(6)?,
+        created_at: row.time(7)?,
         usage: Usage {
-            plugins: row.unsigned(7)?,
-            bytes: row.unsigned(8)?,
-            pipelines: row.unsigned(9)?,
-            tokens: row.unsigned(10)?,
+            plugins: row.unsigned(8)?,
+            bytes: row.unsigned(9)?,
+            pipelines: row.unsigned(10)?,
+            tokens: row.unsigned(11)?,
         },
     })
 }

@@ -3,18 +3,44 @@ use std::collections::BTreeSet;
 use stepwell_core::{Name, Principal};
 
 use crate::audit::Act;
-use crate::db::{Row, Tx, Value, now};
+use crate::db::{Row, Tx, Value, now, signed};
 use crate::namespaces;
 use crate::{
-    Applied, Catalog, CatalogError, Change, Expected, NewRevision, Page, Paged, PinnedStep,
-    PipelineRevision, Precondition, Snapshot,
+    Applied, Catalog, CatalogError, CatalogLimits, Change, Expected, NewRevision, Page, Paged,
+    PinnedStep, PipelineRevision, Precondition, Snapshot,
 };
 
+/// Bytes of the documents of one part of a list; a document that is larger than that is a part by itself.
+const PART: u64 = 4 << 20;
+
+/// How many deleted pipelines of a namespace are remembered one by one.
+const DELETED: i64 = 1_000;
+
+/// One revision as a whole, or `listed` ones without their sources.
 macro_rules! select_revisions {
+    (listed $rest:literal) => {
+        select_revisions!("CAST(NULL AS TEXT)", $rest)
+    };
     ($rest:literal) => {
+        select_revisions!("r.source", $rest)
+    };
+    ($source:literal, $rest:literal) => {
         concat!(
-            "SELECT r.namespace, r.name, r.revision, r.source, r.content_type, r.document, r.steps, r.created_at \
-             FROM pipeline_revisions r ",
+            "SELECT r.namespace, r.name, r.revision, ",
+            $source,
+            ", r.content_type, r.document, r.steps, r.created_at FROM pipeline_revisions r ",
+            $rest
+        )
+    };
+}
+
+/// What tells a listed revision from others, and the bytes that it has.
+macro_rules! select_sizes {
+    ($key:literal, $rest:literal) => {
+        concat!(
+            "SELECT ",
+            $key,
+            ", CAST(octet_length(r.document) + octet_length(r.steps) AS BIGINT) FROM pipeline_revisions r ",
             $rest
         )
     };
@@ -25,7 +51,7 @@ impl Catalog {
     ///
     /// # Errors
     /// [`CatalogError::Stale`] and [`CatalogError::Moved`] when the precondition does not hold, [`CatalogError::PluginsGone`]
-    /// when it pins what is not there.
+    /// when it pins what is not there, [`CatalogError::QuotaExceeded`] when it is one pipeline too many.
     pub async fn put_pipeline(
         &self,
         namespace: &Name,
@@ -46,9 +72,13 @@ impl Catalog {
                 });
             }
         }
-        namespaces::quotas(&mut tx, namespace).await?;
+        let quotas = namespaces::quotas(&mut tx, namespace).await?;
+        if head.current().is_none() {
+            let most = quotas.pipelines.unwrap_or(self.limits.pipelines);
+            namespaces::admit_pipeline(&mut tx, namespace, most).await?;
+        }
         let action = ("pipeline.apply", &self.by);
-        append(tx, namespace, name, &head, new, action).await
+        append(tx, namespace, name, &head, new, action, self.limits).await
     }
 
     /// Makes a new revision of an old one's document and pins; `to` is the old one, or none for the one before the current.
@@ -72,13 +102,13 @@ impl Catalog {
         };
         let old = revision(&mut tx, namespace, name, to).await?;
         let new = NewRevision {
-            source: old.source,
+            source: old.source.unwrap_or_default(),
             content_type: old.content_type,
             document: old.document,
             steps: old.steps,
         };
         let action = ("pipeline.rollback", &self.by);
-        append(tx, namespace, name, &head, &new, action).await
+        append(tx, namespace, name, &head, &new, action, self.limits).await
     }
 
     /// The current revision of a pipeline.
@@ -107,23 +137,33 @@ impl Catalog {
     ) -> Result<Paged<PipelineRevision>, CatalogError> {
         let limit = page.limit();
         let mut tx = self.db.read().await?;
-        let rows = tx
+        let after = Value::Text(page.cursor.as_deref().unwrap_or_default());
+        let space = Value::Text(namespace.as_str());
+        let sizes = tx
             .rows(
-                select_revisions!(
+                select_sizes!(
+                    "r.name",
                     "JOIN pipelines p ON p.namespace = r.namespace AND p.name = r.name AND p.revision = r.revision \
                      WHERE p.namespace = $1 AND p.name > $2 AND p.deleted_at IS NULL ORDER BY p.name LIMIT $3"
                 ),
-                &[
-                    Value::Text(namespace.as_str()),
-                    Value::Text(page.cursor.as_deref().unwrap_or_default()),
-                    Value::Int(limit as i64 + 1),
-                ],
+                &[space, after, Value::Int(limit as i64 + 1)],
+            )
+            .await?;
+        let part = part(&sizes, limit)?;
+        let rows = tx
+            .rows(
+                select_revisions!(
+                    listed "JOIN pipelines p ON p.namespace = r.namespace AND p.name = r.name AND p.revision = r.revision \
+                     WHERE p.namespace = $1 AND p.name > $2 AND p.deleted_at IS NULL ORDER BY p.name LIMIT $3"
+                ),
+                &[space, after, Value::Int(part as i64)],
             )
             .await?;
         let items = rows.iter().map(read).collect::<Result<Vec<_>, _>>()?;
-        Ok(Paged::from_surplus(items, limit, |item| {
-            item.name.to_string()
-        }))
+        let more = sizes.len() > part;
+        let last = items.last().filter(|_| more);
+        let next = last.map(|item| item.name.to_string());
+        Ok(Paged { items, next })
     }
 
     /// Every pipeline's current revision, of all namespaces, at one moment; or only what has changed since a generation.
@@ -135,13 +175,15 @@ impl Catalog {
         let generation = tx.generation().await?;
         // A generation that is yet to come is another catalog's: this one was restored, or replaced.
         let since = since.filter(|since| *since <= generation);
-        if let Some(since) = since {
+        if let Some(since) = since
+            && !forgotten_since(&mut tx, since).await?
+        {
             return changes(&mut tx, generation, since).await;
         }
         let rows = tx
             .rows(
                 select_revisions!(
-                    "JOIN pipelines p ON p.namespace = r.namespace AND p.name = r.name AND p.revision = r.revision \
+                    listed "JOIN pipelines p ON p.namespace = r.namespace AND p.name = r.name AND p.revision = r.revision \
                      WHERE p.deleted_at IS NULL ORDER BY p.namespace, p.name"
                 ),
                 &[],
@@ -174,24 +216,33 @@ impl Catalog {
         let mut tx = self.db.read().await?;
         let current = head(&mut tx, namespace, name).await?.current();
         current.ok_or_else(|| no_pipeline(name))?;
-        let rows = tx
+        let (space, pipeline) = (Value::Text(namespace.as_str()), Value::Text(name.as_str()));
+        let below = Value::Int(below);
+        let sizes = tx
             .rows(
-                select_revisions!(
+                select_sizes!(
+                    "r.revision",
                     "WHERE r.namespace = $1 AND r.name = $2 AND r.revision < $3 \
                      ORDER BY r.revision DESC LIMIT $4"
                 ),
-                &[
-                    Value::Text(namespace.as_str()),
-                    Value::Text(name.as_str()),
-                    Value::Int(below),
-                    Value::Int(limit as i64 + 1),
-                ],
+                &[space, pipeline, below, Value::Int(limit as i64 + 1)],
+            )
+            .await?;
+        let part = part(&sizes, limit)?;
+        let rows = tx
+            .rows(
+                select_revisions!(
+                    listed "WHERE r.namespace = $1 AND r.name = $2 AND r.revision < $3 \
+                     ORDER BY r.revision DESC LIMIT $4"
+                ),
+                &[space, pipeline, below, Value::Int(part as i64)],
             )
             .await?;
         let items = rows.iter().map(read).collect::<Result<Vec<_>, _>>()?;
-        Ok(Paged::from_surplus(items, limit, |item| {
-            item.revision.to_string()
-        }))
+        let more = sizes.len() > part;
+        let last = items.last().filter(|_| more);
+        let next = last.map(|item| item.revision.to_string());
+        Ok(Paged { items, next })
     }
 
     /// One revision of a pipeline.
@@ -209,7 +260,7 @@ impl Catalog {
     }
 
     /// Deletes a pipeline with all of its revisions; answers the new generation. Only its number stays, so that a later
-    /// pipeline of the same name goes on counting.
+    /// pipeline of the same name goes on counting; of pipelines that were deleted long before, only the highest number.
     ///
     /// # Errors
     /// [`CatalogError::Stale`] and [`CatalogError::Moved`] when the precondition does not hold, [`CatalogError::NotFound`].
@@ -242,6 +293,7 @@ impl Catalog {
             &[space, pipeline, Value::Int(now())],
         )
         .await?;
+        forget(&mut tx, namespace).await?;
         let act = Act::new(
             "pipeline.delete",
             Some(namespace),
@@ -258,7 +310,7 @@ enum Head {
     None,
     /// A pipeline is there, at this revision.
     Live(u64),
-    /// A pipeline was there, and got as far as this revision.
+    /// A pipeline was there, and got as far as this revision; or it may have been, and got no further.
     Deleted(u64),
 }
 
@@ -287,10 +339,66 @@ async fn head(tx: &mut Tx, namespace: &Name, name: &Name) -> Result<Head, Catalo
         )
         .await?;
     Ok(match row {
-        None => Head::None,
+        None => match retired(tx, namespace).await? {
+            0 => Head::None,
+            number => Head::Deleted(number),
+        },
         Some(row) if row.text(1)? == "live" => Head::Live(row.unsigned(0)?),
         Some(row) => Head::Deleted(row.unsigned(0)?),
     })
+}
+
+/// The highest revision of any pipeline of the namespace whose row is gone; 0: there is none.
+async fn retired(tx: &mut Tx, namespace: &Name) -> Result<u64, CatalogError> {
+    let row = tx
+        .row(
+            "SELECT revision FROM retired_pipelines WHERE namespace = $1",
+            &[Value::Text(namespace.as_str())],
+        )
+        .await?;
+    row.map_or(Ok(0), |row| row.unsigned(0))
+}
+
+/// Drops the rows of the pipelines that were deleted first, where there are more than [`DELETED`].
+async fn forget(tx: &mut Tx, namespace: &Name) -> Result<(), CatalogError> {
+    let space = Value::Text(namespace.as_str());
+    let newest = tx
+        .row(
+            "SELECT generation FROM pipelines WHERE namespace = $1 AND deleted_at IS NOT NULL \
+             ORDER BY generation DESC LIMIT 1 OFFSET $2",
+            &[space, Value::Int(DELETED)],
+        )
+        .await?;
+    let Some(newest) = newest else {
+        return Ok(());
+    };
+    let newest = Value::Int(newest.int(0)?);
+    tx.execute(
+        "INSERT INTO retired_pipelines (namespace, revision, generation) \
+         SELECT namespace, MAX(revision), MAX(generation) FROM pipelines \
+         WHERE namespace = $1 AND deleted_at IS NOT NULL AND generation <= $2 GROUP BY namespace \
+         ON CONFLICT (namespace) DO UPDATE SET generation = excluded.generation, \
+         revision = CASE WHEN excluded.revision > retired_pipelines.revision \
+         THEN excluded.revision ELSE retired_pipelines.revision END",
+        &[space, newest],
+    )
+    .await?;
+    tx.execute(
+        "DELETE FROM pipelines WHERE namespace = $1 AND deleted_at IS NOT NULL AND generation <= $2",
+        &[space, newest],
+    )
+    .await
+}
+
+/// Whether a deletion after this generation is no longer known one by one.
+async fn forgotten_since(tx: &mut Tx, since: u64) -> Result<bool, CatalogError> {
+    let row = tx
+        .row(
+            "SELECT 1 FROM retired_pipelines WHERE generation > $1 LIMIT 1",
+            &[Value::Int(signed(since))],
+        )
+        .await?;
+    Ok(row.is_some())
 }
 
 async fn check(
@@ -321,6 +429,7 @@ async fn append(
     head: &Head,
     new: &NewRevision,
     (action, by): (&'static str, &Principal),
+    limits: CatalogLimits,
 ) -> Result<Applied, CatalogError> {
     let mut gone = Vec::new();
     for step in &new.steps {
@@ -383,6 +492,13 @@ async fn append(
         )
         .await?;
     }
+    // Hosts hold what they run in memory: of what is stored, only the current revision is needed, and it is the newest.
+    let oldest = number.saturating_sub(limits.revisions.max(1));
+    tx.execute(
+        "DELETE FROM pipeline_revisions WHERE namespace = $1 AND name = $2 AND revision <= $3",
+        &[space, pipeline, Value::Int(signed(oldest))],
+    )
+    .await?;
     let revision = revision(&mut tx, namespace, name, number).await?;
     let act = Act::new(action, Some(namespace), format!("pipeline {name}"));
     tx.record(by, act.at(number)).await?;
@@ -403,7 +519,7 @@ async fn changes(tx: &mut Tx, generation: u64, since: u64) -> Result<Snapshot, C
     let rows = tx
         .rows(
             select_revisions!(
-                "JOIN pipelines p ON p.namespace = r.namespace AND p.name = r.name AND p.revision = r.revision \
+                listed "JOIN pipelines p ON p.namespace = r.namespace AND p.name = r.name AND p.revision = r.revision \
                  WHERE p.deleted_at IS NULL AND p.generation > $1 ORDER BY p.namespace, p.name"
             ),
             &[since],
@@ -473,23 +589,45 @@ async fn revision(
     name: &Name,
     number: u64,
 ) -> Result<PipelineRevision, CatalogError> {
-    let missing = || CatalogError::NotFound(format!("revision {number} of pipeline {name}"));
+    let what = format!("revision {number} of pipeline {name}");
     let Ok(at) = i64::try_from(number) else {
-        return Err(missing());
+        return Err(CatalogError::NotFound(what));
     };
-    tx.row(
-        select_revisions!("WHERE r.namespace = $1 AND r.name = $2 AND r.revision = $3"),
-        &[
-            Value::Text(namespace.as_str()),
-            Value::Text(name.as_str()),
-            Value::Int(at),
-        ],
-    )
-    .await?
-    .as_ref()
-    .map(read)
-    .transpose()?
-    .ok_or_else(missing)
+    let (space, pipeline) = (Value::Text(namespace.as_str()), Value::Text(name.as_str()));
+    let row = tx
+        .row(
+            select_revisions!("WHERE r.namespace = $1 AND r.name = $2 AND r.revision = $3"),
+            &[space, pipeline, Value::Int(at)],
+        )
+        .await?;
+    if let Some(row) = row {
+        return read(&row);
+    }
+    let kept = tx
+        .row(
+            "SELECT revision FROM pipeline_revisions WHERE namespace = $1 AND name = $2 \
+             ORDER BY revision LIMIT 1",
+            &[space, pipeline],
+        )
+        .await?;
+    let oldest = kept.map_or(Ok(0), |row| row.unsigned(0))?;
+    Err(CatalogError::NotFound(if (1..oldest).contains(&number) {
+        format!("{what} any more: the oldest that is kept is {oldest} (limits.revisions)")
+    } else {
+        what
+    }))
+}
+
+/// How many of these revisions are one part of a list.
+fn part(sizes: &[Row], limit: usize) -> Result<usize, CatalogError> {
+    let mut bytes = 0_u64;
+    for (index, row) in sizes.iter().take(limit).enumerate() {
+        bytes = bytes.saturating_add(row.unsigned(1)?);
+        if bytes > PART {
+            return Ok(index.max(1));
+        }
+    }
+    Ok(sizes.len().min(limit))
 }
 
 fn read(row: &Row) -> Result<PipelineRevision, CatalogError> {
@@ -497,7 +635,7 @@ fn read(row: &Row) -> Result<PipelineRevision, CatalogError> {
         namespace: row.parsed(0)?,
         name: row.parsed(1)?,
         revision: row.unsigned(2)?,
-        source: row.text(3)?,
+        source: row.optional_parsed(3)?,
         content_type: row.text(4)?,
         document: row.json(5)?,
         steps: row.json(6)?,

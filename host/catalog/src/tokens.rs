@@ -209,7 +209,7 @@ impl Catalog {
         let tokens = tx.rows(select_tokens!("ORDER BY id"), &[]).await?;
         let namespaces = tx
             .rows(
-                "SELECT name, plugins, bytes, runs_per_second, concurrent_runs, cpu_ms_per_minute FROM namespaces",
+                "SELECT name, plugins, bytes, pipelines, runs_per_second, concurrent_runs, cpu_ms_per_minute FROM namespaces",
                 &[],
             )
             .await?;

@@ -7,6 +7,8 @@ pub struct Quotas {
     pub plugins: Option<u64>,
     /// Bytes of all components that it keeps.
     pub bytes: Option<u64>,
+    /// Pipelines that it may keep; none: as many as the catalog's limit says.
+    pub pipelines: Option<u64>,
     /// Runs that may start in a second, on each host.
     pub runs_per_second: Option<u32>,
     /// Runs at once, on each host.

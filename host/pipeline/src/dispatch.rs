@@ -156,6 +156,11 @@ impl Dispatcher {
         self.0.accounts.record();
     }
 
+    /// Drops the accounts of pipelines that are neither deployed nor run any more; to be called now and then.
+    pub fn forget_unused(&self) {
+        self.0.accounts.forget_unused();
+    }
+
     /// Runs one event to its outcome, as a task of its own.
     pub async fn run(&self, permit: Permit, request: RunRequest) -> Outcome {
         let task = self.0.tasks.spawn(self.0.steps(permit, request));

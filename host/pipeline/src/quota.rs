@@ -121,6 +121,17 @@ impl Accounts {
         }
     }
 
+    /// Drops the accounts of pipelines that are gone: whatever is deployed or runs holds its own.
+    pub(crate) fn forget_unused(&self) {
+        for account in self.all.load().values() {
+            let mut pipelines = lock(&account.pipelines);
+            pipelines.retain(|_, cpu| Arc::strong_count(cpu) > 1);
+            if pipelines.capacity() > pipelines.len().saturating_mul(4) {
+                pipelines.shrink_to_fit();
+            }
+        }
+    }
+
     pub(crate) fn now(&self) -> Duration {
         self.began.elapsed()
     }
@@ -305,6 +316,29 @@ mod tests {
         window.add(ms(80_000), TENTH, 1);
         assert_eq!(window.until_below(ms(90_000), TENTH, 1), Some(ms(1000)));
         assert_eq!(window.until_below(ms(90_000), TENTH, 0), Some(ms(1000)));
+    }
+
+    #[test]
+    fn the_account_of_a_pipeline_goes_with_what_holds_it() {
+        let accounts = Accounts::new(1);
+        let namespace = Name::default_namespace();
+        let name = |text: &str| text.parse::<Name>().unwrap();
+        let deployed = accounts.cpu(&namespace, &name("stays"));
+        deployed.charge(ms(7));
+        for number in 0..1_000 {
+            // A pipeline that is applied and deleted at once.
+            drop(accounts.cpu(&namespace, &name(&format!("p{number}"))));
+        }
+        accounts.forget_unused();
+        let account = accounts.of(&namespace);
+        let left: Vec<String> = lock(&account.pipelines)
+            .keys()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(left, ["stays"]);
+        assert!(lock(&account.pipelines).capacity() < 1_000);
+        // What is deployed is counted on.
+        assert_eq!(accounts.cpu(&namespace, &name("stays")).used(), ms(7));
     }
 
     #[test]

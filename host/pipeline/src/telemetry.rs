@@ -54,7 +54,7 @@ pub fn describe_metrics() {
     metrics::describe_gauge!("stepwell_runs_in_flight", "Runs that are under way");
     metrics::describe_counter!(
         "stepwell_quota_refusals_total",
-        "Runs that did not start because their namespace had used up a quota, by its name"
+        "Runs that did not start, uploads and pipelines that were not stored, because their namespace had used up a quota, by its name"
     );
     metrics::describe_gauge!(
         "stepwell_guest_cpu_seconds_total",

@@ -49,6 +49,25 @@ pub struct JwtIssuer {
     pub jwks: String,
 }
 
+impl TriggerSpec {
+    /// What both want, and only one pipeline of a namespace can have: in words, `the route GET /a`.
+    pub fn contends_with(&self, other: &Self) -> Option<String> {
+        match (self, other) {
+            (Self::Http(one), Self::Http(other)) if one.clashes_with(other) => {
+                Some(format!("the route {}", one.shown()))
+            }
+            (Self::Kafka(one), Self::Kafka(other)) if one.group == other.group => {
+                let topic = one.shared_topic(other)?;
+                let group = &one.group;
+                Some(format!(
+                    "a subscription of the topic '{topic}' in the group '{group}'"
+                ))
+            }
+            _ => None,
+        }
+    }
+}
+
 impl HttpTriggerSpec {
     /// Whether some request would match both routes, and neither more exactly: the same shape of path and a common method.
     pub fn clashes_with(&self, other: &Self) -> bool {
@@ -99,7 +118,13 @@ pub struct KafkaTriggerSpec {
 impl KafkaTriggerSpec {
     /// Whether both read a topic as members of one group, so that each would get only some of its records.
     pub fn shares_with(&self, other: &Self) -> bool {
-        self.group == other.group && self.topics.iter().any(|topic| other.topics.contains(topic))
+        self.group == other.group && self.shared_topic(other).is_some()
+    }
+
+    fn shared_topic(&self, other: &Self) -> Option<&String> {
+        self.topics
+            .iter()
+            .find(|topic| other.topics.contains(topic))
     }
 }
 

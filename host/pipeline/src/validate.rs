@@ -18,7 +18,7 @@ pub struct HostState {
     pub plugins: Vec<KnownPlugin>,
     /// Every binding.
     pub bindings: Vec<(BindingKind, String)>,
-    /// Every other pipeline, of every namespace, and those that are applied together with this one.
+    /// Every other pipeline, of every namespace.
     pub pipelines: Vec<Arc<KnownPipeline>>,
     /// What it allows of JSON Web Tokens.
     pub jwt: JwtHost,

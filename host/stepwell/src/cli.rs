@@ -257,6 +257,9 @@ pub(crate) struct SetNamespaceArgs {
     /// Size of all components that it keeps, such as 1GiB
     #[arg(long, value_name = "SIZE|none")]
     pub(crate) bytes: Option<String>,
+    /// Pipelines that it may keep
+    #[arg(long, value_name = "NUMBER|none")]
+    pub(crate) pipelines: Option<String>,
     /// Runs that may start in a second, on each host
     #[arg(long, value_name = "NUMBER|none")]
     pub(crate) runs_per_second: Option<String>,

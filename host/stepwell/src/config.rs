@@ -12,7 +12,7 @@ use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use stepwell_catalog::Location;
+use stepwell_catalog::{CatalogLimits, Location};
 use stepwell_core::{BindingKind, ByteSize, Problem, Secret, parse_lifetime};
 use stepwell_document::{At, MapReader, Node, Position, Problems, Value, parse_toml};
 use stepwell_egress::EgressConfig;
@@ -82,6 +82,8 @@ pub(crate) struct HostLimits {
     pub(crate) concurrent_runs: usize,
     /// Bytes of requests' bodies that are held at once.
     pub(crate) bodies: u64,
+    /// What the catalog keeps of pipelines and their revisions.
+    pub(crate) catalog: CatalogLimits,
     /// Bytes of linear memory that all guests together may hold; none: as the engine has it.
     pub(crate) guest_memory: Option<u64>,
 }
@@ -507,6 +509,10 @@ fn limits(section: &mut Section<'_>) -> Option<HostLimits> {
             at.integer(1, 1_000_000)
                 .and_then(|number| usize::try_from(number).ok())
         });
+    let kept = CatalogLimits::default();
+    // With a single revision there would be nothing to roll back to.
+    let revisions = count(section, "revisions", kept.revisions, 2, 100_000);
+    let pipelines = count(section, "pipelines", kept.pipelines, 1, 1_000_000);
     let concurrent_runs = section
         .optional("concurrent_runs")
         .map_or(Some(1024), |at| {
@@ -527,8 +533,27 @@ fn limits(section: &mut Section<'_>) -> Option<HostLimits> {
         loaded_components: loaded_components?,
         concurrent_runs: concurrent_runs?,
         bodies: bodies?,
+        catalog: CatalogLimits {
+            revisions: revisions?,
+            pipelines: pipelines?,
+        },
         guest_memory: guest_memory?,
     })
+}
+
+/// A number with a default and bounds.
+fn count(
+    section: &mut Section<'_>,
+    key: &'static str,
+    default: u64,
+    least: i64,
+    most: i64,
+) -> Option<u64> {
+    let Some(at) = section.optional(key) else {
+        return Some(default);
+    };
+    at.integer(least, most)
+        .and_then(|number| u64::try_from(number).ok())
 }
 
 /// A size with a default and a least value that makes sense.

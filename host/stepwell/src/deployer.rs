@@ -210,6 +210,21 @@ impl Deployer {
             // Its route may be taken by now, or a binding gone. What its steps were pinned to stays, so that is what is checked.
             let draft = Draft::from_json(&old.document);
             let mut host = self.host_state(namespace, name, &known, &draft).await?;
+            let is_there = |step: &PinnedStep| {
+                host.plugins.iter().any(|known| {
+                    (&known.name, &known.version, known.digest)
+                        == (&step.plugin, &step.version, step.digest)
+                })
+            };
+            let gone: Vec<PinnedStep> = old
+                .steps
+                .iter()
+                .filter(|step| !is_there(step))
+                .cloned()
+                .collect();
+            if !gone.is_empty() {
+                return Err(CatalogError::PluginsGone(gone).into());
+            }
             host.plugins.retain(|known| {
                 let mut pins = old
                     .steps

@@ -145,7 +145,7 @@ async fn host(
     let own = [admin_address];
     let services = Services::open(config, models, &own);
     let services = Arc::new(opened_on(&guests, services).await?);
-    let catalog = Arc::new(Catalog::new(&config.catalog)?);
+    let catalog = Arc::new(Catalog::new(&config.catalog)?.limited(config.limits.catalog));
     match catalog.migrate().await {
         Ok(()) => {}
         Err(error @ CatalogError::Unavailable { .. }) => {
@@ -305,7 +305,11 @@ async fn host(
         dispatcher.clone(),
         stopping.clone(),
     ));
-    let upkeep = tokio::spawn(upkeep(telemetry.metrics.clone(), stopping.clone()));
+    let upkeep = tokio::spawn(upkeep(
+        telemetry.metrics.clone(),
+        dispatcher.clone(),
+        stopping.clone(),
+    ));
     let is_development = tokens.is_development();
     if is_development {
         warn!(
@@ -467,16 +471,21 @@ async fn hold_to_quotas(
     }
 }
 
-/// Lets the metrics recorder drain its histograms now and then, whether or not anybody scrapes.
+/// Lets the metrics recorder drain its histograms now and then, whether or not anybody scrapes, and the dispatcher forget what
+/// is no more.
 async fn upkeep(
     metrics: metrics_exporter_prometheus::PrometheusHandle,
+    dispatcher: Dispatcher,
     stopping: CancellationToken,
 ) {
     let mut ticks = tokio::time::interval(Duration::from_secs(5));
     loop {
         tokio::select! {
             () = stopping.cancelled() => return,
-            _ = ticks.tick() => metrics.run_upkeep(),
+            _ = ticks.tick() => {
+                metrics.run_upkeep();
+                dispatcher.forget_unused();
+            }
         }
     }
 }

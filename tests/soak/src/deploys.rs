@@ -120,6 +120,8 @@ impl Deployer<'_> {
             State::Tagged(tag) => {
                 if let Some(revision) = reply.json().get("revision").and_then(Value::as_u64) {
                     self.revisions.insert(revision, tag);
+                    // A host keeps 100 of them; some that it has may never have been acknowledged.
+                    self.revisions = self.revisions.split_off(&revision.saturating_sub(50));
                 }
             }
         }

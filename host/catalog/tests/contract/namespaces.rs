@@ -1,7 +1,8 @@
 use std::time::Duration;
 
 use stepwell_catalog::{
-    Catalog, CatalogError, NewPluginVersion, NewToken, Page, Precondition, PutVersion,
+    Applied, Catalog, CatalogError, CatalogLimits, NewPluginVersion, NewToken, Page, Precondition,
+    PutVersion,
 };
 use stepwell_core::{Name, Principal, Quotas, Role};
 
@@ -16,6 +17,9 @@ crate::contract!(
     a_used_up_quota_of_plugins_keeps_more_out,
     a_used_up_quota_of_bytes_keeps_more_out,
     of_many_uploads_at_once_as_many_as_fit_are_stored,
+    a_used_up_quota_of_pipelines_keeps_more_out,
+    of_many_applies_at_once_as_many_as_fit_are_stored,
+    a_nul_is_refused_wherever_it_is_sent,
 );
 
 fn quotas(plugins: Option<u64>, bytes: Option<u64>) -> Quotas {
@@ -57,6 +61,7 @@ async fn namespaces_are_made_changed_listed_and_deleted(place: Place) {
     let all = Quotas {
         plugins: Some(10),
         bytes: Some(1 << 40),
+        pipelines: Some(7),
         runs_per_second: Some(50),
         concurrent_runs: Some(0),
         cpu_per_minute: Some(Duration::from_millis(1500)),
@@ -343,5 +348,130 @@ async fn of_many_uploads_at_once_as_many_as_fit_are_stored(place: Place) {
         refused
             .into_iter()
             .all(|error| matches!(error, CatalogError::QuotaExceeded { .. }))
+    );
+}
+
+async fn apply(
+    catalog: &Catalog,
+    namespace: &Name,
+    pipeline: &str,
+    text: &str,
+) -> Result<Applied, CatalogError> {
+    let new = revision(text, &[]);
+    catalog
+        .put_pipeline(namespace, &name(pipeline), &new, &Precondition::default())
+        .await
+}
+
+async fn a_used_up_quota_of_pipelines_keeps_more_out(place: Place) {
+    let catalog = place.open().await.limited(CatalogLimits {
+        pipelines: 3,
+        ..CatalogLimits::default()
+    });
+    let two = Quotas {
+        pipelines: Some(2),
+        ..Quotas::default()
+    };
+    let team = make(&catalog, "team-a", &two).await;
+    for pipeline in ["a", "b"] {
+        apply(&catalog, &team, pipeline, "1").await.unwrap();
+    }
+    let error = apply(&catalog, &team, "c", "1").await.unwrap_err();
+    let text = error.to_string();
+    for part in [
+        "team-a",
+        "pipelines 2",
+        "has 2",
+        "1 more",
+        "delete pipelines",
+        "--pipelines",
+    ] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+    assert_eq!(catalog.namespace(&team).await.unwrap().usage.pipelines, 2);
+    // Those that are there go on changing, and one that goes makes room.
+    apply(&catalog, &team, "a", "2").await.unwrap();
+    let any = Precondition::default();
+    catalog
+        .rollback_pipeline(&team, &name("a"), None, &any)
+        .await
+        .unwrap();
+    catalog
+        .delete_pipeline(&team, &name("b"), &any)
+        .await
+        .unwrap();
+    apply(&catalog, &team, "c", "1").await.unwrap();
+    let error = apply(&catalog, &team, "b", "1").await.unwrap_err();
+    assert!(
+        matches!(
+            error,
+            CatalogError::QuotaExceeded {
+                quota: "pipelines",
+                ..
+            }
+        ),
+        "{error}"
+    );
+    // Without a quota, as many as the limit says.
+    make(&catalog, "team-a", &Quotas::default()).await;
+    apply(&catalog, &team, "b", "1").await.unwrap();
+    let error = apply(&catalog, &team, "d", "1").await.unwrap_err();
+    assert!(error.to_string().contains("pipelines 3"), "{error}");
+    // And a quota may be above it.
+    let four = Quotas {
+        pipelines: Some(4),
+        ..Quotas::default()
+    };
+    make(&catalog, "team-a", &four).await;
+    apply(&catalog, &team, "d", "1").await.unwrap();
+    assert!(apply(&catalog, &team, "e", "1").await.is_err());
+}
+
+async fn of_many_applies_at_once_as_many_as_fit_are_stored(place: Place) {
+    let catalogs = [place.open().await, place.open().await];
+    let five = Quotas {
+        pipelines: Some(5),
+        ..Quotas::default()
+    };
+    let team = make(&catalogs[0], "team-a", &five).await;
+    let applies = (0..12).map(|number: usize| {
+        let (catalog, team) = (&catalogs[number % 2], &team);
+        async move { apply(catalog, team, &format!("p{number}"), "1").await }
+    });
+    let results = futures::future::join_all(applies).await;
+    assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 5);
+    assert!(
+        results
+            .into_iter()
+            .filter_map(Result::err)
+            .all(|error| matches!(error, CatalogError::QuotaExceeded { .. }))
+    );
+    let usage = catalogs[0].namespace(&team).await.unwrap().usage;
+    assert_eq!(usage.pipelines, 5);
+}
+
+async fn a_nul_is_refused_wherever_it_is_sent(place: Place) {
+    let catalog = place.open().await;
+    apply(&catalog, &ns(), "reader", "1").await.unwrap();
+    let page = Page {
+        limit: 10,
+        cursor: Some("a\0".to_owned()),
+    };
+    for error in [
+        catalog.namespaces(&page).await.unwrap_err(),
+        catalog.tokens(&page).await.unwrap_err(),
+        catalog.plugins(&ns(), &page).await.unwrap_err(),
+        catalog.pipelines(&ns(), &page).await.unwrap_err(),
+        apply(&catalog, &ns(), "reader", "\0").await.unwrap_err(),
+    ] {
+        assert!(matches!(error, CatalogError::Nul), "{error:?}");
+    }
+    assert_eq!(
+        catalog
+            .pipeline(&ns(), &name("reader"))
+            .await
+            .unwrap()
+            .revision,
+        1
     );
 }

@@ -2,7 +2,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
-use stepwell_catalog::{CatalogError, Change, Expected, Page, Precondition};
+use stepwell_catalog::{CatalogError, CatalogLimits, Change, Expected, Page, Precondition};
 use stepwell_core::Digest;
 use tokio::time::timeout;
 
@@ -19,6 +19,9 @@ crate::contract!(
     pipelines_and_revisions_are_listed_in_parts,
     a_snapshot_has_every_current_revision,
     a_change_is_told_and_a_refusal_is_not,
+    old_revisions_go_when_new_ones_come,
+    a_list_of_large_documents_comes_in_small_parts,
+    rows_of_deleted_pipelines_do_not_pile_up,
 );
 
 const ANY: Precondition = Precondition {
@@ -55,7 +58,7 @@ async fn a_pipeline_gets_a_revision_for_each_change(place: Place) {
     let current = catalog.pipeline(&ns, &reader).await.unwrap();
     let wanted = revision("b", &[&new]);
     assert_eq!(current.revision, 3);
-    assert_eq!(current.source, wanted.source);
+    assert_eq!(current.source, Some(wanted.source));
     assert_eq!(current.content_type, wanted.content_type);
     assert_eq!(current.document, wanted.document);
     assert_eq!(current.steps, wanted.steps);
@@ -117,7 +120,10 @@ async fn numbers_go_on_after_a_deletion(place: Place) {
         .pipeline_revisions(&ns, &reader, &Page::default())
         .await
         .unwrap();
-    assert_eq!(history.items, [again.revision]);
+    // Lists are without the sources.
+    let mut listed = again.revision;
+    listed.source = None;
+    assert_eq!(history.items, [listed]);
 }
 
 async fn rollback_makes_a_new_revision(place: Place) {
@@ -425,4 +431,199 @@ async fn a_change_is_told_and_a_refusal_is_not(place: Place) {
         .unwrap();
     assert_eq!(unchanged.generation, 1);
     assert_eq!(catalog.ping().await.unwrap(), 1);
+}
+
+async fn old_revisions_go_when_new_ones_come(place: Place) {
+    let catalog = place.open().await.limited(CatalogLimits {
+        revisions: 3,
+        ..CatalogLimits::default()
+    });
+    let (ns, reader) = (ns(), name("reader"));
+    let put = async |text: String| {
+        catalog
+            .put_pipeline(&ns, &reader, &revision(&text, &[]), &ANY)
+            .await
+            .unwrap()
+            .revision
+            .revision
+    };
+    for number in 1..=5 {
+        assert_eq!(put(number.to_string()).await, number);
+    }
+    let kept = async || {
+        let page = Page::default();
+        let listed = catalog.pipeline_revisions(&ns, &reader, &page).await;
+        let numbers = listed.unwrap().items.into_iter().map(|one| one.revision);
+        numbers.collect::<Vec<_>>()
+    };
+    assert_eq!(kept().await, [5, 4, 3]);
+    // The oldest that is there can be gone back to, even though it goes by that.
+    let back = catalog
+        .rollback_pipeline(&ns, &reader, Some(3), &ANY)
+        .await
+        .unwrap();
+    assert_eq!(back.revision.document, revision("3", &[]).document);
+    assert_eq!(kept().await, [6, 5, 4]);
+    for error in [
+        catalog
+            .rollback_pipeline(&ns, &reader, Some(3), &ANY)
+            .await
+            .unwrap_err(),
+        catalog
+            .pipeline_revision(&ns, &reader, 3)
+            .await
+            .unwrap_err(),
+    ] {
+        assert_eq!(
+            error.to_string(),
+            "there is no revision 3 of pipeline reader any more: the oldest that is kept is 4 (limits.revisions)"
+        );
+    }
+    // A change that changes nothing drops nothing, nor does another pipeline's.
+    assert_eq!(put("3".to_owned()).await, 6);
+    catalog
+        .put_pipeline(&ns, &name("other"), &revision("a", &[]), &ANY)
+        .await
+        .unwrap();
+    assert_eq!(kept().await, [6, 5, 4]);
+    assert_eq!(catalog.pipeline(&ns, &reader).await.unwrap().revision, 6);
+}
+
+async fn a_list_of_large_documents_comes_in_small_parts(place: Place) {
+    let catalog = place.open().await.limited(CatalogLimits {
+        revisions: 1_000,
+        ..CatalogLimits::default()
+    });
+    let reader = name("reader");
+    let large = "x".repeat(100 << 10);
+    let mut new = revision("a", &[]);
+    new.document["large"] = large.into();
+    catalog
+        .put_pipeline(&ns(), &reader, &new, &ANY)
+        .await
+        .unwrap();
+    // As many as one part may have, and pipelines likewise.
+    for sql in [
+        "INSERT INTO pipeline_revisions (namespace, name, revision, source, content_type, document, steps, created_at) \
+         SELECT r.namespace, r.name, n.n, r.source, r.content_type, r.document, r.steps, r.created_at \
+         FROM pipeline_revisions r, (WITH RECURSIVE c(n) AS (SELECT 2 UNION ALL SELECT n + 1 FROM c WHERE n < 500) SELECT n FROM c) n",
+        "UPDATE pipelines SET revision = 500",
+        "INSERT INTO pipelines (namespace, name, revision, generation) \
+         WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < 300) \
+         SELECT 'default', 'p' || n, 1, 1 FROM c",
+        "INSERT INTO pipeline_revisions (namespace, name, revision, source, content_type, document, steps, created_at) \
+         SELECT p.namespace, p.name, 1, r.source, r.content_type, r.document, r.steps, r.created_at \
+         FROM pipelines p, pipeline_revisions r WHERE p.name <> 'reader' AND r.revision = 1",
+    ] {
+        place.meddle(sql).await;
+    }
+    let bytes = |document: &serde_json::Value| document.to_string().len();
+    let mut page = Page {
+        limit: 500,
+        cursor: None,
+    };
+    let mut numbers = Vec::new();
+    loop {
+        let part = catalog
+            .pipeline_revisions(&ns(), &reader, &page)
+            .await
+            .unwrap();
+        assert!(part.items.iter().all(|item| item.source.is_none()));
+        let size: usize = part.items.iter().map(|item| bytes(&item.document)).sum();
+        assert!((3 << 20..=4 << 20).contains(&size) || part.next.is_none());
+        numbers.extend(part.items.iter().map(|item| item.revision));
+        page.cursor = part.next;
+        if page.cursor.is_none() {
+            break;
+        }
+    }
+    assert_eq!(numbers, (1..=500).rev().collect::<Vec<u64>>());
+
+    let mut seen = 0;
+    loop {
+        let part = catalog.pipelines(&ns(), &page).await.unwrap();
+        assert!(part.items.len() < 50);
+        seen += part.items.len();
+        page.cursor = part.next;
+        if page.cursor.is_none() {
+            break;
+        }
+    }
+    assert_eq!(seen, 301);
+    // One that is larger than a part is a part by itself.
+    new.document["large"] = "x".repeat(5 << 20).into();
+    for pipeline in ["a", "b"] {
+        catalog
+            .put_pipeline(&ns(), &name(pipeline), &new, &ANY)
+            .await
+            .unwrap();
+    }
+    let first = catalog.pipelines(&ns(), &page).await.unwrap();
+    assert_eq!((first.items.len(), first.next), (1, Some("a".to_owned())));
+}
+
+async fn rows_of_deleted_pipelines_do_not_pile_up(place: Place) {
+    let catalog = place.open().await;
+    let put = async |pipeline: &str| {
+        let new = revision("a", &[]);
+        let applied = catalog
+            .put_pipeline(&ns(), &name(pipeline), &new, &ANY)
+            .await;
+        applied.unwrap().revision.revision
+    };
+    let delete = async |pipeline: &str| {
+        let deleted = catalog.delete_pipeline(&ns(), &name(pipeline), &ANY).await;
+        deleted.unwrap()
+    };
+    for pipeline in ["stays", "first"] {
+        assert_eq!(put(pipeline).await, 1);
+    }
+    place
+        .meddle("UPDATE pipelines SET revision = 41 WHERE name = 'first'")
+        .await;
+    place
+        .meddle("UPDATE pipeline_revisions SET revision = 41 WHERE name = 'first'")
+        .await;
+    let seen = catalog.ping().await.unwrap();
+    let first = delete("first").await;
+    // A thousand more that were deleted since.
+    place
+        .meddle(&format!(
+            "INSERT INTO pipelines (namespace, name, revision, deleted_at, generation) \
+             WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < 999) \
+             SELECT 'default', 'gone-' || n, 1, 1, {first} + n FROM c"
+        ))
+        .await;
+    place
+        .meddle("UPDATE catalog_state SET generation = generation + 999")
+        .await;
+    let before = catalog.snapshot(Some(seen)).await.unwrap();
+    assert_eq!((before.complete, before.deleted.len()), (false, 1_000));
+    assert_eq!(put("last").await, 1);
+    let last = delete("last").await;
+    // The oldest went; nobody can be told of it any more, so whoever has not heard of it is told everything.
+    let after = catalog.snapshot(Some(first)).await.unwrap();
+    assert_eq!((after.complete, after.deleted.len()), (false, 1_000));
+    let missed = catalog.snapshot(Some(seen)).await.unwrap();
+    let left: Vec<&str> = missed
+        .pipelines
+        .iter()
+        .map(|one| one.name.as_str())
+        .collect();
+    assert_eq!((missed.complete, left), (true, vec!["stays"]));
+    assert_eq!(missed.generation, last);
+    // No number of a name is used again, whether or not its row is there.
+    assert_eq!(put("first").await, 42);
+    assert_eq!(put("gone-7").await, 2);
+    assert_eq!(put("stays").await, 1);
+    assert_eq!(put("new").await, 42);
+    let elsewhere = name("team-a");
+    let quotas = stepwell_core::Quotas::default();
+    catalog.put_namespace(&elsewhere, &quotas).await.unwrap();
+    let new = revision("a", &[]);
+    let applied = catalog
+        .put_pipeline(&elsewhere, &name("new"), &new, &ANY)
+        .await
+        .unwrap();
+    assert_eq!(applied.revision.revision, 1);
 }

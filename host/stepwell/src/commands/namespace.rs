@@ -7,9 +7,10 @@ use crate::client::{Client, Failure};
 use crate::output;
 
 /// The quotas as the API names them.
-const QUOTAS: [&str; 5] = [
+const QUOTAS: [&str; 6] = [
     "plugins",
     "bytes",
+    "pipelines",
     "runs_per_second",
     "concurrent_runs",
     "cpu_seconds_per_minute",
@@ -105,6 +106,7 @@ async fn set(client: &Client, args: SetNamespaceArgs, json: bool) -> Result<(), 
     let given = [
         args.plugins,
         args.bytes,
+        args.pipelines,
         args.runs_per_second,
         args.concurrent_runs,
         args.cpu_seconds_per_minute,

@@ -1,8 +1,11 @@
+mod together;
+
 use std::path::{Path, PathBuf};
 
 use reqwest::Method;
 use serde_json::Value;
 
+use self::together::Member;
 use crate::cli::PipelineCommand;
 use crate::client::{Client, Failure};
 use crate::output;
@@ -36,7 +39,7 @@ struct Document {
     content_type: &'static str,
 }
 
-/// Checks every document first, then applies each; a mistake in one leaves all as they were.
+/// Checks every document first, by itself and beside the others, then applies each; a mistake in one leaves all as they were.
 async fn apply(
     client: &Client,
     files: &[PathBuf],
@@ -46,6 +49,14 @@ async fn apply(
     let mut documents = Vec::new();
     for path in expand(files)? {
         documents.push(read(path)?);
+    }
+    let members: Vec<_> = documents
+        .iter()
+        .map(|document| Member::read(&document.path, &document.text))
+        .collect();
+    let conflicts = together::conflicts(&members);
+    if !conflicts.is_empty() {
+        return Err(Failure::Refused(together::problem(&conflicts)));
     }
     let mut replies = Vec::new();
     let mut refused = Vec::new();

@@ -32,12 +32,22 @@ const KEYS: [(&str, &[&str]); 11] = [
             "concurrent_runs",
             "guest_memory",
             "loaded_components",
+            "pipelines",
+            "revisions",
             "uploads",
         ],
     ),
     ("egress", &super::egress::KEYS),
     ("audit", &["keep"]),
     ("telemetry", &["otlp_endpoint", "service_name"]),
+];
+
+/// Those of them that are numbers, beside those of egress.
+const COUNTS: [&str; 4] = [
+    "concurrent_runs",
+    "loaded_components",
+    "pipelines",
+    "revisions",
 ];
 
 /// Which values come from a flag or the environment.
@@ -79,7 +89,7 @@ pub(crate) fn overlay(
         overlaid.0.retain(|(overlaid, _)| *overlaid != path);
         overlaid.0.push((path, source));
         let value = match text.parse::<i64>() {
-            Ok(number) if key == "concurrent_runs" || super::egress::COUNTS.contains(&key) => {
+            Ok(number) if COUNTS.contains(&key) || super::egress::COUNTS.contains(&key) => {
                 Value::Integer(number)
             }
             _ => Value::String(text),
@@ -157,6 +167,10 @@ fn set_in(node: &mut Node, section: &str, key: &str, value: Value) {
         entries.push(entry(name, Value::Mapping(Vec::new())));
     }
     for (_, node) in entries.iter_mut().filter(|(found, _)| found.name == name) {
+        // The one section that a file may switch off: what the environment says goes before that too.
+        if name == "admin_tls" && matches!(node.value, Value::Boolean(false)) {
+            node.value = Value::Mapping(Vec::new());
+        }
         set_in(node, inner, key, value.clone());
     }
 }

@@ -228,6 +228,21 @@ fn one_certificate_is_for_both_listeners_unless_the_file_says_otherwise() {
     ];
     let config = parse_with("", &environment, &Overrides::default()).unwrap();
     assert!(config.tls.is_some());
+    // The environment goes before the file, even where that says that there is none.
+    let environment = environment.map(|(name, value)| (name.replace("_TLS", "_ADMIN_TLS"), value));
+    let environment = [0, 1].map(|index: usize| {
+        let (name, value) = &environment[index];
+        (name.as_str(), *value)
+    });
+    let text = format!("[server]\nadmin_tls = false\n{both}");
+    let config = parse_with(&text, &environment, &Overrides::default()).unwrap();
+    assert_eq!(config.admin_tls.unwrap().section, "admin_tls");
+    let text = format!("[server]\nadmin_tls = true\n{both}");
+    let shown = parse_with(&text, &environment, &Overrides::default()).unwrap_err();
+    assert!(
+        shown[0].contains("/server/admin_tls: expected certificate and key, or false"),
+        "{shown:?}"
+    );
 }
 
 #[test]
@@ -314,6 +329,8 @@ fn limits_that_cannot_work_are_refused() {
         ("cache = \"1KiB\"", "1MiB"),
         ("loaded_components = 0", "loaded_components"),
         ("bodies = \"1KiB\"", "1MiB"),
+        ("revisions = 1", "1 is not between 2 and 100000"),
+        ("pipelines = 0", "0 is not between 1 and 1000000"),
     ] {
         let shown = parse(&format!("[limits]\n{text}\n")).unwrap_err();
         assert!(shown[0].contains(word), "{text}: {shown:?}");
@@ -332,4 +349,23 @@ fn limits_that_cannot_work_are_refused() {
         ),
         (2 << 20, 1 << 30, 2 << 30, 7, 3 << 20)
     );
+    assert_eq!(
+        (limits.catalog.revisions, limits.catalog.pipelines),
+        (100, 20_000)
+    );
+    // In the environment, whole numbers are whole numbers too.
+    let environment = [
+        ("STEPWELL_LIMITS_REVISIONS", "5"),
+        ("STEPWELL_LIMITS_PIPELINES", "6"),
+        ("STEPWELL_LIMITS_LOADED_COMPONENTS", "7"),
+    ];
+    let limits = parse_with(
+        "[limits]\nrevisions = 9\n",
+        &environment,
+        &Overrides::default(),
+    )
+    .unwrap()
+    .limits;
+    assert_eq!((limits.catalog.revisions, limits.catalog.pipelines), (5, 6));
+    assert_eq!(limits.loaded_components, 7);
 }

@@ -13,16 +13,15 @@ use stepwell_logging::{Level, LogEntry, LogFilter};
 
 use crate::deployer::ApplyError;
 
-/// A page of a list that is whole in memory; the cursor is the last item's key.
+/// A page of a list that is whole in memory, in the order of keys; the cursor is the last item's key.
 pub(super) fn cut<T>(all: Vec<T>, page: &Page, key: impl Fn(&T) -> String) -> Items<T> {
-    let start = page.cursor.as_ref().map_or(0, |cursor| {
-        all.iter()
-            .position(|item| key(item) == *cursor)
-            .map_or(all.len(), |index| index + 1)
-    });
+    // By the order and not by the item itself, which may be gone by now.
+    let is_wanted = |item: &T| page.cursor.as_ref().is_none_or(|last| key(item) > *last);
+    let mut items: Vec<T> = all.into_iter().filter(is_wanted).collect();
+    items.sort_by_cached_key(&key);
     let limit = page.limit as usize;
-    let more = all.len().saturating_sub(start) > limit;
-    let items: Vec<T> = all.into_iter().skip(start).take(limit).collect();
+    let more = items.len() > limit;
+    items.truncate(limit);
     let next_cursor = items.last().filter(|_| more).map(key);
     Items { items, next_cursor }
 }
@@ -78,7 +77,7 @@ pub(super) fn revision(stored: catalog::PipelineRevision) -> Revision {
         name: stored.name,
         revision: stored.revision,
         document: stored.document,
-        source: stored.source,
+        source: stored.source.unwrap_or_default(),
         steps,
         created_at: Some(stored.created_at),
     }
@@ -300,6 +299,7 @@ pub(super) fn from_catalog(error: CatalogError) -> ApiError {
         | CatalogError::NotEmpty { .. }
         | CatalogError::DefaultNamespace => ErrorCode::InUse,
         CatalogError::QuotaExceeded { .. } => ErrorCode::QuotaExceeded,
+        CatalogError::Nul => ErrorCode::BadRequest,
         CatalogError::TooMany { .. } => ErrorCode::Conflict,
         CatalogError::Stale { .. } => ErrorCode::Stale,
         CatalogError::Moved => ErrorCode::Conflict,
@@ -308,10 +308,48 @@ pub(super) fn from_catalog(error: CatalogError) -> ApiError {
         CatalogError::TooNew { .. } | CatalogError::Unavailable { .. } => ErrorCode::Unavailable,
         CatalogError::Refused(..) => ErrorCode::Internal,
     };
+    if let CatalogError::QuotaExceeded {
+        namespace, quota, ..
+    } = &error
+    {
+        metrics::counter!(
+            "stepwell_quota_refusals_total",
+            "namespace" => namespace.to_string(),
+            "quota" => *quota,
+        )
+        .increment(1);
+    }
     let cause = std::error::Error::source(&error).map(ToString::to_string);
     let error = ApiError::new(code, error.to_string());
     match cause {
         Some(cause) => error.caused_by(cause),
         None => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_goes_on_after_an_item_that_is_gone() {
+        let part = |all: &[&str], cursor: Option<&str>| {
+            let page = Page {
+                limit: 2,
+                cursor: cursor.map(str::to_owned),
+            };
+            let all = all.iter().map(|text| (*text).to_owned()).collect();
+            let part = cut(all, &page, String::clone);
+            (part.items.join(" "), part.next_cursor)
+        };
+        let all = ["d", "a", "c", "b", "e"];
+        assert_eq!(part(&all, None), ("a b".into(), Some("b".into())));
+        assert_eq!(part(&all, Some("b")), ("c d".into(), Some("d".into())));
+        assert_eq!(part(&all, Some("d")), ("e".into(), None));
+        // `b` went between the first part and the second.
+        let left = ["d", "a", "c", "e"];
+        assert_eq!(part(&left, Some("b")), ("c d".into(), Some("d".into())));
+        assert_eq!(part(&left, Some("\0")), ("a c".into(), Some("c".into())));
+        assert_eq!(part(&left, Some("z")), (String::new(), None));
     }
 }
