@@ -14,6 +14,9 @@ const FOLLOWER_LAG: usize = 1_024;
 /// Answers of a query that sets no limit.
 const DEFAULT_LIMIT: usize = 1_000;
 
+/// Bytes of a failed run's message: no reason takes more, and one that does must not push out what others have said.
+const MESSAGE: usize = 16 << 10;
+
 /// What the store keeps at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LogCapacity {
@@ -100,7 +103,11 @@ impl LogStore {
             plugin: error.plugin.clone(),
             run_id: run,
             context: error.kind.to_string(),
-            message: error.message.clone(),
+            message: error
+                .message
+                .get(..error.message.floor_char_boundary(MESSAGE))
+                .unwrap_or_default()
+                .to_owned(),
             fault: error.fault.clone(),
             source: Source::Run,
         });
