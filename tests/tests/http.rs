@@ -3,11 +3,14 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "test code")]
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::StreamExt as _;
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
 use stepwell_tests::{Config, Host, Reply, cli, send};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 /// A pipeline of one step that does what the event's type says.
 const PROBE: &str = "\
@@ -479,6 +482,110 @@ steps: [{id: only, plugin: probe-http@1, limits: {cpu: 200ms, wall: 2s, output: 
         StatusCode::OK,
         "and the neighbours do not notice"
     );
+}
+
+/// The statuses and bodies of what comes back on one connection for these requests, as a proxy would read them; the last may be cut
+/// off.
+async fn on_one_connection(host: &Host, paths: [&str; 2]) -> Vec<(String, String)> {
+    let address = host.data().strip_prefix("http://").unwrap();
+    let mut connection = TcpStream::connect(address).await.unwrap();
+    let [first, second] = paths;
+    let requests = format!(
+        "GET {first} HTTP/1.1\r\nhost: x\r\n\r\nGET {second} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+    );
+    connection.write_all(requests.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    // What breaks off may end with a reset.
+    let _ = connection.read_to_end(&mut answer).await;
+    let mut rest = String::from_utf8(answer).unwrap();
+    let mut replies = Vec::new();
+    while !rest.is_empty() {
+        let (head, after) = rest.split_once("\r\n\r\n").unwrap();
+        let length = head
+            .lines()
+            .find_map(|line| line.strip_prefix("content-length: "));
+        let length = length.unwrap().parse::<usize>().unwrap().min(after.len());
+        let status = head.split_whitespace().nth(1).unwrap().to_owned();
+        let (body, after) = after.split_at(length);
+        replies.push((status, body.to_owned()));
+        rest = after.to_owned();
+    }
+    replies
+}
+
+#[tokio::test]
+async fn a_function_cannot_write_the_next_response_of_its_connection() {
+    let host = Host::start(&Config::default()).await.unwrap();
+    for (name, guest) in [("old", "hostile-http"), ("new", "service")] {
+        host.upload(name, "1.0.0", guest).await.unwrap();
+    }
+    let document = |name: &str, path: &str| {
+        format!(
+            "stepwell: 1\nname: {name}\ntriggers: [{{http: {{path: '{path}'}}}}]\n\
+             steps: [{{id: only, plugin: {name}@1, limits: {{cpu: 1s, wall: 5s}}}}]\n"
+        )
+    };
+    let whole = |text: &str| ("200".to_owned(), text.to_owned());
+    host.apply("old", &document("old", "/{*rest}"))
+        .await
+        .unwrap();
+    for path in ["/overlong/0", "/short/0"] {
+        let replies = on_one_connection(&host, [path, "/hello"]).await;
+        assert_eq!(replies.len(), 2, "{path}: {replies:?}");
+        assert_eq!(replies[0].0, "500", "{path}: {replies:?}");
+        assert_eq!(replies[1], whole("hello"), "{path}");
+    }
+    // What was announced is out before the rest is written.
+    let replies = on_one_connection(&host, ["/overlong/300", "/hello"]).await;
+    assert!(replies.iter().all(|reply| *reply == whole("hello")));
+    let replies = on_one_connection(&host, ["/short/300", "/hello"]).await;
+    assert_eq!(replies, [whole("hello")], "nothing fills it up");
+
+    let removed = host.cli(&["pipeline", "rm", "old"]).unwrap();
+    assert_eq!(removed.status.code(), Some(0));
+    host.apply("new", &document("new", "/{*rest}"))
+        .await
+        .unwrap();
+    for path in ["/overlong", "/short"] {
+        let replies = on_one_connection(&host, [path, "/"]).await;
+        assert!(replies.len() <= 2, "{path}: {replies:?}");
+        assert!(!replies[0].1.contains("HTTP/1.1"), "{path}: {replies:?}");
+        let next = replies.get(1);
+        assert!(next.is_none_or(|reply| *reply == whole("hello")), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_guest_that_goes_on_after_its_response_counts_as_a_run() {
+    let host = Host::start(&Config::default()).await.unwrap();
+    host.upload("probe-http", "1.0.0", "hostile-http")
+        .await
+        .unwrap();
+    let document = "\
+stepwell: 1
+name: function
+triggers: [{http: {path: '/{*rest}'}}]
+steps: [{id: only, plugin: probe-http@1, limits: {wall: 10s}}]
+";
+    host.apply("function", document).await.unwrap();
+    let set = ["namespace", "set", "default", "--concurrent-runs", "1"];
+    assert_eq!(host.cli(&set).unwrap().status.code(), Some(0));
+    let get = async |path: &str| send(host.request(Method::GET, path)).await.unwrap();
+    for path in ["/linger/2000", "/linger-streamed/2000"] {
+        let reply = loop {
+            let reply = get(path).await;
+            if reply.status != StatusCode::TOO_MANY_REQUESTS {
+                break reply;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
+        assert_eq!(reply.body, "hello", "{path}");
+        let refused = get("/hello").await;
+        assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS, "{path}");
+    }
+    while get("/hello").await.status != StatusCode::OK {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 #[tokio::test]

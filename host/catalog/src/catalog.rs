@@ -25,7 +25,7 @@ pub struct CatalogLimits {
 impl Default for CatalogLimits {
     fn default() -> Self {
         Self {
-            revisions: 100,
+            revisions: 1_000,
             pipelines: 20_000,
         }
     }

@@ -55,7 +55,7 @@ pub(crate) fn blame(
         }
         // What it handed over was not what its type says, or the host could not go on.
         (None, None) => {
-            let cause = harmless(&error.root_cause().to_string(), 500);
+            let cause = written(format_args!("{}", error.root_cause()), 500);
             ("invalid-value".to_owned(), format!("trapped: {cause}"))
         }
     };
@@ -139,21 +139,36 @@ fn readable(name: &str) -> String {
         && let Ok(symbol) = rustc_demangle::try_demangle(name)
     {
         // A few bytes can stand for a name of megabytes.
-        let mut short = Short(String::new());
-        let _ = write!(short, "{symbol:#}");
-        return harmless(&short.0, NAME);
+        return written(format_args!("{symbol:#}"), NAME);
     }
     harmless(name, NAME)
 }
 
-/// Takes what fits and ends the writing there.
-struct Short(String);
+/// What a guest has made up, as text that is cut to length before it is written at length.
+pub(crate) fn shown(value: &impl fmt::Debug, length: usize) -> String {
+    written(format_args!("{value:?}"), length)
+}
+
+fn written(text: fmt::Arguments<'_>, length: usize) -> String {
+    let mut short = Short {
+        text: String::new(),
+        left: length,
+    };
+    let _ = short.write_fmt(text);
+    harmless(&short.text, length)
+}
+
+/// Takes as many characters as fit and ends the writing there.
+struct Short {
+    text: String,
+    left: usize,
+}
 
 impl fmt::Write for Short {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        self.0.push_str(text);
-        if self.0.len() > NAME * 4 {
-            return Err(fmt::Error);
+        for c in text.chars() {
+            self.left = self.left.checked_sub(1).ok_or(fmt::Error)?;
+            self.text.push(c);
         }
         Ok(())
     }

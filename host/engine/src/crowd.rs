@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, oneshot};
 use wasmtime_wasi_http::p3::bindings::ServicePre;
 
 use crate::call::Shared;
-use crate::function::Body;
+use crate::function::{Body, Terms};
 use crate::idle::Resting;
 use crate::keep::Discard;
 use crate::memory::Share;
@@ -64,6 +64,7 @@ impl<S: StoreState> Crowd<S> {
                 "the run's time was up before the guest was called",
             ));
         }
+        let terms = Terms::of(&request, self.limits);
         let (head, answer) = oneshot::channel();
         let ticket = Ticket {
             state: bind.fresh(),
@@ -71,7 +72,7 @@ impl<S: StoreState> Crowd<S> {
             head,
         };
         let seat = self.enter(pre, bind, ticket, now, deadline);
-        seat.answer(answer).await
+        seat.answer(answer, terms).await
     }
 
     fn enter(

@@ -8,11 +8,12 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderValue, Request, Response, header};
+use http::response::Parts;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body::{Body as _, Frame};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty, Full};
-use stepwell_core::{Blame, ErrorKind, Limits, StepError};
+use stepwell_core::{Blame, ErrorKind, Gone, Limits, Lingering, StepError};
 use tokio::sync::oneshot;
 use wasmtime::component::Resource;
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
@@ -20,6 +21,7 @@ use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
 use wasmtime_wasi_http::p2::types::{HostIncomingRequest, HostResponseOutparam};
 use wasmtime_wasi_http::{Error as HttpError, WasiBody};
 
+use crate::blame::shown;
 use crate::call::Shared;
 use crate::keep::{Exports, Lease};
 use crate::meter::Exceeded;
@@ -37,6 +39,58 @@ pub(crate) type Input = (
     Resource<HostResponseOutparam>,
 );
 
+/// What a response must keep to.
+#[derive(Clone, Copy)]
+pub(crate) struct Terms {
+    /// Bytes that its body may have.
+    output: u64,
+    /// Whether it answers a HEAD, so that its head speaks of a body that nobody gets.
+    head_only: bool,
+}
+
+impl Terms {
+    pub(crate) fn of(request: &Request<Body>, limits: Limits) -> Self {
+        Self {
+            output: limits.output,
+            head_only: request.method() == Method::HEAD,
+        }
+    }
+
+    /// How long the body is by its head; none: the head does not say, or no body goes out with it.
+    fn announced(self, head: &Parts) -> Result<Option<u64>, StepError> {
+        let mut values = head.headers.get_all(header::CONTENT_LENGTH).iter();
+        let Some(value) = values.next() else {
+            return Ok(None);
+        };
+        let length = value
+            .to_str()
+            .ok()
+            .filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))
+            .and_then(|text| text.parse().ok());
+        let (Some(length), None) = (length, values.next()) else {
+            let message = "the guest's response has a content-length that is not one number";
+            return Err(StepError::new(ErrorKind::Failed, message));
+        };
+        let bodiless = self.head_only
+            || head.status.is_informational()
+            || matches!(
+                head.status,
+                StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
+            );
+        Ok((!bodiless).then_some(length))
+    }
+}
+
+/// A guest's own word for why it has no response.
+pub(crate) fn answered(code: &impl fmt::Debug) -> StepError {
+    let code = shown(code, CODE);
+    let message = format!("the guest answered with the error {code}");
+    StepError::new(ErrorKind::Failed, message)
+}
+
+/// Characters of a guest's error code.
+const CODE: usize = 300;
+
 pub(crate) type Guest = Pin<Box<dyn Future<Output = Result<(), StepError>> + Send>>;
 
 /// Calls an HTTP function. The guest runs inside the caller's task: first until the response's head is there, then whenever the
@@ -47,7 +101,7 @@ pub(crate) async fn handle<S: StoreState>(
     mut lease: Lease<S>,
     request: Request<Body>,
 ) -> Result<Response<Body>, StepError> {
-    let limits = lease.call.limits;
+    let terms = Terms::of(&request, lease.call.limits);
     let (scheme, request) = incoming(request);
     let (sender, head) = oneshot::channel();
     let mut view = lease.call.store.data_mut().base().http();
@@ -81,7 +135,7 @@ pub(crate) async fn handle<S: StoreState>(
         outcome
     }));
 
-    respond(guest, failed, head, limits).await
+    respond(guest, failed, head, terms).await
 }
 
 /// Runs a guest until it sends the head of its response or the error that it answers with; it goes on while the body is read.
@@ -90,7 +144,7 @@ pub(crate) async fn respond<E: fmt::Debug>(
     mut guest: Guest,
     failed: Arc<AtomicBool>,
     head: oneshot::Receiver<Result<Response<WasiBody>, E>>,
-    limits: Limits,
+    terms: Terms,
 ) -> Result<Response<Body>, StepError> {
     let mut head = Some(head);
     let (response, outcome) = poll_fn(|cx| {
@@ -110,47 +164,49 @@ pub(crate) async fn respond<E: fmt::Debug>(
         }
     })
     .await?;
-    let response = response.map_err(|code| {
-        StepError::new(
-            ErrorKind::Failed,
-            format!("the guest answered with the error {code:?}"),
-        )
-    })?;
+    let response = response.map_err(|code| answered(&code))?;
 
     let state = match outcome {
-        None => State::Running(guest),
+        None => State::Running(guest, None),
         Some(outcome) => State::Ended(outcome.err()),
     };
-    deliver(response, state, failed, limits).await
+    deliver(response, state, failed, terms).await
 }
 
 /// The response of a guest that runs in a task of its own, and says in `fate` why its body ends before its end.
 pub(crate) async fn deliver_from(
     response: Response<WasiBody>,
     fate: Arc<OnceLock<StepError>>,
-    limits: Limits,
+    terms: Terms,
 ) -> Result<Response<Body>, StepError> {
     let failed = Arc::new(AtomicBool::new(false));
-    deliver(response, State::Elsewhere(fate), failed, limits).await
+    deliver(response, State::Elsewhere(fate), failed, terms).await
 }
 
 async fn deliver(
     response: Response<WasiBody>,
     state: State,
     failed: Arc<AtomicBool>,
-    limits: Limits,
+    terms: Terms,
 ) -> Result<Response<Body>, StepError> {
-    let (parts, body) = response.into_parts();
+    let (mut parts, body) = response.into_parts();
+    let announced = terms.announced(&parts)?;
     let body = GuestBody {
         state,
         failed,
         body,
         ready: VecDeque::new(),
-        left: limits.output,
-        limit: limits.output,
+        left: terms.output,
+        limit: terms.output,
+        announced,
+        missing: announced.unwrap_or_default(),
         finished: false,
     };
-    Ok(Response::from_parts(parts, collapse(body).await?))
+    let (body, lingering) = collapse(body).await?;
+    if let Some(lingering) = lingering {
+        parts.extensions.insert(lingering);
+    }
+    Ok(Response::from_parts(parts, body))
 }
 
 /// The head, if it is set; if it is not, `cx` is told when it is, unless the guest has ended.
@@ -201,8 +257,8 @@ fn incoming(mut request: Request<Body>) -> (Scheme, Request<WasiBody>) {
     (scheme, request)
 }
 
-/// Takes as much of the body as is there at once. What fails before the head is sent fails the call as a whole.
-async fn collapse(mut body: GuestBody) -> Result<Body, StepError> {
+/// Takes as much of the body as is there at once. What fails before the head is sent fails the call as a whole, and ends the guest.
+async fn collapse(mut body: GuestBody) -> Result<(Body, Option<Lingering>), StepError> {
     let mut taken = 0;
     let mut only = None;
     let whole = poll_fn(|cx| {
@@ -229,10 +285,18 @@ async fn collapse(mut body: GuestBody) -> Result<Body, StepError> {
             }
         }
     })
-    .await?;
+    .await;
+    let whole = match whole {
+        Ok(whole) => whole,
+        Err(error) => {
+            body.state = State::Ended(None);
+            return Err(error);
+        }
+    };
+    let lingering = body.linger();
     if !whole || body.ready.iter().any(Frame::is_trailers) {
         body.ready.extend(only.map(Frame::data));
-        return Ok(body.boxed_unsync());
+        return Ok((body.boxed_unsync(), lingering));
     }
     let bytes = only.unwrap_or_else(|| {
         let mut all = BytesMut::with_capacity(taken);
@@ -241,9 +305,10 @@ async fn collapse(mut body: GuestBody) -> Result<Body, StepError> {
         }
         all.freeze()
     });
-    Ok(Full::new(bytes)
+    let bytes = Full::new(bytes)
         .map_err(|never| match never {})
-        .boxed_unsync())
+        .boxed_unsync();
+    Ok((bytes, lingering))
 }
 
 /// A response's body together with the guest that is still writing it.
@@ -256,11 +321,17 @@ struct GuestBody {
     ready: VecDeque<Frame<Bytes>>,
     left: u64,
     limit: u64,
+    /// How long the head says that it is. Nothing after it tells where a shorter or longer one ends, and what is beyond the end is
+    /// taken for the next response of the connection.
+    announced: Option<u64>,
+    /// Bytes of that length that are still to come.
+    missing: u64,
     finished: bool,
 }
 
 enum State {
-    Running(Guest),
+    /// With what tells others that it is gone, if they were told that it is there.
+    Running(Guest, Option<Gone>),
     /// In a task of its own.
     Elsewhere(Arc<OnceLock<StepError>>),
     /// The guest is gone, perhaps through this error.
@@ -268,6 +339,16 @@ enum State {
 }
 
 impl GuestBody {
+    /// What lasts as long as the guest, if it has not come to its end.
+    fn linger(&mut self) -> Option<Lingering> {
+        let State::Running(_, gone) = &mut self.state else {
+            return None;
+        };
+        let (lingering, of_guest) = Lingering::new();
+        *gone = Some(of_guest);
+        Some(lingering)
+    }
+
     /// Lets the guest go on, then takes what it has written.
     fn poll_guest(
         &mut self,
@@ -276,7 +357,7 @@ impl GuestBody {
         if self.finished {
             return Poll::Ready(None);
         }
-        if let State::Running(guest) = &mut self.state
+        if let State::Running(guest, _) = &mut self.state
             && let Poll::Ready(outcome) = guest.as_mut().poll(cx)
         {
             self.state = State::Ended(outcome.err());
@@ -285,7 +366,7 @@ impl GuestBody {
             Poll::Pending => Poll::Pending,
             // What became of the guest is on its way.
             Poll::Ready(None | Some(Err(_)))
-                if matches!(self.state, State::Running(_))
+                if matches!(self.state, State::Running(..))
                     && self.failed.load(Ordering::Acquire) =>
             {
                 Poll::Pending
@@ -293,31 +374,57 @@ impl GuestBody {
             Poll::Ready(None) => {
                 self.finished = true;
                 // A guest that dies takes its end of the body with it, which looks like the body's end.
-                match &mut self.state {
-                    State::Ended(error) => Poll::Ready(error.take().map(Err)),
-                    State::Running(_) | State::Elsewhere(_) => Poll::Ready(None),
-                }
+                let error = match &mut self.state {
+                    State::Ended(error) => error.take(),
+                    State::Running(..) | State::Elsewhere(_) => None,
+                };
+                Poll::Ready(error.or_else(|| self.too_short()).map(Err))
             }
             Poll::Ready(Some(Err(_))) => {
                 self.finished = true;
                 Poll::Ready(Some(Err(self.cut_off())))
             }
-            Poll::Ready(Some(Ok(frame))) => {
-                let size = frame.data_ref().map_or(0, Bytes::len) as u64;
-                match self.left.checked_sub(size) {
-                    Some(left) => {
-                        self.left = left;
-                        Poll::Ready(Some(Ok(frame)))
-                    }
-                    None => {
-                        self.finished = true;
-                        // Nobody reads what it would still write.
-                        self.state = State::Ended(None);
-                        Poll::Ready(Some(Err(Exceeded::Output(self.limit).into())))
-                    }
+            Poll::Ready(Some(Ok(frame))) => match self.count(&frame) {
+                Ok(()) => Poll::Ready(Some(Ok(frame))),
+                Err(error) => {
+                    self.finished = true;
+                    // Nobody reads what it would still write.
+                    self.state = State::Ended(None);
+                    Poll::Ready(Some(Err(error)))
                 }
-            }
+            },
         }
+    }
+
+    /// Whether the frame is within the limit, and within what the head says.
+    fn count(&mut self, frame: &Frame<Bytes>) -> Result<(), StepError> {
+        let Some(data) = frame.data_ref() else {
+            // Nothing comes after trailers.
+            return self.too_short().map_or(Ok(()), Err);
+        };
+        let size = data.len() as u64;
+        self.left = self
+            .left
+            .checked_sub(size)
+            .ok_or(Exceeded::Output(self.limit))?;
+        if let Some(announced) = self.announced {
+            self.missing = self.missing.checked_sub(size).ok_or_else(|| {
+                let message = format!(
+                    "the guest's response has a body of more than the {announced} bytes that its content-length announces"
+                );
+                StepError::new(ErrorKind::Failed, message)
+            })?;
+        }
+        Ok(())
+    }
+
+    fn too_short(&self) -> Option<StepError> {
+        let announced = self.announced.filter(|_| self.missing > 0)?;
+        let message = format!(
+            "the guest's response has a body of {} bytes where its content-length announces {announced}",
+            announced - self.missing
+        );
+        Some(StepError::new(ErrorKind::Failed, message))
     }
 
     /// Why the body ends before its end.
@@ -325,7 +432,7 @@ impl GuestBody {
         let error = match &mut self.state {
             State::Ended(error) => error.take(),
             State::Elsewhere(fate) => fate.get().cloned(),
-            State::Running(_) => None,
+            State::Running(..) => None,
         };
         error.unwrap_or_else(|| {
             StepError::new(
@@ -365,11 +472,13 @@ impl http_body::Body for GuestBody {
 impl Drop for GuestBody {
     /// A guest may go on when its response is complete, and when its caller has hung up: until its time is up.
     fn drop(&mut self) {
-        if let State::Running(guest) = std::mem::replace(&mut self.state, State::Ended(None))
+        if let State::Running(guest, gone) = std::mem::replace(&mut self.state, State::Ended(None))
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
             runtime.spawn(async move {
-                if let Err(error) = guest.await {
+                let outcome = guest.await;
+                drop(gone);
+                if let Err(error) = outcome {
                     tracing::warn!(%error, "a guest failed after its response");
                 }
             });

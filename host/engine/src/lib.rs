@@ -19,6 +19,7 @@ mod epoch;
 mod function;
 mod functions;
 mod handle;
+mod held;
 mod idle;
 mod inspect;
 mod interfaces;

@@ -12,6 +12,7 @@ use wasmtime_wasi_config::WasiConfig;
 use wasmtime_wasi_http::WasiHttp;
 use wasmtime_wasi_http::p2::bindings::http;
 
+use crate::held;
 use crate::store::StoreState;
 
 /// The version of every WASI 0.2 interface that is linked; the linker takes any other 0.2 release for it.
@@ -93,6 +94,7 @@ pub(crate) fn add_wasi<S: StoreState>(l: &mut Linker<S>) -> Result<()> {
     let options = http::types::LinkOptions::default();
     http::types::add_to_linker::<S, WasiHttp>(l, &options, |s| s.base().http())?;
     http::outgoing_handler::add_to_linker::<S, WasiHttp>(l, |s| s.base().http())?;
+    held::count(l)?;
 
     wasmtime_wasi_config::add_to_linker(l, |s: &mut S| {
         WasiConfig::new(&s.base().environment.variables)

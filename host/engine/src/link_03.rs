@@ -11,6 +11,7 @@ use wasmtime_wasi::sockets::WasiSockets;
 use wasmtime_wasi_http::WasiHttp;
 use wasmtime_wasi_http::p3::bindings::http;
 
+use crate::held;
 use crate::link::{EnvironmentView, HasEnvironment, clocks_of, files_of, sockets_of};
 use crate::store::StoreState;
 
@@ -72,7 +73,8 @@ pub(crate) fn add_wasi_03<S: StoreState>(l: &mut Linker<S>) -> Result<()> {
     sockets::ip_name_lookup::add_to_linker::<S, WasiSockets>(l, sockets_of)?;
 
     http::types::add_to_linker::<S, WasiHttp>(l, |s| s.base().http())?;
-    http::client::add_to_linker::<S, WasiHttp>(l, |s| s.base().http())
+    http::client::add_to_linker::<S, WasiHttp>(l, |s| s.base().http())?;
+    held::count_03(l)
 }
 
 impl cli::environment::Host for EnvironmentView<'_> {

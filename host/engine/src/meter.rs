@@ -98,12 +98,23 @@ impl From<Exceeded> for StepError {
     }
 }
 
+impl From<NoMemory> for Exceeded {
+    fn from(refused: NoMemory) -> Self {
+        match refused {
+            NoMemory::OfHost(limit) => Self::GuestMemory(limit),
+            NoMemory::OfTenant(limit) => Self::TenantMemory(limit),
+        }
+    }
+}
+
 /// Counts what one store holds: all of its memories together, all of its tables together.
 pub(crate) struct Meter {
     pub(crate) limits: Limits,
     memory: u64,
     /// What the memory is taken from, and given back to with this.
     of_host: Option<Arc<Share>>,
+    /// What its HTTP handles hold, and what they held until a little while ago.
+    held: u64,
     tables: usize,
     /// The limit at which a growth was refused. Guests are told so by a failed `memory.grow`, and most abort then: the resulting
     /// trap is this limit's doing.
@@ -115,6 +126,7 @@ impl Meter {
         Self {
             limits,
             memory: 0,
+            held: 0,
             of_host,
             tables: 0,
             refused: None,
@@ -134,6 +146,40 @@ impl Meter {
             Some(Exceeded::GuestMemory(_) | Exceeded::TenantMemory(_))
         )
     }
+
+    /// Counts what HTTP handles are about to hold more: of the host's memory, and at most as much as the guest may have of its own.
+    /// `all` is asked for what they really hold when it would be too much, since nobody says when one is gone.
+    pub(crate) fn hold(&mut self, more: u64, all: impl FnOnce() -> u64) -> Result<(), Exceeded> {
+        if self.take(more).is_ok() {
+            return Ok(());
+        }
+        let left = self.held.min(all());
+        if let Some(of_host) = &self.of_host {
+            of_host.give_back(of_all(self.held) - of_all(left));
+        }
+        self.held = left;
+        self.take(more)
+    }
+
+    fn take(&mut self, more: u64) -> Result<(), Exceeded> {
+        let held = self.held.saturating_add(more);
+        if held > self.limits.memory {
+            return Err(Exceeded::Memory(self.limits.memory));
+        }
+        let of_all = of_all(held) - of_all(self.held);
+        if let Some(of_host) = &self.of_host
+            && of_all > 0
+        {
+            of_host.take_now(of_all)?;
+        }
+        self.held = held;
+        Ok(())
+    }
+}
+
+/// How much of what handles hold counts among all guests' memory: most calls hold little, and need not ask.
+fn of_all(held: u64) -> u64 {
+    held.saturating_sub(64 << 10)
 }
 
 // What a growth was granted is not given back if it then fails for another reason: wasmtime does not say which growth failed, and
@@ -161,10 +207,7 @@ impl ResourceLimiter for Meter {
                 false => of_host.take(more),
             };
             if let Err(refused) = taken {
-                self.refused = Some(match refused {
-                    NoMemory::OfHost(limit) => Exceeded::GuestMemory(limit),
-                    NoMemory::OfTenant(limit) => Exceeded::TenantMemory(limit),
-                });
+                self.refused = Some(refused.into());
                 return Ok(false);
             }
         }
@@ -206,7 +249,7 @@ impl ResourceLimiter for Meter {
 impl Drop for Meter {
     fn drop(&mut self) {
         if let Some(of_host) = &self.of_host {
-            of_host.give_back(self.memory);
+            of_host.give_back(self.memory + of_all(self.held));
         }
     }
 }
@@ -267,6 +310,28 @@ mod tests {
         assert!(!other.memory_growing(2 << 20, 4 << 20, None).unwrap());
         assert_eq!(host.held(), 2 << 20);
         drop(other);
+        assert_eq!(host.held(), 0);
+    }
+
+    #[test]
+    fn what_handles_hold_is_looked_at_when_it_would_be_too_much() {
+        let host = Arc::new(GuestMemory::new(3 << 20));
+        let share = host.nobodys();
+        let mut one = of(Some(&share), 2 << 20);
+        let never = || panic!("there is room");
+        one.hold(64 << 10, never).unwrap();
+        assert_eq!(host.held(), 0);
+        one.hold(1 << 20, never).unwrap();
+        assert_eq!(host.held(), 1 << 20);
+        let full = one.hold(1 << 20, || (1 << 20) + 1);
+        assert_eq!(full, Err(Exceeded::Memory(2 << 20)));
+        // Most of them are gone.
+        one.hold(1 << 20, || 64 << 10).unwrap();
+        assert_eq!(host.held(), 1 << 20);
+        let mut other = of(Some(&share), 4 << 20);
+        let full = other.hold(3 << 20, || 0);
+        assert_eq!(full, Err(Exceeded::GuestMemory(3 << 20)));
+        drop((one, other));
         assert_eq!(host.held(), 0);
     }
 

@@ -15,7 +15,7 @@ use wasmtime_wasi_http::{Error as HttpError, WasiBody};
 
 use crate::call::timeout;
 use crate::epoch::Ticking;
-use crate::function::{Body, deliver_from};
+use crate::function::{Body, Terms, answered, deliver_from};
 use crate::keep::Discard;
 use crate::room::Room;
 use crate::service::Head;
@@ -58,22 +58,20 @@ impl<S: StoreState> Seat<S> {
     pub(crate) async fn answer(
         mut self,
         head: oneshot::Receiver<Head>,
+        terms: Terms,
     ) -> Result<Response<Body>, StepError> {
         let response = match tokio::time::timeout_at(self.until.into(), head).await {
             Ok(Ok(Ok(response))) => response,
             Ok(Ok(Err(code))) => {
                 self.unfinished = None;
-                return Err(StepError::new(
-                    ErrorKind::Failed,
-                    format!("the guest answered with the error {code:?}"),
-                ));
+                return Err(answered(&code));
             }
             Ok(Err(_)) => return Err(self.failure().await),
             Err(_) => return Err(self.overdue()),
         };
         // Whoever hangs up from now on is seen by the guest when it writes.
         self.unfinished = None;
-        let (limits, fate) = (self.room.limits, Arc::new(OnceLock::new()));
+        let fate = Arc::new(OnceLock::new());
         let of_body = fate.clone();
         let response = response.map(|body| {
             SeatedBody {
@@ -84,7 +82,7 @@ impl<S: StoreState> Seat<S> {
             }
             .boxed_unsync()
         });
-        deliver_from(response, fate, limits).await
+        deliver_from(response, fate, terms).await
     }
 
     /// Why the instance has dropped the call.

@@ -16,7 +16,7 @@ use wasmtime_wasi_http::p3::bindings::{Service, ServicePre};
 use wasmtime_wasi_http::{Error as HttpError, FieldMap, WasiBody};
 
 use crate::call::Shared;
-use crate::function::{Body, Guest, respond};
+use crate::function::{Body, Guest, Terms, respond};
 use crate::keep::{Exports, Lease};
 use crate::store::StoreState;
 
@@ -36,7 +36,8 @@ pub(crate) async fn handle<S: StoreState>(
     mut lease: Lease<S>,
     request: Request<Body>,
 ) -> Result<http::Response<Body>, StepError> {
-    let (shared, limits) = (shared.clone(), lease.call.limits);
+    let shared = shared.clone();
+    let terms = Terms::of(&request, lease.call.limits);
     let (sender, head) = oneshot::channel();
     let (guard, failed) = (lease.call.guard(), Arc::new(AtomicBool::new(false)));
     let of_guest = failed.clone();
@@ -66,7 +67,7 @@ pub(crate) async fn handle<S: StoreState>(
         lease.end(&outcome);
         outcome
     }));
-    respond(guest, failed, head, limits).await
+    respond(guest, failed, head, terms).await
 }
 
 /// Gives one request to an instance, and sends on the head of its response.

@@ -9,6 +9,7 @@ use wasmtime_wasi_config::WasiConfigVariables;
 use wasmtime_wasi_http::{FieldMap, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks};
 
 use crate::command::{CommandError, Surroundings};
+use crate::held;
 use crate::logs::{CallLog, LogSink, LogStream};
 use crate::memory::Tenant;
 use crate::meter::Meter;
@@ -78,8 +79,8 @@ pub struct StoreBase {
     outbound: Outbound,
 }
 
-/// Resource handles that one call may hold. Each may stand for memory of the host: HTTP headers for up to 128 KiB, a body for twice
-/// what may be written to it at once.
+/// Resource handles that one call may hold. Each may stand for memory of the host: what HTTP headers hold is counted beside, and a
+/// body's is twice what may be written to it at once.
 pub(crate) const HANDLES: usize = 1_000;
 
 /// Resource handles that a guest may keep from one call to the next.
@@ -176,6 +177,13 @@ impl StoreBase {
             ctx: ctx.cli(),
             table,
         }
+    }
+
+    /// Counts what a handle of HTTP is about to hold more.
+    pub(crate) fn hold(&mut self, bytes: usize) -> wasmtime::Result<()> {
+        let table = &mut self.table;
+        let all = || held::of_table(table) as u64;
+        Ok(self.meter.hold(bytes as u64, all)?)
     }
 
     pub(crate) fn http(&mut self) -> WasiHttpCtxView<'_> {

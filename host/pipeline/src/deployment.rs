@@ -24,7 +24,8 @@ pub trait Step: Send + Sync {
 pub trait Function: Send + Sync {
     /// Answers one request; called once for each, from many tasks at once. The response's head decides success: an error is
     /// only what happened before it. A body of an exact size hint is there as a whole, and the run ends with its head; one that
-    /// is still being written gives none.
+    /// is still being written gives none. A guest that has not come to its end by then has a
+    /// [`Lingering`](stepwell_core::Lingering) in the response's extensions.
     async fn handle(
         &self,
         call: &Call,

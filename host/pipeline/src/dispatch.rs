@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use http_body_util::BodyExt as _;
 use stepwell_core::{
-    Blame, Call, CpuAccount, ErrorKind, Event, Name, Outcome, Quotas, RunId, StepError,
+    Blame, Call, CpuAccount, ErrorKind, Event, Lingering, Name, Outcome, Quotas, RunId, StepError,
     TraceContext, within,
 };
 use tokio::runtime::Handle;
@@ -174,7 +174,8 @@ impl Dispatcher {
     }
 
     /// Hands one HTTP request to a function, inside a run of its own (permit, span, metrics). The run ends with the
-    /// response's body, or with its head if the body is there as a whole by then.
+    /// response's body, or with its head if the body is there as a whole by then. Its permit is given back when the function's guest
+    /// is gone too, which may be later.
     ///
     /// The caller's own task polls the function until the response's head is there; a caller that hangs up before leaves it
     /// to a task of its own.
@@ -246,7 +247,8 @@ impl Shared {
             started: Instant::now(),
             ended: false,
             shared: self.clone(),
-            _permit: permit,
+            lingering: None,
+            permit: Some(permit),
         }
     }
 
@@ -285,7 +287,23 @@ pub(crate) struct Run {
     started: Instant,
     ended: bool,
     pub(crate) shared: Arc<Shared>,
-    _permit: Permit,
+    /// The guest, where it has not come to its end with the response's head.
+    lingering: Option<Lingering>,
+    /// There until the run is dropped.
+    permit: Option<Permit>,
+}
+
+/// What a guest that goes on after its run still holds: the permit, and the place among those that a drain waits for and names.
+struct Afterwards {
+    shared: Arc<Shared>,
+    run: RunId,
+    _permit: Option<Permit>,
+}
+
+impl Drop for Afterwards {
+    fn drop(&mut self) {
+        self.shared.running.remove(self.run);
+    }
 }
 
 impl Run {
@@ -321,13 +339,16 @@ impl Run {
         request: http::Request<Body>,
         deadline: Instant,
     ) -> Result<http::Response<Body>, StepError> {
-        let result = match &self.running.deployment.body {
+        let mut result = match &self.running.deployment.body {
             Deployed::Function(function) => self.head(function, request, deadline).await,
             Deployed::Steps(_) => {
                 let message = "this pipeline takes events and answers no HTTP requests itself";
                 Err(StepError::new(ErrorKind::Failed, message))
             }
         };
+        if let Ok(response) = &mut result {
+            self.lingering = response.extensions_mut().remove();
+        }
         match &result {
             Ok(response) if is_whole(response.body()) => self.end("delivered", None),
             Ok(_) => {
@@ -411,7 +432,14 @@ impl Drop for Run {
     fn drop(&mut self) {
         self.end(ErrorKind::Failed.as_str(), Some(&stopped()));
         self.metrics.in_flight.decrement(1);
-        self.shared.running.remove(self.running.id);
+        match self.lingering.take() {
+            Some(lingering) => lingering.keep(Afterwards {
+                shared: self.shared.clone(),
+                run: self.running.id,
+                _permit: self.permit.take(),
+            }),
+            None => self.shared.running.remove(self.running.id),
+        }
     }
 }
 

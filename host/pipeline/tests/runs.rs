@@ -17,7 +17,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use stepwell_core::{
-    Blame, Call, ErrorKind, Event, Grants, Name, Outcome, RunId, StepError, StepScope, TraceContext,
+    Blame, Call, ErrorKind, Event, Gone, Grants, Lingering, Name, Outcome, RunId, StepError,
+    StepScope, TraceContext,
 };
 use stepwell_pipeline::{
     Body, Deployed, DeployedFunction, DeployedStep, Deployment, Dispatcher, Function, NotAdmitted,
@@ -550,6 +551,73 @@ async fn a_body_that_is_there_with_its_head_keeps_no_run() {
         );
         let read = response.into_body().collect().await.unwrap().to_bytes();
         assert_eq!(read, text);
+        assert!(ends.0.lock().unwrap().is_empty(), "it ended once");
+    }
+}
+
+/// A function whose guest is gone when the other end says so.
+struct Lingers {
+    body: fn() -> Body,
+    gone: Mutex<Option<Gone>>,
+}
+
+#[async_trait]
+impl Function for Lingers {
+    async fn handle(
+        &self,
+        _: &Call,
+        _: http::Request<Body>,
+    ) -> Result<http::Response<Body>, StepError> {
+        let (lingering, gone) = Lingering::new();
+        *self.gone.lock().unwrap() = Some(gone);
+        let mut response = http::Response::new((self.body)());
+        response.extensions_mut().insert(lingering);
+        Ok(response)
+    }
+}
+
+#[tokio::test]
+async fn a_guest_that_goes_on_after_its_response_keeps_its_permit() {
+    let streamed: fn() -> Body = || {
+        let frame = http_body::Frame::data(Bytes::from_static(b"hello"));
+        StreamBody::new(futures::stream::iter([Ok(frame)])).boxed_unsync()
+    };
+    for hello in [|| body("hello"), streamed] {
+        let ends = Arc::new(Ends::default());
+        let dispatcher = Dispatcher::with(1, None, Some(ends.clone()));
+        let code = Arc::new(Lingers {
+            body: hello,
+            gone: Mutex::default(),
+        });
+        let lingers = Arc::new(Deployment {
+            namespace: Name::default_namespace(),
+            name: "f".parse().unwrap(),
+            revision: 1,
+            triggers: Vec::new(),
+            body: Deployed::Function(DeployedFunction {
+                scope: scope("only"),
+                function: code.clone(),
+            }),
+        });
+        let response = handle(&dispatcher, &lingers, LONG).await.unwrap();
+        let text = response.into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(text, "hello");
+        let (id, outcome, _) = ends.0.lock().unwrap().pop().unwrap();
+        assert_eq!(outcome, "delivered");
+        let refused = dispatcher.admit(&Name::default_namespace()).err();
+        assert!(matches!(refused, Some(NotAdmitted::Busy { .. })));
+        // It is given back when the guest is gone, and a drain waits for that.
+        *code.gone.lock().unwrap() = None;
+        assert!(dispatcher.admit(&Name::default_namespace()).is_ok());
+
+        let response = handle(&dispatcher, &lingers, LONG).await.unwrap();
+        response.into_body().collect().await.unwrap();
+        let (other, ..) = ends.0.lock().unwrap().pop().unwrap();
+        assert_ne!(id, other);
+        let soon = Instant::now() + Duration::from_millis(50);
+        assert_eq!(dispatcher.drained(soon).await, [format!("f {other}")]);
+        *code.gone.lock().unwrap() = None;
+        assert!(dispatcher.drained(Instant::now() + LONG).await.is_empty());
         assert!(ends.0.lock().unwrap().is_empty(), "it ended once");
     }
 }

@@ -108,6 +108,24 @@ async fn fifty_calls_wait_together_in_one_instance() {
 }
 
 #[tokio::test]
+async fn a_response_that_is_not_what_it_says_is_none() {
+    let crowd = crowd(generous(), of(5)).await;
+    for path in ["/short", "/error-text/4000000"] {
+        let error = match crowd.get(path).await {
+            Err(error) => error.message,
+            Ok(response) => read(response).await.unwrap_err().to_string(),
+        };
+        assert!(error.len() < 400, "{} bytes", error.len());
+        assert!(!error.contains(char::is_control), "{error}");
+    }
+    if let Ok(response) = crowd.get("/overlong").await
+        && let Ok(body) = read(response).await
+    {
+        assert_eq!(body, "hello");
+    }
+}
+
+#[tokio::test]
 async fn no_instance_answers_more_calls_at_once_than_it_may() {
     let crowd = crowd(generous(), of(2)).await;
     let mut counts = join_all((0..6).map(|_| crowd.count("/sleep/200"))).await;

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody};
-use stepwell_core::{ErrorKind, Limits, StepError};
+use stepwell_core::{ErrorKind, Limits, Lingering, StepError};
 use stepwell_engine::{Body, Plugin};
 
 use crate::support::{Host, State, generous, guest, host, soon};
@@ -310,6 +310,107 @@ async fn what_happens_after_a_complete_response_does_not_spoil_it() {
 }
 
 #[tokio::test]
+async fn a_guest_that_outlives_its_response_keeps_what_it_is_given() {
+    let (host, plugin) = function().await;
+    for path in ["/linger/300", "/linger-streamed/300"] {
+        let mut response = get(&host, &plugin, generous(), path).await.unwrap();
+        let lingering: Lingering = response.extensions_mut().remove().unwrap();
+        let kept = Arc::new(());
+        lingering.keep(kept.clone());
+        assert_eq!(whole(response).await.unwrap(), "hello");
+        let logged = || host.lines.all().iter().any(|(_, line)| line == "lingered");
+        assert!(!logged() && Arc::strong_count(&kept) == 2, "{path}");
+        for _ in 0..100 {
+            if Arc::strong_count(&kept) == 1 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert!(logged() && Arc::strong_count(&kept) == 1, "{path}");
+        host.lines.clear();
+    }
+}
+
+#[tokio::test]
+async fn a_body_of_another_length_than_announced_is_never_taken_for_whole() {
+    let (host, plugin) = function().await;
+    for (path, complaint) in [
+        ("/overlong", "more than the 5 bytes"),
+        ("/short", "5 bytes where its content-length announces 100"),
+    ] {
+        let error = get(&host, &plugin, generous(), &format!("{path}/0"))
+            .await
+            .unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Failed);
+        assert!(error.message.contains(complaint), "{error}");
+        // The head is out before the rest is written.
+        let response = get(&host, &plugin, generous(), &format!("{path}/200"))
+            .await
+            .unwrap();
+        let mut body = response.into_body();
+        let begun = body.frame().await.unwrap().unwrap();
+        assert_eq!(begun.into_data().unwrap(), "hello");
+        let error = body.frame().await.unwrap().unwrap_err().to_string();
+        assert!(error.contains(complaint), "{error}");
+        assert!(body.frame().await.is_none());
+    }
+    // The answer to a HEAD speaks of a body that does not come.
+    let request = Request::head("/short/0")
+        .header("host", "example.com")
+        .body(
+            Full::default()
+                .map_err(|never| match never {})
+                .boxed_unsync(),
+        )
+        .unwrap();
+    let response = plugin
+        .handle(host.state(), generous(), soon(), request)
+        .await
+        .unwrap();
+    assert_eq!(response.headers()["content-length"], "100");
+}
+
+#[tokio::test]
+async fn a_guests_error_code_is_a_short_and_harmless_word() {
+    let (host, plugin) = function().await;
+    let error = get(&host, &plugin, generous(), "/error/4000000")
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Failed);
+    assert!(error.message.contains("InternalError"), "{error}");
+    assert!(error.message.len() < 400, "{} bytes", error.message.len());
+    assert!(!error.message.contains(char::is_control), "{error}");
+}
+
+#[tokio::test]
+async fn what_requests_and_headers_hold_is_bounded() {
+    let (host, plugin) = function().await;
+    let text = async |path: &str| {
+        let response = get(&host, &plugin, generous(), path).await.unwrap();
+        String::from_utf8(whole(response).await.unwrap().to_vec()).unwrap()
+    };
+    assert_eq!(text("/requests/8000").await, "[true, true, true]");
+    assert_eq!(text("/requests/9000").await, "[false, false, true]");
+    assert_eq!(text("/requests/1000000").await, "[false, false, false]");
+    assert_eq!(text("/fields/50").await, "50");
+    // Together as much as the guest may have of its own memory.
+    let limits = Limits {
+        memory: 8 << 20,
+        ..generous()
+    };
+    let response = get(&host, &plugin, limits, "/fields/75").await.unwrap();
+    whole(response).await.unwrap();
+    let error = get(&host, &plugin, limits, "/fields/85").await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Limit, "{error}");
+    assert!(error.message.contains("limits.memory"), "{error}");
+    // What is gone counts no more.
+    let response = get(&host, &plugin, limits, "/fields-gone/500")
+        .await
+        .unwrap();
+    whole(response).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_step_takes_no_request_and_a_function_no_event() {
     let (host, function) = function().await;
     let step = host.plugin(guest("hostile.wasm")).await;
@@ -325,8 +426,12 @@ mod covered {
         a_bad_end_soon_after_the_head_is_never_taken_for_the_bodys_end as unfinished,
         a_bad_end_soon_after_the_head_is_never_taken_for_the_bodys_end as trap_early,
         a_bad_end_soon_after_the_head_is_never_taken_for_the_bodys_end as trap_late,
+        a_body_of_another_length_than_announced_is_never_taken_for_whole as overlong,
+        a_body_of_another_length_than_announced_is_never_taken_for_whole as short,
         a_body_over_the_output_limit_ends_with_an_error as big,
         a_body_over_the_output_limit_ends_with_an_error as endless,
+        a_guest_that_outlives_its_response_keeps_what_it_is_given as linger_streamed,
+        a_guests_error_code_is_a_short_and_harmless_word as error,
         a_head_comes_while_the_guest_still_works_and_a_cut_body_ends_with_an_error as stall,
         a_head_comes_while_the_guest_still_works_and_a_cut_body_ends_with_an_error as trap_midway,
         a_short_body_comes_in_one_frame_with_its_length as hello,
@@ -334,6 +439,9 @@ mod covered {
         the_guest_sees_the_request as echo, the_guest_sees_the_request as deaf,
         trailers_reach_the_guest_and_come_back as trailers,
         what_happens_after_a_complete_response_does_not_spoil_it as linger,
+        what_requests_and_headers_hold_is_bounded as requests,
+        what_requests_and_headers_hold_is_bounded as fields,
+        what_requests_and_headers_hold_is_bounded as fields_gone,
         without_a_head_there_is_an_error as nothing, without_a_head_there_is_an_error as spin,
         writing_where_there_is_no_room_is_a_trap as blast,
     };

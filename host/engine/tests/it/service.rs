@@ -293,6 +293,63 @@ async fn a_guest_may_go_on_after_its_response() {
 }
 
 #[tokio::test]
+async fn a_body_of_another_length_than_announced_is_never_taken_for_whole() {
+    let (host, plugin) = service().await;
+    for path in ["/overlong", "/short"] {
+        match get(&host, &plugin, generous(), path).await {
+            Err(error) => assert_eq!(error.kind, ErrorKind::Failed, "{path}"),
+            // What was announced is there, and the rest was never taken.
+            Ok(response) if path == "/overlong" => match read(response).await {
+                Ok(body) => assert_eq!(body, "hello"),
+                Err(error) => assert!(error.to_string().contains("body"), "{error}"),
+            },
+            Ok(response) => {
+                read(response).await.unwrap_err();
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_guests_error_code_is_a_short_and_harmless_word() {
+    let (host, plugin) = service().await;
+    let error = get(&host, &plugin, generous(), "/error-text/4000000")
+        .await
+        .unwrap_err();
+    assert!(error.message.contains("InternalError"), "{error}");
+    assert!(error.message.len() < 400, "{} bytes", error.message.len());
+    assert!(!error.message.contains(char::is_control), "{error}");
+}
+
+#[tokio::test]
+async fn what_requests_and_headers_hold_is_bounded() {
+    let (host, plugin) = service().await;
+    for (path, expected) in [
+        ("/requests/8000", "[true, true, true]"),
+        ("/requests/9000", "[false, false, true]"),
+        ("/requests/1000000", "[false, false, false]"),
+        ("/fields/50", "50"),
+    ] {
+        assert_eq!(text(&host, &plugin, path).await, expected, "{path}");
+    }
+    // Together as much as the guest may have of its own memory.
+    let limits = Limits {
+        memory: 8 << 20,
+        ..generous()
+    };
+    let response = get(&host, &plugin, limits, "/fields/75").await.unwrap();
+    read(response).await.unwrap();
+    let error = get(&host, &plugin, limits, "/fields/85").await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Limit, "{error}");
+    assert!(error.message.contains("limits.memory"), "{error}");
+    // What is gone counts no more.
+    let response = get(&host, &plugin, limits, "/fields-gone/500")
+        .await
+        .unwrap();
+    read(response).await.unwrap();
+}
+
+#[tokio::test]
 async fn both_kinds_of_stdout_are_logged_within_one_allowance() {
     let (host, plugin) = service().await;
     assert_eq!(text(&host, &plugin, "/log/line").await, "logged");

@@ -29,6 +29,10 @@ impl LogSink for Lines {
 }
 
 impl Lines {
+    pub(crate) fn clear(&self) {
+        self.0.lock().unwrap().clear();
+    }
+
     pub(crate) fn all(&self) -> Vec<(LogStream, String)> {
         self.0.lock().unwrap().clone()
     }

@@ -188,6 +188,17 @@ fn a_failed_run_says_why() {
 }
 
 #[test]
+fn the_reason_of_a_failed_run_is_cut_to_length() {
+    let store = LogStore::default();
+    let call = call("digits", "classify");
+    let error = StepError::new(ErrorKind::Failed, "é".repeat(1 << 20));
+    let scope = &call.scope;
+    store.run_error(&scope.namespace, &scope.pipeline, 3, call.run, &error);
+    let found = store.query(&LogFilter::default());
+    assert_eq!(found[0].message, "é".repeat(8 << 10));
+}
+
+#[test]
 fn a_flood_is_cut_off_with_one_note() {
     let store = Arc::new(LogStore::default());
     let log = log(&store, "p", "s");

@@ -351,7 +351,7 @@ fn limits_that_cannot_work_are_refused() {
     );
     assert_eq!(
         (limits.catalog.revisions, limits.catalog.pipelines),
-        (100, 20_000)
+        (1_000, 20_000)
     );
     // In the environment, whole numbers are whole numbers too.
     let environment = [

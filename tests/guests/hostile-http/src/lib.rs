@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use wasip2::http::types::{
-    Fields, IncomingBody, IncomingRequest, OutgoingBody, OutgoingResponse, ResponseOutparam,
+    ErrorCode, Fields, IncomingBody, IncomingRequest, Method, OutgoingBody, OutgoingRequest,
+    OutgoingResponse, ResponseOutparam,
 };
 use wasip2::io::streams::{InputStream, OutputStream, StreamError};
 
@@ -156,6 +157,72 @@ impl wasip2::exports::http::incoming_handler::Guest for Hostile {
                 ResponseOutparam::set(out, Ok(response));
                 finish(body, taken.to_string().as_bytes());
             }
+            // More than is announced, after so many milliseconds, and nobody says that this was all.
+            Case::overlong => {
+                let body = announce(out, "5");
+                let sink = body.write().expect("a stream");
+                write(&sink, b"hello");
+                std::thread::sleep(Duration::from_millis(number() as u64));
+                let more = b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nforged";
+                let _ = sink.check_write();
+                let _ = sink.write(more);
+                std::mem::forget((sink, body));
+            }
+            // Less than is announced, so the beginning of what comes next would be taken for the rest.
+            Case::short => {
+                let body = announce(out, "100");
+                let sink = body.write().expect("a stream");
+                write(&sink, b"hello");
+                std::thread::sleep(Duration::from_millis(number() as u64));
+                std::mem::forget((sink, body));
+            }
+            Case::error => {
+                let code = ErrorCode::InternalError(Some("\u{1}".repeat(number())));
+                ResponseOutparam::set(out, Err(code));
+            }
+            // Goes on after a body that was not there as a whole with its head.
+            Case::linger_streamed => {
+                let body = start(out);
+                let sink = body.write().expect("a stream");
+                write(&sink, b"hel");
+                std::thread::sleep(Duration::from_millis(50));
+                write(&sink, b"lo");
+                drop(sink);
+                OutgoingBody::finish(body, None).expect("the end");
+                std::thread::sleep(Duration::from_millis(number() as u64));
+                println!("lingered");
+            }
+            // Requests that are nothing but long words.
+            Case::requests => {
+                let word = "x".repeat(number());
+                let request = OutgoingRequest::new(Fields::new());
+                let taken = [
+                    request.set_method(&Method::Other(word.clone())).is_ok(),
+                    request.set_authority(Some(&word)).is_ok(),
+                    request.set_path_with_query(Some(&format!("/{word}"))).is_ok(),
+                ];
+                finish(start(out), format!("{taken:?}").as_bytes());
+            }
+            // Headers of 100 KiB, so many times.
+            Case::fields => {
+                let value = vec![b'x'; 100 << 10];
+                let held: Vec<Fields> = (0..number())
+                    .map(|_| {
+                        let fields = Fields::new();
+                        fields.append("x-long", &value).expect("a header");
+                        fields
+                    })
+                    .collect();
+                finish(start(out), held.len().to_string().as_bytes());
+            }
+            // The same one after the other.
+            Case::fields_gone => {
+                let value = vec![b'x'; 100 << 10];
+                for _ in 0..number() {
+                    Fields::new().append("x-long", &value).expect("a header");
+                }
+                finish(start(out), b"gone");
+            }
             // Answers without ever reading what it was sent.
             Case::deaf => {
                 let _incoming = request.consume().expect("a body");
@@ -167,6 +234,16 @@ impl wasip2::exports::http::incoming_handler::Guest for Hostile {
 
 fn start(out: ResponseOutparam) -> OutgoingBody {
     let response = OutgoingResponse::new(Fields::new());
+    let body = response.body().expect("a body");
+    ResponseOutparam::set(out, Ok(response));
+    body
+}
+
+/// A response that says how long its body will be.
+fn announce(out: ResponseOutparam, length: &str) -> OutgoingBody {
+    let length = length.as_bytes().to_vec();
+    let fields = Fields::from_list(&[("content-length".to_owned(), length)]).expect("headers");
+    let response = OutgoingResponse::new(fields);
     let body = response.body().expect("a body");
     ResponseOutparam::set(out, Ok(response));
     body

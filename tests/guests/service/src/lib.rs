@@ -7,7 +7,7 @@ use wasip3::cli::{environment, stdout};
 use wasip3::clocks::{monotonic_clock, system_clock};
 use wasip3::filesystem::preopens;
 use wasip3::http::client;
-use wasip3::http::types::{ErrorCode, Fields, Request, Response, Scheme};
+use wasip3::http::types::{ErrorCode, Fields, Method, Request, Response, Scheme};
 use wasip3::sockets::types::{IpAddressFamily, IpSocketAddress, Ipv4SocketAddress, TcpSocket};
 use wasip3::wit_bindgen::StreamResult;
 use wasip3::{spawn_local, wit_future, wit_stream};
@@ -49,6 +49,45 @@ impl wasip3::exports::http::handler::Guest for Service {
             "trap" => std::arch::wasm32::unreachable(),
             "exit" => std::process::exit(3),
             "error" => Err(ErrorCode::DestinationNotFound),
+            "error-text" => {
+                let text = "\u{1}".repeat(number() as usize);
+                Err(ErrorCode::InternalError(Some(text)))
+            }
+            // More and less than is announced.
+            "overlong" => announce("5", b"helloHTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nforged"),
+            "short" => announce("100", b"hello"),
+            // Requests that are nothing but long words.
+            "requests" => {
+                let word = "x".repeat(number() as usize);
+                let (_, trailers) = wit_future::new(|| Ok(None));
+                let (request, _sent) = Request::new(Fields::new(), None, trailers, None);
+                let taken = [
+                    request.set_method(&Method::Other(word.clone())).is_ok(),
+                    request.set_authority(Some(&word)).is_ok(),
+                    request.set_path_with_query(Some(&format!("/{word}"))).is_ok(),
+                ];
+                text(&format!("{taken:?}"))
+            }
+            // Headers of 100 KiB, so many times.
+            "fields" => {
+                let value = vec![b'x'; 100 << 10];
+                let held: Vec<Fields> = (0..number())
+                    .map(|_| {
+                        let fields = Fields::new();
+                        fields.append("x-long", &value).expect("a header");
+                        fields
+                    })
+                    .collect();
+                text(&held.len().to_string())
+            }
+            // The same one after the other.
+            "fields-gone" => {
+                let value = vec![b'x'; 100 << 10];
+                for _ in 0..number() {
+                    Fields::new().append("x-long", &value).expect("a header");
+                }
+                text("gone")
+            }
             "allocate" => text(&vec![1u8; number() as usize].len().to_string()),
             "handles" => {
                 let held: Vec<Fields> = (0..number()).map(|_| Fields::new()).collect();
@@ -155,6 +194,21 @@ fn text(text: &str) -> Result<Response, ErrorCode> {
     let bytes = text.as_bytes().to_vec();
     spawn_local(async move {
         sink.write_all(bytes).await;
+    });
+    Ok(response)
+}
+
+/// A response that says how long its body is, whatever comes then.
+fn announce(length: &str, bytes: &'static [u8]) -> Result<Response, ErrorCode> {
+    let length = length.as_bytes().to_vec();
+    let fields = Fields::from_list(&[("content-length".to_owned(), length)]).expect("headers");
+    let (mut sink, body) = wit_stream::new();
+    let (_, trailers) = wit_future::new(|| Ok(None));
+    let (response, _sent) = Response::new(fields, Some(body), trailers);
+    spawn_local(async move {
+        let (one, two) = bytes.split_at(5);
+        sink.write_all(one.to_vec()).await;
+        sink.write_all(two.to_vec()).await;
     });
     Ok(response)
 }
