@@ -17,17 +17,21 @@ const PARTS: [&str; 6] = [
 fn main() -> io::Result<()> {
     let manifest = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default());
     let sdk = manifest.join("../../plugin-sdk/rust").canonicalize()?;
+    // `wit` there is a symbolic link.
+    println!("cargo::rerun-if-changed=../../wit");
     let mut files = Vec::new();
     for part in PARTS {
         let part_path = sdk.join(part).canonicalize()?;
-        println!("cargo::rerun-if-changed={}", part_path.display());
+        // Relative to the package: build products may be shared with another checkout, which this must not look at.
+        println!("cargo::rerun-if-changed=../../plugin-sdk/rust/{part}");
         collect(&part_path, part, &mut files)?;
     }
     files.sort();
 
     let mut code = String::from("[\n");
     for (name, path) in files {
-        let _ = writeln!(code, "    ({name:?}, include_str!({path:?})),");
+        let text = fs::read_to_string(path)?;
+        let _ = writeln!(code, "    ({name:?}, {text:?}),");
     }
     code.push_str("]\n");
     let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default());

@@ -384,8 +384,7 @@ pub fn cli(url: &str, directory: &Path, arguments: &[&str]) -> Result<Output> {
 
 /// The top of the checkout.
 pub fn repository() -> PathBuf {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    here.parent().unwrap_or(here).to_owned()
+    stepwell_test_services::checkout().unwrap_or_default()
 }
 
 /// The host's program, built beside the tests.

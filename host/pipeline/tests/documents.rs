@@ -439,7 +439,7 @@ fn a_route_says_who_may_call() {
 /// `mistakes.txt` holds documents and, after `=>`, what is wrong with each; `UPDATE=1` writes anew what follows the arrows.
 #[test]
 fn every_mistake_says_where_it_is() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/mistakes.txt");
+    let path = "tests/mistakes.txt";
     let text = std::fs::read_to_string(path).unwrap();
     let mut updated = String::new();
     let mut cases = 0;

@@ -87,10 +87,7 @@ fn scans_of_the_digits_set_keep_their_values_exactly() {
 fn every_real_scan_is_light_on_dark_and_survives() {
     let mut seen = 0;
     for file in ["train.csv", "heldout.csv"] {
-        let path = format!(
-            "{}/../../tests/models/digits/{file}",
-            env!("CARGO_MANIFEST_DIR")
-        );
+        let path = format!("../../tests/models/digits/{file}");
         let text = std::fs::read_to_string(path).unwrap();
         for line in text.lines().skip(1) {
             let values: Vec<u8> = line

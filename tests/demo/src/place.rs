@@ -1,5 +1,5 @@
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -18,7 +18,6 @@ pub(crate) struct Place {
 
 impl Place {
     pub(crate) fn here() -> Result<Self> {
-        let checkout = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
         let guests = std::env::var_os("STEPWELL_GUESTS").map_or_else(
             || stepwell_test_services::cache_dir().join("guest-target/stepwell"),
             PathBuf::from,
@@ -27,9 +26,7 @@ impl Place {
             data: std::env::current_dir()
                 .context("no working directory")?
                 .join("demo-data"),
-            checkout: checkout
-                .canonicalize()
-                .context("the repository that this was built in is gone")?,
+            checkout: stepwell_test_services::checkout()?,
             guests,
             stepwell: std::env::current_exe()?.with_file_name("stepwell"),
         })

@@ -28,7 +28,7 @@ async fn satisfied(major: &'static str, requirement: &'static str) {
     let url = pinecone.url();
     let output = tokio::task::spawn_blocking(move || {
         let python = environment(major, requirement);
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vendor_client.py");
+        let script = Path::new("tests/vendor_client.py");
         Command::new("timeout")
             .arg("120")
             .arg(python)

@@ -13,7 +13,7 @@ pub use postgres::Postgres;
 pub use redis::Redis;
 
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -34,6 +34,16 @@ pub fn cache_dir() -> PathBuf {
         },
         PathBuf::from,
     )
+}
+
+/// The checkout that this runs in: the working directory, which `cargo test` sets to the package's own, or one above it. What the
+/// compiler saw may be another checkout, since build products are shared.
+pub fn checkout() -> Result<PathBuf> {
+    let here = std::env::current_dir().context("no working directory")?;
+    here.ancestors()
+        .find(|directory| directory.join("plugin-sdk").is_dir() && directory.join("wit").is_dir())
+        .map(Path::to_owned)
+        .with_context(|| format!("{} is not in a checkout of Stepwell", here.display()))
 }
 
 /// Waits until `ready` holds.

@@ -120,8 +120,8 @@ impl Deployer<'_> {
             State::Tagged(tag) => {
                 if let Some(revision) = reply.json().get("revision").and_then(Value::as_u64) {
                     self.revisions.insert(revision, tag);
-                    // A host keeps 100 of them; some that it has may never have been acknowledged.
-                    self.revisions = self.revisions.split_off(&revision.saturating_sub(50));
+                    // A host keeps 1,000 of them; some that it has may never have been acknowledged.
+                    self.revisions = self.revisions.split_off(&revision.saturating_sub(500));
                 }
             }
         }
@@ -184,6 +184,11 @@ impl Deployer<'_> {
         if good.contains(&reply.status.as_u16()) {
             self.learn(&reply, state);
             self.soak.findings.count(&what);
+            return Ok(());
+        }
+        // A version that only old revisions had pinned may have been removed since.
+        if reply.status == 409 && reply.json().get("code") == Some(&"plugin-gone".into()) {
+            self.soak.findings.count("rollback to a removed version");
             return Ok(());
         }
         // A host that is being stopped may say so; what became of the change is asked for then.

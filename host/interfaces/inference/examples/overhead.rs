@@ -19,9 +19,8 @@ const ROUNDS: usize = 5;
 
 #[tokio::main]
 async fn main() {
-    let directory = std::env::args().nth(1).unwrap_or_else(|| {
-        concat!(env!("CARGO_MANIFEST_DIR"), "/../../../tests/models/saved").to_owned()
-    });
+    let directory = std::env::args().nth(1);
+    let directory = directory.unwrap_or_else(|| "tests/models/saved".to_owned());
     let binding = ModelBindingConfig {
         model: "half_plus_two".parse().unwrap(),
         version: "1".parse().unwrap(),

@@ -7,7 +7,7 @@
     reason = "test code"
 )]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use stepwell_inference::{
@@ -45,9 +45,7 @@ async fn models() -> &'static Models {
 }
 
 fn at(path: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("../../../tests/models")
-        .join(path)
+    Path::new("../../../tests/models").join(path)
 }
 
 async fn run(
