@@ -241,9 +241,9 @@ async fn a_second_signal_stops_a_host_that_still_starts() {
         .spawn()
         .unwrap();
     // It has asked the catalog, so that it knows of signals by now.
-    let (_asked, _) = tokio::task::spawn_blocking(move || silent.accept().unwrap())
-        .await
-        .unwrap();
+    let asked = tokio::task::spawn_blocking(move || (silent.accept().unwrap(), silent));
+    // Both are kept: connections must go on to be taken and not answered.
+    let _asked = asked.await.unwrap();
     let begun = Instant::now();
     for _ in 0..2 {
         let pid = process.id().to_string();
