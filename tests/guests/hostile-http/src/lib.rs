@@ -199,7 +199,9 @@ impl wasip2::exports::http::incoming_handler::Guest for Hostile {
                 let taken = [
                     request.set_method(&Method::Other(word.clone())).is_ok(),
                     request.set_authority(Some(&word)).is_ok(),
-                    request.set_path_with_query(Some(&format!("/{word}"))).is_ok(),
+                    request
+                        .set_path_with_query(Some(&format!("/{word}")))
+                        .is_ok(),
                 ];
                 finish(start(out), format!("{taken:?}").as_bytes());
             }

@@ -54,7 +54,10 @@ impl wasip3::exports::http::handler::Guest for Service {
                 Err(ErrorCode::InternalError(Some(text)))
             }
             // More and less than is announced.
-            "overlong" => announce("5", b"helloHTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nforged"),
+            "overlong" => announce(
+                "5",
+                b"helloHTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nforged",
+            ),
             "short" => announce("100", b"hello"),
             // Requests that are nothing but long words.
             "requests" => {
@@ -64,7 +67,9 @@ impl wasip3::exports::http::handler::Guest for Service {
                 let taken = [
                     request.set_method(&Method::Other(word.clone())).is_ok(),
                     request.set_authority(Some(&word)).is_ok(),
-                    request.set_path_with_query(Some(&format!("/{word}"))).is_ok(),
+                    request
+                        .set_path_with_query(Some(&format!("/{word}")))
+                        .is_ok(),
                 ];
                 text(&format!("{taken:?}"))
             }
