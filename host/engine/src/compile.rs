@@ -14,7 +14,9 @@ use rustix::process::Signal;
 use stepwell_core::Digest;
 use tokio::io::AsyncReadExt as _;
 use tokio::process::{Child, Command};
+use tokio::runtime::Handle;
 
+use crate::chores::Chores;
 use crate::config::Flavor;
 use crate::load::{LoadError, refused, refused_text};
 use crate::queue::{Lane, Queue, Slot};
@@ -49,6 +51,7 @@ pub(crate) struct Compiler {
     by: CompileBy,
     limits: CompileLimits,
     queue: Arc<Queue>,
+    chores: Arc<Chores>,
     /// Where the functions of large components are kept; none: nowhere.
     functions: Option<PathBuf>,
 }
@@ -67,12 +70,14 @@ impl Compiler {
         by: CompileBy,
         limits: CompileLimits,
         queue: Arc<Queue>,
+        chores: Arc<Chores>,
         functions: Option<PathBuf>,
     ) -> Self {
         Self {
             by,
             limits,
             queue,
+            chores,
             functions,
         }
     }
@@ -177,7 +182,7 @@ impl Compiler {
         .await
         .map_err(|error| host(error.to_string()))??;
         let cannot = |error: std::io::Error| host(format!("the compiler cannot be run: {error}"));
-        let mut child = command
+        command
             .args(order.arguments())
             // Neither secrets nor settings of the host are the compiler's business.
             .env_clear()
@@ -185,8 +190,16 @@ impl Compiler {
             .stdin(input)
             .stdout(output.try_clone().map_err(cannot)?)
             .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
+            .kill_on_drop(true);
+        // A process begins with the priority of the thread that starts it, and beginning takes it as long as many requests.
+        let runtime = Handle::current();
+        let start = move || {
+            let _entered = runtime.enter();
+            command.spawn()
+        };
+        let started = self.chores.run(start).await;
+        let mut child = started
+            .ok_or_else(|| host("the compiler cannot be started".to_owned()))?
             .map_err(cannot)?;
         let limit = self.limits.time;
         match tokio::time::timeout(limit, ended(&mut child)).await {

@@ -58,6 +58,7 @@ impl<S: StoreState> Engine<S> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let chores = Chores::start(cores / 2)
             .map_err(|error| EngineError(format!("its threads: {error}")))?;
+        let chores = Arc::new(chores);
         let compiler = Compiler::new(
             config.compile_by.clone(),
             CompileLimits {
@@ -66,6 +67,7 @@ impl<S: StoreState> Engine<S> {
                 threads: cores,
             },
             Queue::new(config.compile_concurrency, config.compile_queue),
+            chores.clone(),
             Some(config.cache_dir.join("functions")),
         );
         let residents = Residents::new(config.loaded_components, config.loaded_bytes);
@@ -75,7 +77,7 @@ impl<S: StoreState> Engine<S> {
                 machines,
                 compiler: Arc::new(compiler),
                 residents: Arc::new(residents),
-                chores: Arc::new(chores),
+                chores,
                 plugins: Mutex::default(),
             }),
             interfaces,
