@@ -555,19 +555,27 @@ async fn a_function_cannot_write_the_next_response_of_its_connection() {
     }
 }
 
-#[tokio::test]
-async fn a_guest_that_goes_on_after_its_response_counts_as_a_run() {
+/// A host whose every path goes to the hostile function.
+async fn hostile_function(wall: &str) -> Host {
     let host = Host::start(&Config::default()).await.unwrap();
     host.upload("probe-http", "1.0.0", "hostile-http")
         .await
         .unwrap();
-    let document = "\
+    let document = format!(
+        "\
 stepwell: 1
 name: function
-triggers: [{http: {path: '/{*rest}'}}]
-steps: [{id: only, plugin: probe-http@1, limits: {wall: 10s}}]
-";
-    host.apply("function", document).await.unwrap();
+triggers: [{{http: {{path: '/{{*rest}}'}}}}]
+steps: [{{id: only, plugin: probe-http@1, limits: {{wall: {wall}}}}}]
+"
+    );
+    host.apply("function", &document).await.unwrap();
+    host
+}
+
+#[tokio::test]
+async fn a_guest_that_goes_on_after_its_response_counts_as_a_run() {
+    let host = hostile_function("10s").await;
     let set = ["namespace", "set", "default", "--concurrent-runs", "1"];
     assert_eq!(host.cli(&set).unwrap().status.code(), Some(0));
     let get = async |path: &str| send(host.request(Method::GET, path)).await.unwrap();
@@ -590,17 +598,7 @@ steps: [{id: only, plugin: probe-http@1, limits: {wall: 10s}}]
 
 #[tokio::test]
 async fn a_function_streams() {
-    let host = Host::start(&Config::default()).await.unwrap();
-    host.upload("probe-http", "1.0.0", "hostile-http")
-        .await
-        .unwrap();
-    let document = "\
-stepwell: 1
-name: function
-triggers: [{http: {path: '/{*rest}'}}]
-steps: [{id: only, plugin: probe-http@1, limits: {wall: 3s}}]
-";
-    host.apply("function", document).await.unwrap();
+    let host = hostile_function("3s").await;
     // It sends a few bytes and then sleeps past its limit. Had the host waited for the whole body, there would be a 504.
 
     let response = host.request(Method::GET, "/stall").send().await.unwrap();

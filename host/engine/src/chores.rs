@@ -114,4 +114,12 @@ mod tests {
         assert_eq!(chores.run(|| panic!("on purpose")).await, None::<()>);
         assert_eq!(chores.run(|| 1).await, Some(1));
     }
+
+    #[tokio::test]
+    async fn a_process_begins_with_the_priority_of_the_chore_that_starts_it() {
+        let chores = Chores::start(1).unwrap();
+        // Without arguments it says how nice it is.
+        let said = || std::process::Command::new("nice").output().unwrap().stdout;
+        assert_eq!(chores.run(said).await.unwrap(), b"19\n");
+    }
 }
