@@ -84,7 +84,7 @@ const TURN: Duration = Duration::from_micros(100);
 fn take_short_turns() {
     let attributes = libc::sched_attr {
         size: u32::try_from(size_of::<libc::sched_attr>()).unwrap_or_default(),
-        sched_policy: libc::SCHED_OTHER.cast_unsigned(),
+        sched_policy: libc::SCHED_IDLE.cast_unsigned(),
         sched_flags: 0,
         sched_nice: NICENESS,
         sched_priority: 0,

@@ -113,6 +113,9 @@ pub(crate) const MEMORIES: u32 = 20;
 /// Tables that one component may define.
 pub(crate) const TABLES: u32 = 40;
 
+/// Bytes of the host's own records of one instance: its imports, globals and function references.
+const RECORDS: usize = 1 << 20;
+
 /// Tables that the pool has for each slot.
 const TABLES_OF_A_SLOT: u32 = 4;
 
@@ -175,9 +178,9 @@ fn pool(instances: u32) -> PoolingAllocationConfig {
         .max_tables_per_component(TABLES)
         .max_memories_per_module(10)
         .max_tables_per_module(10)
-        // Bounds only: what an instance needs is allocated, and large interpreters need more than the default 1 MiB.
-        .max_core_instance_size(8 << 20)
-        .max_component_instance_size(16 << 20);
+        // Of all its core instances together; large interpreters need a few KiB.
+        .max_core_instance_size(RECORDS)
+        .max_component_instance_size(RECORDS);
     pool
 }
 

@@ -17,7 +17,7 @@ use stepwell_api::ApiOptions;
 use stepwell_catalog::{Catalog, CatalogError, Directory};
 use stepwell_core::{Name, Quotas};
 use stepwell_engine::{CompileBy, Engine, EngineConfig};
-use stepwell_http_trigger::{Answers, Auth, HttpTrigger, KeyTimes, RouteTable, ServeConfig};
+use stepwell_http_trigger::{Answers, Auth, HttpTrigger, KeyTimes, ServeConfig};
 use stepwell_inference::Models;
 use stepwell_kafka_trigger::KafkaTriggers;
 use stepwell_logging::LogStore;
@@ -203,7 +203,7 @@ async fn host(
     let triggers: OnChange = {
         let (http, kafka) = (http.clone(), kafka.clone());
         Box::new(move |deployments| {
-            http.set_routes(RouteTable::build(deployments));
+            http.apply(deployments);
             kafka.apply(deployments);
         })
     };

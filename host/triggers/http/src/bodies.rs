@@ -1,6 +1,6 @@
 //! Room for the bodies of requests that are held in memory as a whole: on all connections together there is so much of it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -50,10 +50,10 @@ impl Bodies {
     }
 
     /// Sets which namespaces there are.
-    pub(crate) fn set_namespaces(&self, namespaces: &HashSet<Name>) {
+    pub(crate) fn set_namespaces<'a>(&self, namespaces: impl Iterator<Item = &'a Name> + Clone) {
         self.tenants.rcu(|tenants| {
             let of = |name: &Name| (name.clone(), tenants.get(name).cloned().unwrap_or_default());
-            namespaces.iter().map(of).collect::<HashMap<_, _>>()
+            namespaces.clone().map(of).collect::<HashMap<_, _>>()
         });
     }
 
@@ -150,7 +150,7 @@ mod tests {
         first.take(100).unwrap();
         assert!(hold(&a).take(1).is_err());
         drop(first);
-        bodies.set_namespaces(&[a.clone(), b.clone()].into());
+        bodies.set_namespaces([&a, &b].into_iter());
         let mut first = hold(&a);
         first.take(75).unwrap();
         assert!(hold(&a).take(1).is_err());

@@ -25,7 +25,6 @@ mod trigger;
 pub use auth::{Auth, Subject, TokenVerifier, Unavailable};
 pub use keys::{FetchError, KeyFetcher, KeySource, KeyTimes, usable_keys};
 pub use problem::RUN_ID;
-pub use route::RouteTable;
 pub use serve::{Answers, ServeConfig, serve};
 pub use telemetry::describe_metrics;
 pub use tls::{HandshakeLimits, Tls};

@@ -1,4 +1,6 @@
+use std::cmp::Ordering;
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::iter;
 use std::sync::{Arc, OnceLock};
 
 use http::Method;
@@ -20,16 +22,18 @@ const RESERVED: [&[&str]; 8] = [
     &["pinecone"],
 ];
 
-/// Which request goes to which pipeline. It is built anew for each change and swapped as a whole.
+/// Which request goes to which pipeline. A change makes another table, which shares with this one all that it leaves as it is,
+/// and is swapped as a whole.
 ///
 /// A literal segment goes before a parameter, and that before `{*rest}`, which matches what is left of a path, be it nothing;
 /// of several patterns that match, the first in this order that takes the method is chosen.
-#[derive(Default)]
-pub struct RouteTable {
+#[derive(Clone, Default)]
+pub(crate) struct RouteTable {
     root: Node,
+    /// What it was made from, in the order of namespaces and names.
+    deployments: Vec<Arc<Deployment>>,
     /// Whose JSON Web Tokens the routes of a namespace take.
-    issuers: HashMap<Name, HashSet<JwtIssuer>>,
-    namespaces: HashSet<Name>,
+    issuers: Arc<HashMap<Name, HashSet<JwtIssuer>>>,
 }
 
 /// One trigger of one revision.
@@ -54,12 +58,78 @@ impl Route {
     }
 }
 
-#[derive(Default)]
+/// Shared between tables; a change copies those on its way.
+#[derive(Clone, Default)]
 struct Node {
-    literals: HashMap<String, Node>,
-    param: Option<Box<Node>>,
+    literals: HashMap<Arc<str>, Arc<Node>>,
+    param: Option<Arc<Node>>,
     here: Vec<Arc<Route>>,
     rest: Vec<Arc<Route>>,
+}
+
+/// Where a pattern's routes are in the tree.
+struct Place<'a> {
+    segments: Vec<Segment<'a>>,
+    rest: bool,
+}
+
+enum Segment<'a> {
+    Literal(&'a str),
+    Param,
+}
+
+impl Node {
+    /// The routes of a place, with the nodes on the way made where they are missing.
+    fn routes(&mut self, place: &Place<'_>) -> &mut Vec<Arc<Route>> {
+        let mut node = self;
+        for segment in &place.segments {
+            node = Arc::make_mut(match *segment {
+                Segment::Param => node.param.get_or_insert_default(),
+                Segment::Literal(segment) => node.literals.entry(segment.into()).or_default(),
+            });
+        }
+        if place.rest {
+            &mut node.rest
+        } else {
+            &mut node.here
+        }
+    }
+
+    /// Takes a deployment's routes out of a place, and the nodes that are empty then.
+    fn remove(&mut self, segments: &[Segment<'_>], deployment: &Arc<Deployment>) {
+        match segments {
+            [] => {
+                let stays = |route: &Arc<Route>| !Arc::ptr_eq(&route.deployment, deployment);
+                self.here.retain(stays);
+                self.rest.retain(stays);
+            }
+            [Segment::Param, below @ ..] => {
+                if let Some(child) = &mut self.param {
+                    let child = Arc::make_mut(child);
+                    child.remove(below, deployment);
+                    if child.is_empty() {
+                        self.param = None;
+                    }
+                }
+            }
+            [Segment::Literal(segment), below @ ..] => {
+                if let Some(child) = self.literals.get_mut(*segment) {
+                    let child = Arc::make_mut(child);
+                    child.remove(below, deployment);
+                    if child.is_empty() {
+                        self.literals.remove(*segment);
+                    }
+                }
+            }
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.literals.is_empty()
+            && self.param.is_none()
+            && self.here.is_empty()
+            && self.rest.is_empty()
+    }
 }
 
 /// What a request finds.
@@ -72,91 +142,74 @@ pub(crate) enum Found {
 }
 
 impl RouteTable {
-    /// The routes of these deployments. Namespaces other than `default` have theirs under `/@NAMESPACE`.
-    pub fn build(deployments: &[Arc<Deployment>]) -> Self {
-        let mut deployments: Vec<_> = deployments.iter().collect();
+    /// The table of these deployments: this one, with what differs changed. Namespaces other than `default` have their routes
+    /// under `/@NAMESPACE`.
+    pub(crate) fn with(&self, deployments: &[Arc<Deployment>]) -> Self {
+        let mut deployments = deployments.to_vec();
         // Validation lets no two pipelines have the same route; if it happens all the same, the outcome is at least the same
         // on every host.
-        deployments.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
-        let mut table = Self::default();
-        for deployment in deployments {
-            if !table.namespaces.contains(&deployment.namespace) {
-                table.namespaces.insert(deployment.namespace.clone());
-            }
-            for trigger in &deployment.triggers {
-                if let TriggerSpec::Http(spec) = trigger {
-                    table.insert(deployment, spec);
+        deployments.sort_by(|a, b| by_name(a, b));
+        let (gone, new) = differences(&self.deployments, &deployments);
+        let mut table = Self {
+            root: self.root.clone(),
+            issuers: self.issuers.clone(),
+            deployments: Vec::new(),
+        };
+        for deployment in &gone {
+            for spec in http_triggers(deployment) {
+                for place in places(&pattern(deployment, spec)) {
+                    table.root.remove(&place.segments, deployment);
                 }
             }
         }
+        for deployment in &new {
+            for spec in http_triggers(deployment) {
+                table.insert(deployment, spec);
+            }
+        }
+        if gone
+            .iter()
+            .chain(&new)
+            .any(|changed| own_issuers(changed).next().is_some())
+        {
+            let mut issuers: HashMap<Name, HashSet<JwtIssuer>> = HashMap::new();
+            for deployment in &deployments {
+                for issuer in own_issuers(deployment) {
+                    let named = issuers.entry(deployment.namespace.clone()).or_default();
+                    named.insert(issuer.clone());
+                }
+            }
+            table.issuers = Arc::new(issuers);
+        }
+        table.deployments = deployments;
         table
     }
 
     fn insert(&mut self, deployment: &Arc<Deployment>, spec: &HttpTriggerSpec) {
         let (namespace, pipeline) = (&deployment.namespace, &deployment.name);
-        let tenant = *namespace != Name::default_namespace();
-        let prefix = if tenant {
-            format!("/@{namespace}")
-        } else {
-            String::new()
-        };
         let method = spec.method.as_deref().map(Method::try_from);
         let Ok(method) = method.transpose() else {
             tracing::error!(%namespace, %pipeline, method = spec.method, "a route has no usable method");
             return;
         };
-        if let HttpAuth::OwnJwt(issuer) = &spec.auth {
-            let issuers = self.issuers.entry(namespace.clone()).or_default();
-            issuers.insert(issuer.clone());
-        }
-        let pattern = format!("{prefix}{}", spec.path);
-        let mut params = Vec::new();
-        let mut node = &mut self.root;
-        let mut rest = false;
-        let root_of_tenant = tenant && spec.path == "/";
-        let shape = if root_of_tenant { &prefix } else { &pattern };
-        for segment in shape
-            .split('/')
-            .skip(1)
-            .filter(|segment| !segment.is_empty())
-        {
-            let name = segment
-                .strip_prefix('{')
-                .and_then(|name| name.strip_suffix('}'));
-            match name.map(|name| name.strip_prefix('*').ok_or(name)) {
-                None => node = node.literals.entry(segment.to_owned()).or_default(),
-                Some(Err(name)) => {
-                    params.push(name.to_owned());
-                    node = node.param.get_or_insert_default();
-                }
-                Some(Ok(name)) => {
-                    params.push(name.to_owned());
-                    rest = true;
-                }
-            }
-        }
+        let pattern = pattern(deployment, spec);
+        let params = segments(&pattern).filter_map(param);
         let route = Arc::new(Route {
             deployment: deployment.clone(),
             method,
-            params,
+            params: params
+                .map(|name| name.strip_prefix('*').unwrap_or(name).to_owned())
+                .collect(),
             max_body: spec.max_body,
             timeout: spec.timeout,
             auth: spec.auth.clone(),
             metrics: OnceLock::new(),
-            pattern,
+            pattern: pattern.clone(),
         });
-        if root_of_tenant {
-            // `/@tenant/` is the root of the tenant's paths, `/@tenant` what people type.
-            node.literals
-                .entry(String::new())
-                .or_default()
-                .here
-                .push(route.clone());
-        }
-        if rest {
-            node.rest.push(route);
-        } else {
-            node.here.push(route);
+        for place in places(&pattern) {
+            let routes = self.root.routes(&place);
+            let before = |other: &Arc<Route>| by_name(&other.deployment, deployment).is_le();
+            routes.insert(routes.partition_point(before), route.clone());
         }
     }
 
@@ -165,8 +218,9 @@ impl RouteTable {
     }
 
     /// Of the deployments, whether or not they have a route.
-    pub(crate) fn namespaces(&self) -> &HashSet<Name> {
-        &self.namespaces
+    pub(crate) fn namespaces(&self) -> impl Iterator<Item = &Name> + Clone {
+        let runs = self.deployments.chunk_by(|a, b| a.namespace == b.namespace);
+        runs.filter_map(|run| Some(&run.first()?.namespace))
     }
 
     pub(crate) fn find(&self, method: &Method, path: &str) -> Found {
@@ -198,6 +252,98 @@ impl RouteTable {
             }
         }
     }
+}
+
+fn by_name(a: &Arc<Deployment>, b: &Arc<Deployment>) -> Ordering {
+    (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name))
+}
+
+/// What is only in the first and what is only in the second of two lists in the order of names.
+fn differences(
+    old: &[Arc<Deployment>],
+    new: &[Arc<Deployment>],
+) -> (Vec<Arc<Deployment>>, Vec<Arc<Deployment>>) {
+    let (mut old, mut new) = (old.iter().peekable(), new.iter().peekable());
+    let (mut gone, mut added) = (Vec::new(), Vec::new());
+    loop {
+        let order = match (old.peek(), new.peek()) {
+            (None, None) => return (gone, added),
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some(a), Some(b)) if Arc::ptr_eq(a, b) => {
+                old.next();
+                new.next();
+                continue;
+            }
+            (Some(a), Some(b)) => by_name(a, b),
+        };
+        if order.is_le() {
+            gone.extend(old.next().cloned());
+        }
+        if order.is_ge() {
+            added.extend(new.next().cloned());
+        }
+    }
+}
+
+fn http_triggers(deployment: &Deployment) -> impl Iterator<Item = &HttpTriggerSpec> {
+    deployment
+        .triggers
+        .iter()
+        .filter_map(|trigger| match trigger {
+            TriggerSpec::Http(spec) => Some(spec),
+            _ => None,
+        })
+}
+
+fn own_issuers(deployment: &Deployment) -> impl Iterator<Item = &JwtIssuer> {
+    http_triggers(deployment).filter_map(|spec| match &spec.auth {
+        HttpAuth::OwnJwt(issuer) => Some(issuer),
+        _ => None,
+    })
+}
+
+/// A trigger's pattern as callers see it.
+fn pattern(deployment: &Deployment, spec: &HttpTriggerSpec) -> String {
+    if deployment.namespace == Name::default_namespace() {
+        spec.path.clone()
+    } else {
+        format!("/@{}{}", deployment.namespace, spec.path)
+    }
+}
+
+/// Where a pattern's route is found. `/@tenant/` is the root of the tenant's paths, `/@tenant` what people type.
+fn places(pattern: &str) -> impl Iterator<Item = Place<'_>> {
+    let mut place = Place {
+        segments: Vec::new(),
+        rest: false,
+    };
+    for segment in segments(pattern) {
+        match param(segment) {
+            None => place.segments.push(Segment::Literal(segment)),
+            Some(name) if name.starts_with('*') => place.rest = true,
+            Some(_) => place.segments.push(Segment::Param),
+        }
+    }
+    let tenant = pattern
+        .strip_suffix('/')
+        .filter(|tenant| !tenant.is_empty());
+    let root = tenant.map(|tenant| Place {
+        segments: [tenant.trim_start_matches('/'), ""]
+            .map(Segment::Literal)
+            .into(),
+        rest: false,
+    });
+    iter::once(place).chain(root)
+}
+
+fn segments(pattern: &str) -> impl Iterator<Item = &str> {
+    pattern.split('/').filter(|segment| !segment.is_empty())
+}
+
+/// The name in a segment like `{name}` or `{*name}`.
+fn param(segment: &str) -> Option<&str> {
+    segment.strip_prefix('{')?.strip_suffix('}')
 }
 
 fn is_reserved(path: &str) -> bool {
@@ -299,8 +445,8 @@ mod tests {
 
     use super::*;
 
-    fn table(routes: &[(&str, &str, &str, &str)]) -> RouteTable {
-        let deployments: Vec<_> = routes
+    fn deployments(routes: &[(&str, &str, &str, &str)]) -> Vec<Arc<Deployment>> {
+        routes
             .iter()
             .map(|(namespace, name, method, path)| {
                 Arc::new(Deployment {
@@ -317,8 +463,11 @@ mod tests {
                     body: Deployed::Steps(Vec::new()),
                 })
             })
-            .collect();
-        RouteTable::build(&deployments)
+            .collect()
+    }
+
+    fn table(routes: &[(&str, &str, &str, &str)]) -> RouteTable {
+        RouteTable::default().with(&deployments(routes))
     }
 
     fn find(table: &RouteTable, method: &str, path: &str) -> String {
@@ -403,6 +552,82 @@ mod tests {
         ] {
             assert_eq!(find(&table, "GET", path), expected, "{path}");
         }
+    }
+
+    #[test]
+    fn a_table_that_was_changed_is_one_that_was_made_anew() {
+        const PATHS: [&str; 7] = [
+            "/",
+            "/a",
+            "/a/{x}",
+            "/a/{x}/b",
+            "/a/{y}/{*rest}",
+            "/b/c",
+            "/{*all}",
+        ];
+        let all: Vec<(String, &str, &str, &str)> = ["default", "acme"]
+            .iter()
+            .flat_map(|namespace| PATHS.iter().map(move |path| (*namespace, *path)))
+            .enumerate()
+            .flat_map(|(n, (namespace, path))| {
+                ["GET", ""].map(|method| (format!("p{n}{}", method.len()), namespace, method, path))
+            })
+            .collect();
+        let every: Vec<_> = all
+            .iter()
+            .map(|(name, namespace, method, path)| (*namespace, name.as_str(), *method, *path))
+            .collect();
+        let every = deployments(&every);
+        let answers = |table: &RouteTable| {
+            let mut answers = Vec::new();
+            for prefix in ["", "/@acme"] {
+                for path in [
+                    "", "/", "/a", "/a/1", "/a/1/b", "/a/1/b/2", "/b", "/b/c", "/c/d",
+                ] {
+                    for method in ["GET", "PUT"] {
+                        answers.push(find(table, method, &format!("{prefix}{path}")));
+                    }
+                }
+            }
+            answers
+        };
+        let mut table = RouteTable::default();
+        let mut state = 1_u64;
+        for _ in 0..300 {
+            let mut now = Vec::new();
+            for deployment in &every {
+                state = state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1);
+                match state >> 61 {
+                    0..3 => {}
+                    // Another revision.
+                    3 => now.push(Arc::new(Deployment {
+                        namespace: deployment.namespace.clone(),
+                        name: deployment.name.clone(),
+                        revision: 2,
+                        triggers: deployment.triggers.clone(),
+                        body: Deployed::Steps(Vec::new()),
+                    })),
+                    _ => now.push(deployment.clone()),
+                }
+            }
+            let before = (table.clone(), answers(&table));
+            table = table.with(&now);
+            assert_eq!(answers(&table), answers(&RouteTable::default().with(&now)));
+            assert_eq!(answers(&before.0), before.1);
+            assert_eq!(table.namespaces().count(), 2);
+        }
+        let metered = |table: &RouteTable| match table.find(&Method::GET, "/a") {
+            Found::Route(route, _) => Arc::as_ptr(&route),
+            _ => panic!("/a is there"),
+        };
+        let full = table.with(&every);
+        let fewer = full.with(&every[1..]);
+        assert_eq!(metered(&full), metered(&fewer));
+        let table = fewer.with(&[]);
+        assert!(table.root.is_empty());
+        assert_eq!(table.namespaces().count(), 0);
     }
 
     #[test]

@@ -84,8 +84,9 @@ impl HttpTrigger {
         metrics::gauge!("stepwell_http_body_bytes").set(self.bodies.taken() as f64);
     }
 
-    /// Replaces every route; requests that have found theirs keep it.
-    pub fn set_routes(&self, routes: RouteTable) {
+    /// Makes the routes those of these deployments; requests that have found theirs keep it.
+    pub fn apply(&self, deployments: &[Arc<Deployment>]) {
+        let routes = self.routes.load().with(deployments);
         if let Some(auth) = &self.auth {
             auth.prepare(routes.issuers());
         }

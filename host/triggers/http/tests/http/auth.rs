@@ -10,8 +10,8 @@ use http_body_util::{BodyExt as _, Full, StreamBody};
 use serde_json::json;
 use stepwell_core::Name;
 use stepwell_http_trigger::{
-    Auth, FetchError, HttpTrigger, KeyFetcher, KeySource, KeyTimes, RouteTable, Subject,
-    TokenVerifier, Unavailable,
+    Auth, FetchError, HttpTrigger, KeyFetcher, KeySource, KeyTimes, Subject, TokenVerifier,
+    Unavailable,
 };
 use stepwell_pipeline::{Deployed, Dispatcher, HttpAuth};
 
@@ -58,7 +58,7 @@ fn guarded(auth: HttpAuth, body: Deployed) -> HttpTrigger {
         KeyTimes::default(),
     );
     let trigger = HttpTrigger::with_auth(Dispatcher::new(8), checks);
-    trigger.set_routes(RouteTable::build(&[deployment(spec, 1, body)]));
+    trigger.apply(&[deployment(spec, 1, body)]);
     trigger
 }
 

@@ -12,8 +12,8 @@ use rsa::pkcs1::EncodeRsaPrivateKey as _;
 use serde_json::{Value, json};
 use stepwell_core::Name;
 use stepwell_http_trigger::{
-    Auth, FetchError, HttpTrigger, KeyFetcher, KeySource, KeyTimes, RouteTable, Subject,
-    TokenVerifier, Unavailable, usable_keys,
+    Auth, FetchError, HttpTrigger, KeyFetcher, KeySource, KeyTimes, Subject, TokenVerifier,
+    Unavailable, usable_keys,
 };
 use stepwell_pipeline::{Dispatcher, HttpAuth, JwtIssuer};
 
@@ -167,11 +167,7 @@ fn trigger_of(issuer: &Arc<Issuer>, auth: HttpAuth, times: KeyTimes) -> HttpTrig
     spec.auth = auth;
     let auth = Auth::new(Arc::new(NoTokens), Some(&whose()), issuer.clone(), times);
     let trigger = HttpTrigger::with_auth(Dispatcher::new(8), auth);
-    trigger.set_routes(RouteTable::build(&[deployment(
-        spec,
-        1,
-        steps(vec![inspect()]),
-    )]));
+    trigger.apply(&[deployment(spec, 1, steps(vec![inspect()]))]);
     trigger
 }
 

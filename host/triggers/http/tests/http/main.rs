@@ -28,7 +28,7 @@ use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full};
 use serde_json::{Value, json};
 use stepwell_core::{Call, ErrorKind, Event, Grants, StepError, StepScope};
-use stepwell_http_trigger::{HttpTrigger, RouteTable};
+use stepwell_http_trigger::HttpTrigger;
 use stepwell_pipeline::{
     Body, Deployed, DeployedFunction, DeployedStep, Deployment, Dispatcher, Function, HttpAuth,
     HttpTriggerSpec, Step, TriggerSpec,
@@ -159,7 +159,7 @@ fn trigger(deployments: &[Arc<Deployment>]) -> Arc<HttpTrigger> {
 
 fn trigger_on(dispatcher: Dispatcher, deployments: &[Arc<Deployment>]) -> Arc<HttpTrigger> {
     let trigger = HttpTrigger::new(dispatcher);
-    trigger.set_routes(RouteTable::build(deployments));
+    trigger.apply(deployments);
     Arc::new(trigger)
 }
 

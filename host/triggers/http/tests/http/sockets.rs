@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use stepwell_http_trigger::{HttpTrigger, RouteTable, ServeConfig, serve};
+use stepwell_http_trigger::{HttpTrigger, ServeConfig, serve};
 use stepwell_pipeline::{Dispatcher, Step};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -335,7 +335,7 @@ async fn who_takes_nothing_of_a_large_reply_is_given_up() {
 async fn bodies_that_never_end_take_only_so_much_memory() {
     let trigger = HttpTrigger::new(Dispatcher::new(8)).with_body_bytes(2_000);
     let route = deployment(spec("POST", "/p"), 1, steps(vec![inspect()]));
-    trigger.set_routes(RouteTable::build(&[route]));
+    trigger.apply(&[route]);
     let server = Server::start(Arc::new(trigger), ServeConfig::default()).await;
     let begun = format!(
         "POST /p HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n{}",
@@ -491,7 +491,7 @@ async fn while_a_pipeline_is_applied_again_and_again_each_request_sees_one_revis
     let mut applied = 1;
     while answered.load(Ordering::Relaxed) < 3_000 {
         applied += 1;
-        trigger.set_routes(RouteTable::build(&[revision(applied)]));
+        trigger.apply(&[revision(applied)]);
         tokio::time::sleep(Duration::from_micros(200)).await;
         assert!(callers.iter().all(|caller| !caller.is_finished()));
     }
