@@ -17,10 +17,11 @@ use tokio::process::{Child, Command};
 use tokio::runtime::Handle;
 
 use crate::chores::Chores;
-use crate::config::Flavor;
-use crate::load::{LoadError, refused, refused_text};
+use crate::inspect::{Inspection, Refused};
+use crate::interfaces::Interfaces;
+use crate::load::LoadError;
 use crate::queue::{Lane, Queue, Slot};
-use crate::worker::{EXIT_HOST, EXIT_REFUSED, Order};
+use crate::worker::{Bounds, EXIT_CODE, EXIT_HOST, For, Order, Report, arguments};
 
 /// How components are compiled.
 #[derive(Clone, Debug)]
@@ -46,7 +47,8 @@ pub(crate) struct CompileLimits {
     pub(crate) threads: usize,
 }
 
-/// Compiles components, a few at a time. No upload can hurt it: not by its size, not by the time it takes, not by crashing it.
+/// Checks and compiles components, a few at a time. No upload can hurt it: not by its size, not by the time it takes, not by crashing
+/// it.
 pub(crate) struct Compiler {
     by: CompileBy,
     limits: CompileLimits,
@@ -56,14 +58,25 @@ pub(crate) struct Compiler {
     functions: Option<PathBuf>,
 }
 
-/// Compiled code, and how long that took.
+/// Compiled code, what it is for, and how long that took.
 pub(crate) struct Compiled {
+    /// None: it was not to be checked.
+    pub(crate) inspection: Option<Inspection>,
     pub(crate) code: Vec<u8>,
+    pub(crate) r#for: For,
     pub(crate) took: Duration,
 }
 
-/// Bytes of what a compiler may say before it ends.
-const REPORT: u64 = 4096;
+/// Bytes of what a compiler may say before it fails.
+const LAST_WORDS: u64 = 4096;
+
+/// Bytes of code for each byte of a component, and for one of no bytes: far more than any compiler of a language makes.
+const CODE_OF_A_BYTE: u64 = 16;
+const CODE_OF_NOTHING: u64 = 32 << 20;
+
+fn most_code(component: &Bytes) -> u64 {
+    CODE_OF_NOTHING + CODE_OF_A_BYTE * component.len() as u64
+}
 
 impl Compiler {
     pub(crate) fn new(
@@ -82,15 +95,54 @@ impl Compiler {
         }
     }
 
-    /// Compiles the component of this digest for an engine of this flavour, in its lane's turn.
+    /// Compiles the component of this digest in its lane's turn, and checks it before, as an upload that may import these interfaces.
     pub(crate) async fn compile(
         &self,
-        engine: &wasmtime::Engine,
-        flavor: Flavor,
         digest: Digest,
         bytes: Bytes,
         lane: Lane,
+        check: Option<Interfaces>,
     ) -> Result<Compiled, LoadError> {
+        let order = Order {
+            check,
+            compile: true,
+            functions: self.functions.clone(),
+        };
+        let (report, code, took) = self.carry_out(order, digest, bytes, lane).await?;
+        histogram!("stepwell_compile_seconds").record(took.as_secs_f64());
+        let r#for = report.compiled.ok_or_else(|| half_done(digest))?;
+        Ok(Compiled {
+            inspection: report.inspection,
+            code,
+            r#for,
+            took,
+        })
+    }
+
+    /// Checks an upload only.
+    pub(crate) async fn check(
+        &self,
+        digest: Digest,
+        bytes: Bytes,
+        lane: Lane,
+        interfaces: Interfaces,
+    ) -> Result<Inspection, LoadError> {
+        let order = Order {
+            check: Some(interfaces),
+            compile: false,
+            functions: None,
+        };
+        let (report, ..) = self.carry_out(order, digest, bytes, lane).await?;
+        report.inspection.ok_or_else(|| half_done(digest))
+    }
+
+    async fn carry_out(
+        &self,
+        order: Order,
+        digest: Digest,
+        bytes: Bytes,
+        lane: Lane,
+    ) -> Result<(Report, Vec<u8>, Duration), LoadError> {
         let slot = tokio::time::timeout(self.limits.time, self.queue.slot(lane)).await;
         let Ok(Ok(slot)) = slot else {
             counter!("stepwell_compile_failures_total", "reason" => "busy").increment(1);
@@ -99,32 +151,18 @@ impl Compiler {
         gauge!("stepwell_compiling").increment(1);
         let began = Instant::now();
         let outcome = match &self.by {
-            CompileBy::InProcess => self.in_process(engine.clone(), digest, bytes, slot).await,
+            CompileBy::InProcess => self.in_process(order, digest, bytes, slot).await,
             CompileBy::Program { path, arguments } => {
                 let mut command = Command::new(path);
                 command.args(arguments);
-                let order = Order {
-                    flavor,
-                    engine: crate::cache::fingerprint(engine),
-                    memory: self.limits.memory,
-                    // A backstop for a compiler that nobody is left to kill: the clock on the wall is what counts.
-                    cpu: self.limits.time.saturating_mul(
-                        u32::try_from(self.limits.threads.saturating_add(1)).unwrap_or(u32::MAX),
-                    ),
-                    functions: self.functions.clone(),
-                };
                 let outcome = self.by_program(command, &order, digest, bytes).await;
                 drop(slot);
                 outcome
             }
         };
         gauge!("stepwell_compiling").decrement(1);
-        let took = began.elapsed();
         match outcome {
-            Ok(code) => {
-                histogram!("stepwell_compile_seconds").record(took.as_secs_f64());
-                Ok(Compiled { code, took })
-            }
+            Ok((report, code)) => Ok((report, code, began.elapsed())),
             Err(error) => {
                 counter!("stepwell_compile_failures_total", "reason" => error.reason())
                     .increment(1);
@@ -140,11 +178,11 @@ impl Compiler {
 
     async fn in_process(
         &self,
-        engine: wasmtime::Engine,
+        order: Order,
         digest: Digest,
         bytes: Bytes,
         slot: Slot,
-    ) -> Result<Vec<u8>, LoadError> {
+    ) -> Result<(Report, Vec<u8>), LoadError> {
         let limit = self.limits.time;
         let work = tokio::task::spawn_blocking(move || {
             // The compiler cannot be stopped: it keeps its slot until it is done, even if nobody waits any more.
@@ -152,9 +190,10 @@ impl Compiler {
             if Digest::of(&bytes) != digest {
                 return Err(LoadError::Damaged { digest });
             }
-            engine
-                .precompile_component(&bytes)
-                .map_err(|error| refused(&error))
+            match order.carry_out(&bytes) {
+                Ok(outcome) => outcome.map_err(LoadError::Refused),
+                Err(reason) => Err(LoadError::Host { digest, reason }),
+            }
         });
         match tokio::time::timeout(limit, work).await {
             Ok(Ok(outcome)) => outcome,
@@ -171,8 +210,18 @@ impl Compiler {
         order: &Order,
         digest: Digest,
         bytes: Bytes,
-    ) -> Result<Vec<u8>, LoadError> {
+    ) -> Result<(Report, Vec<u8>), LoadError> {
         let host = move |reason: String| LoadError::Host { digest, reason };
+        let most_code = most_code(&bytes);
+        let bounds = Bounds {
+            memory: self.limits.memory,
+            // A backstop for a compiler that nobody is left to kill: the clock on the wall is what counts.
+            cpu: self.limits.time.saturating_mul(
+                u32::try_from(self.limits.threads.saturating_add(1)).unwrap_or(u32::MAX),
+            ),
+            code: most_code,
+        };
+        let arguments = arguments(order, &bounds).map_err(|error| host(error.to_string()))?;
         let (input, output) = tokio::task::spawn_blocking(move || {
             if Digest::of(&bytes) != digest {
                 return Err(LoadError::Damaged { digest });
@@ -183,7 +232,7 @@ impl Compiler {
         .map_err(|error| host(error.to_string()))??;
         let cannot = |error: std::io::Error| host(format!("the compiler cannot be run: {error}"));
         command
-            .args(order.arguments())
+            .args(arguments)
             // Neither secrets nor settings of the host are the compiler's business.
             .env_clear()
             .env("RAYON_NUM_THREADS", self.limits.threads.to_string())
@@ -204,11 +253,14 @@ impl Compiler {
         let limit = self.limits.time;
         match tokio::time::timeout(limit, ended(&mut child)).await {
             Ok(Ok((status, report))) => {
-                self.judge(digest, status, &report)?;
+                self.judge(digest, most_code, status, &report)?;
                 tokio::task::spawn_blocking(move || read(output))
                     .await
                     .map_err(|error| host(error.to_string()))?
-                    .map_err(|error| host(format!("the compiled code cannot be read: {error}")))
+                    .map_err(|error| {
+                        host(format!("what the compiler wrote cannot be read: {error}"))
+                    })?
+                    .map_err(LoadError::Refused)
             }
             Ok(Err(error)) => Err(cannot(error)),
             Err(_) => {
@@ -220,12 +272,18 @@ impl Compiler {
     }
 
     /// What the end of the compiler's process means.
-    fn judge(&self, digest: Digest, status: ExitStatus, report: &str) -> Result<(), LoadError> {
+    fn judge(
+        &self,
+        digest: Digest,
+        most_code: u64,
+        status: ExitStatus,
+        report: &str,
+    ) -> Result<(), LoadError> {
         if status.success() {
             return Ok(());
         }
-        if status.code() == Some(EXIT_REFUSED) {
-            return Err(refused_text(report));
+        if status.code() == Some(EXIT_CODE) {
+            return Err(LoadError::TooMuchCode { limit: most_code });
         }
         if status.code() == Some(EXIT_HOST) {
             return Err(LoadError::Host {
@@ -247,7 +305,7 @@ impl Compiler {
             });
         }
         if signal == Some(Signal::XFSZ.as_raw()) {
-            return Err(too_big);
+            return Err(LoadError::TooMuchCode { limit: most_code });
         }
         Err(LoadError::Crashed {
             reason: match signal {
@@ -267,17 +325,31 @@ fn files(component: &[u8]) -> std::io::Result<(File, File)> {
     Ok((input, output))
 }
 
-fn read(mut output: File) -> std::io::Result<Vec<u8>> {
+/// Reads what [`Order`] says that a compiler writes.
+fn read(mut output: File) -> std::io::Result<Result<(Report, Vec<u8>), Refused>> {
     output.rewind()?;
+    let mut length = [0; 8];
+    output.read_exact(&mut length)?;
+    let mut report = Vec::new();
+    let length = u64::from_le_bytes(length);
+    (&mut output).take(length).read_to_end(&mut report)?;
+    let report: Result<Report, Refused> = serde_json::from_slice(&report)?;
     let mut code = Vec::new();
     output.read_to_end(&mut code)?;
-    Ok(code)
+    Ok(report.map(|report| (report, code)))
+}
+
+fn half_done(digest: Digest) -> LoadError {
+    LoadError::Host {
+        digest,
+        reason: "the compiler left out a part of its work".to_owned(),
+    }
 }
 
 async fn ended(child: &mut Child) -> std::io::Result<(ExitStatus, String)> {
     let mut report = Vec::new();
     if let Some(stderr) = child.stderr.take() {
-        stderr.take(REPORT).read_to_end(&mut report).await?;
+        stderr.take(LAST_WORDS).read_to_end(&mut report).await?;
     }
     let status = child.wait().await?;
     Ok((status, String::from_utf8_lossy(&report).trim().to_owned()))

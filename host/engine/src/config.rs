@@ -1,10 +1,12 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use wasmtime::component::Component;
 use wasmtime::{Config, Enabled, InstanceAllocationStrategy, PoolingAllocationConfig};
 
 use crate::compile::CompileBy;
+use crate::inspect::ASYNC_INSTANCES;
 use crate::memory::half_of_the_machine;
 
 /// What an [`Engine`](crate::Engine) is made with.
@@ -69,7 +71,7 @@ impl EngineConfig {
 }
 
 /// Which of the two engines.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Flavor {
     /// For components that are not async: half the cost of a call.
     Lean,
@@ -82,15 +84,6 @@ impl Flavor {
         match self {
             Self::Lean => "lean",
             Self::Concurrent => "concurrent",
-        }
-    }
-
-    /// The flavour of this name.
-    pub(crate) fn parse(name: &str) -> Option<Self> {
-        match name {
-            "lean" => Some(Self::Lean),
-            "concurrent" => Some(Self::Concurrent),
-            _ => None,
         }
     }
 }
@@ -148,7 +141,7 @@ pub(crate) fn wasmtime_config(flavor: Flavor, allocation: Allocation) -> Config 
             let mut pool = pool(instances);
             if flavor == Flavor::Concurrent {
                 // A call may have several stacks there: one for each of its component instances that waits.
-                pool.total_stacks(instances.saturating_mul(4));
+                pool.total_stacks(instances.saturating_mul(ASYNC_INSTANCES));
             }
             InstanceAllocationStrategy::Pooling(pool)
         }

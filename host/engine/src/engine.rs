@@ -1,4 +1,4 @@
-use std::future::{Future, ready};
+use std::future::Future;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::chores::Chores;
 use crate::compile::{CompileLimits, Compiler};
 use crate::config::EngineConfig;
 use crate::handle::{Fetch, Handle};
-use crate::inspect::{Inspection, Refused, inspect};
+use crate::inspect::{Inspection, Refused, glance, inspect};
 use crate::interfaces::Interfaces;
 use crate::load::{LoadError, Loader};
 use crate::machine::Machines;
@@ -25,13 +25,14 @@ use crate::store::StoreState;
 /// Runs components. `S` is what the store of each call holds. Cheap to clone.
 pub struct Engine<S: StoreState> {
     loader: Arc<Loader<S>>,
-    interfaces: Arc<Interfaces>,
     max_component: u64,
 }
 
 /// What came of [`Engine::compile`].
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct CompileReport {
+    /// What the component is.
+    pub inspection: Inspection,
     /// How long the compiler took, its process included; zero when the component had been compiled before.
     pub compile_time: Duration,
     /// Whether the component had been compiled before.
@@ -53,7 +54,7 @@ impl<S: StoreState> Engine<S> {
         config: EngineConfig,
         link: impl Fn(&mut Linker<S>) -> wasmtime::Result<()> + Send + Sync + 'static,
     ) -> Result<Self, EngineError> {
-        let interfaces = Arc::new(Interfaces::new(&config.interfaces));
+        let interfaces = Interfaces::new(&config.interfaces);
         let max_component = config.max_component;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let chores = Chores::start(cores / 2)
@@ -78,55 +79,53 @@ impl<S: StoreState> Engine<S> {
                 compiler: Arc::new(compiler),
                 residents: Arc::new(residents),
                 chores,
+                interfaces,
                 plugins: Mutex::default(),
             }),
-            interfaces,
             max_component,
         })
     }
 
-    /// Checks an upload without compiling it. It takes milliseconds for large components: call it off the async threads, or
-    /// [`Engine::examine`].
+    /// Checks a component in this process, without compiling it. There are components that make this take minutes, gigabytes and more
+    /// stack than there is: only for those that are trusted.
     ///
     /// # Errors
     /// [`Refused`], with the code that the management API answers.
     pub fn inspect(&self, bytes: &[u8]) -> Result<Inspection, Refused> {
-        inspect(bytes, &self.interfaces, self.max_component)
+        glance(bytes, self.max_component)?;
+        inspect(bytes, &self.loader.interfaces)
     }
 
-    /// Hashes and checks an upload, on threads that give way to requests.
+    /// Hashes an upload, on threads that give way to requests, and refuses what is not even the beginning of a component.
     ///
     /// # Errors
-    /// [`Refused`], as [`Engine::inspect`].
-    pub async fn examine(&self, bytes: Bytes) -> Result<(Digest, Inspection), Refused> {
-        let engine = self.clone();
-        let chore = move || {
-            let inspection = engine.inspect(&bytes)?;
-            Ok((Digest::of(&bytes), inspection))
-        };
-        self.loader.chores.run(chore).await.unwrap_or_else(|| {
-            Err(Refused::new(
+    /// [`Refused`]: it is too large, or no component.
+    pub async fn receive(&self, bytes: Bytes) -> Result<Digest, Refused> {
+        glance(&bytes, self.max_component)?;
+        let hashed = self.loader.chores.run(move || Digest::of(&bytes)).await;
+        hashed.ok_or_else(|| {
+            Refused::new(
                 "invalid-component",
-                "the component cannot be read: checking it failed".to_owned(),
-                "rebuild it, and check it with wasm-tools validate",
-            ))
+                "the component cannot be read: hashing it failed".to_owned(),
+                "upload it again",
+            )
         })
     }
 
-    /// Compiles a tenant's component into the cache and checks that it links. Doing it again costs little.
+    /// Checks a tenant's upload, compiles it into the cache and sees that it links, in the compiler's process. Doing it again costs
+    /// little.
     ///
     /// # Errors
-    /// [`LoadError`].
+    /// [`LoadError`]; [`LoadError::Refused`] if the component is at fault.
     pub async fn compile(
         &self,
         tenant: &str,
         digest: Digest,
         bytes: Bytes,
     ) -> Result<CompileReport, LoadError> {
-        let lane = Lane::Tenant(tenant.to_owned());
-        let bytes = ready(Ok::<_, LoadError>(bytes));
-        let plugin = self.loader.load(digest, lane, bytes).await?;
+        let (plugin, inspection) = self.loader.upload(tenant, digest, bytes).await?;
         Ok(CompileReport {
+            inspection,
             compile_time: plugin.compiled_in.unwrap_or_default(),
             cached: plugin.compiled_in.is_none(),
         })
@@ -233,7 +232,6 @@ impl<S: StoreState> Clone for Engine<S> {
     fn clone(&self) -> Self {
         Self {
             loader: self.loader.clone(),
-            interfaces: self.interfaces.clone(),
             max_component: self.max_component,
         }
     }

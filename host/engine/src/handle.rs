@@ -58,9 +58,10 @@ impl<S: StoreState> Handle<S> {
 fn blame(error: &LoadError) -> StepError {
     let message = format!("the component cannot be loaded: {error}");
     match error {
-        LoadError::Refused(_) | LoadError::TooSlow { .. } | LoadError::TooBig { .. } => {
-            StepError::new(ErrorKind::Failed, message)
-        }
+        LoadError::Refused(_)
+        | LoadError::TooSlow { .. }
+        | LoadError::TooBig { .. }
+        | LoadError::TooMuchCode { .. } => StepError::new(ErrorKind::Failed, message),
         LoadError::Crashed { .. } | LoadError::Damaged { .. } => {
             StepError::new(ErrorKind::Failed, message).blamed(Blame::Host)
         }

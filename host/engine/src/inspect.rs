@@ -1,6 +1,6 @@
 use std::fmt;
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use stepwell_core::ByteSize;
 use wasmparser::component_types::ComponentEntityType;
 use wasmparser::types::TypesRef;
@@ -10,6 +10,7 @@ use wasmparser::{
 
 use crate::command::CommandWorld;
 use crate::config::Flavor;
+use crate::instances::Instances;
 use crate::interfaces::{Interfaces, split};
 
 /// The export that makes a component a step.
@@ -53,8 +54,20 @@ impl Serialize for World {
     }
 }
 
+impl<'de> Deserialize<'de> for World {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        match split(&text) {
+            ("stepwell:pipeline/step", _) => Ok(Self::Step),
+            ("wasi:http/proxy", Some(version)) => Ok(Self::Http(version.to_owned())),
+            ("wasi:http/service", Some(version)) => Ok(Self::Service(version.to_owned())),
+            _ => Err(de::Error::custom(format!("'{text}' is no world"))),
+        }
+    }
+}
+
 /// What is to be known of a component before it is compiled.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inspection {
     /// What it is made for.
     pub world: World,
@@ -94,18 +107,47 @@ impl Refused {
     }
 }
 
+/// What [`Refused::code`] can be.
+const CODES: [&str; 7] = [
+    "not-wasm",
+    "core-module",
+    "truncated",
+    "invalid-component",
+    "unknown-import",
+    "unknown-world",
+    "too-large",
+];
+
+impl<'de> Deserialize<'de> for Refused {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        struct Written {
+            code: String,
+            message: String,
+            hint: Option<String>,
+        }
+        let written = Written::deserialize(deserializer)?;
+        let code = CODES.into_iter().find(|code| *code == written.code);
+        Ok(Self {
+            code: code.ok_or_else(|| de::Error::custom(format!("no code '{}'", written.code)))?,
+            message: written.message,
+            hint: written.hint,
+        })
+    }
+}
+
 /// Components within components that are looked into.
 const NESTING: usize = 100;
+
+/// Imports, and exports, that a component may have, and bytes of their names together. They are kept and listed as they are.
+const NAMES: usize = 1_000;
+const NAMES_BYTES: usize = 256 << 10;
 
 /// Bytes of a name or version in the metadata.
 const METADATA: usize = 256;
 
-/// Checks an upload without compiling it.
-pub(crate) fn inspect(
-    bytes: &[u8],
-    interfaces: &Interfaces,
-    max: u64,
-) -> Result<Inspection, Refused> {
+/// Refuses an upload that is too large or not even the beginning of a component, at no cost.
+pub(crate) fn glance(bytes: &[u8], max: u64) -> Result<(), Refused> {
     if bytes.len() as u64 > max {
         return Err(Refused::new(
             "too-large",
@@ -117,8 +159,15 @@ pub(crate) fn inspect(
             "build it in release mode with strip = true and opt-level = \"s\", or raise limits.component",
         ));
     }
+    header(bytes)
+}
+
+/// Checks an upload without compiling it. There are uploads that make this take minutes, gigabytes and more stack than there is:
+/// where they are not trusted, only a process of its own does it.
+pub(crate) fn inspect(bytes: &[u8], interfaces: &Interfaces) -> Result<Inspection, Refused> {
     header(bytes)?;
     let found = parse(bytes, features())?;
+    check_names(&found)?;
     check_imports(&found, interfaces)?;
     let world = world(&found.exports)?;
     check_http_imports(&world, &found)?;
@@ -135,18 +184,31 @@ pub(crate) fn inspect(
     })
 }
 
-/// Which engine runs the component: the concurrent one if it has anything async in it or imports WASI 0.3.
-pub(crate) fn flavor(bytes: &[u8]) -> Flavor {
-    let concurrent = match parse(bytes, features().difference(ASYNC)) {
-        Ok(found) => found.imports.iter().any(|import| is_wasi_03(&import.name)),
-        Err(_) => parse(bytes, features()).is_ok(),
+/// Instances of components with code that an async component may consist of. Each may wait on a stack of its own.
+pub(crate) const ASYNC_INSTANCES: u32 = 8;
+
+/// Which engine runs the component: the concurrent one if it has anything async in it or imports WASI 0.3. As [`inspect`], it is done
+/// in a process of its own.
+pub(crate) fn flavor(bytes: &[u8]) -> Result<Flavor, Refused> {
+    let found = match parse(bytes, features().difference(ASYNC)) {
+        Ok(found) if found.imports.iter().any(|import| is_wasi_03(&import.name)) => found,
+        Ok(_) => return Ok(Flavor::Lean),
+        Err(_) => match parse(bytes, features()) {
+            Ok(found) => found,
+            // The compiler says what is wrong with one that is not valid at all.
+            Err(_) => return Ok(Flavor::Lean),
+        },
     };
-    if concurrent {
-        Flavor::Concurrent
-    } else {
-        // The compiler says what is wrong with one that is not valid at all.
-        Flavor::Lean
+    if found.instances > u64::from(ASYNC_INSTANCES) {
+        return Err(Refused::new(
+            "too-large",
+            format!(
+                "the component is async and consists of more than {ASYNC_INSTANCES} instances of components; this limit is the host's own and has no setting"
+            ),
+            "compose fewer components into one, and let a pipeline have the others as steps",
+        ));
     }
+    Ok(Flavor::Concurrent)
 }
 
 /// Whether these are the bytes of a program rather than of a plugin: a component that exports `wasi:cli/run`. Toolchains that know
@@ -264,6 +326,7 @@ struct Found {
     exports: Vec<String>,
     name: Option<String>,
     version: Option<String>,
+    instances: u64,
 }
 
 struct Import {
@@ -288,6 +351,7 @@ fn parse(bytes: &[u8], features: WasmFeatures) -> Result<Found, Refused> {
     let mut rest = bytes;
     let (mut imports, mut exports) = (Vec::new(), Vec::new());
     let (mut name, mut version) = (None, None);
+    let mut instances = Instances::default();
     loop {
         // A component may end with what is in it. Where nothing is left, nothing can be wrong but that there is too little.
         let parsed = parser.parse(rest, rest.is_empty()).map_err(|error| {
@@ -345,10 +409,11 @@ fn parse(bytes: &[u8], features: WasmFeatures) -> Result<Found, Refused> {
                 _ => {}
             }
         }
-        match validator
+        let valid = validator
             .payload(&payload)
-            .map_err(|error| invalid(&error))?
-        {
+            .map_err(|error| invalid(&error))?;
+        instances.read(&payload).map_err(|error| invalid(&error))?;
+        match valid {
             ValidPayload::Ok | ValidPayload::Func(..) => {}
             ValidPayload::Parser(inner) => {
                 if outer.len() >= NESTING {
@@ -373,6 +438,7 @@ fn parse(bytes: &[u8], features: WasmFeatures) -> Result<Found, Refused> {
                         exports,
                         name,
                         version,
+                        instances: instances.of_the_whole(),
                     });
                 }
             },
@@ -414,6 +480,25 @@ fn is_resource(id: wasmparser::component_types::ComponentAnyTypeId) -> bool {
         id,
         wasmparser::component_types::ComponentAnyTypeId::Resource(_)
     )
+}
+
+fn check_names(found: &Found) -> Result<(), Refused> {
+    let imports = found.imports.iter().map(|import| &import.name);
+    let bytes: usize = imports.chain(&found.exports).map(String::len).sum();
+    if found.imports.len() > NAMES || found.exports.len() > NAMES || bytes > NAMES_BYTES {
+        return Err(Refused::new(
+            "too-large",
+            format!(
+                "the component has {} imports and {} exports, with names of {} together; at most {NAMES} of each and {} are accepted; this limit is the host's own and has no setting",
+                found.imports.len(),
+                found.exports.len(),
+                ByteSize(bytes as u64),
+                ByteSize(NAMES_BYTES as u64)
+            ),
+            "export what its world asks for alone",
+        ));
+    }
+    Ok(())
 }
 
 /// Names every import that nobody provides, with the nearest one that somebody does.

@@ -1,7 +1,10 @@
+use serde::{Deserialize, Serialize};
+
 use crate::link::{WASI, WASI_CONFIG, WASI_INTERFACES};
 use crate::link_03::{WASI_03, WASI_03_INTERFACES};
 
 /// The interfaces that a guest may import, by their full names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Interfaces(Vec<String>);
 
 impl Interfaces {

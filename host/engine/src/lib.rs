@@ -22,6 +22,7 @@ mod handle;
 mod held;
 mod idle;
 mod inspect;
+mod instances;
 mod interfaces;
 mod keep;
 mod lane;

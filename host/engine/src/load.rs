@@ -1,5 +1,5 @@
 use std::collections::HashMap;
-use std::future::Future;
+use std::future::{Future, ready};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -13,11 +13,12 @@ use wasmtime::component::types::{ComponentFunc, ComponentInstance, ComponentItem
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
 use wasmtime_wasi_http::p3::bindings::ServicePre;
 
-use crate::cache::from_memory;
+use crate::cache::{fingerprint, from_memory};
 use crate::chores::Chores;
 use crate::compile::{Compiled, Compiler};
 use crate::config::{Flavor, slots_of};
-use crate::inspect::{Refused, World, flavor, target};
+use crate::inspect::{Inspection, Refused, World, target};
+use crate::interfaces::Interfaces;
 use crate::machine::{Machine, Machines};
 use crate::plugin::{Code, Plugin};
 use crate::queue::Lane;
@@ -42,6 +43,12 @@ pub enum LoadError {
     #[error("compiling the component needs more than {} of memory; the setting is limits.compile_memory", ByteSize(*.limit))]
     TooBig {
         /// `limits.compile_memory`.
+        limit: u64,
+    },
+    /// The code would be too large for such a component.
+    #[error("the compiled code is larger than {}: as much as a component of this size may have; this limit is the host's own and has no setting", ByteSize(*.limit))]
+    TooMuchCode {
+        /// The bytes that it may have.
         limit: u64,
     },
     /// The compiler did not come to its end.
@@ -84,6 +91,7 @@ impl LoadError {
             Self::Refused(_) => "refused",
             Self::TooSlow { .. } => "time",
             Self::TooBig { .. } => "memory",
+            Self::TooMuchCode { .. } => "code",
             Self::Crashed { .. } => "crash",
             Self::Busy => "busy",
             Self::Unreadable { .. } | Self::Damaged { .. } | Self::Host { .. } => "host",
@@ -97,6 +105,8 @@ pub(crate) struct Loader<S: StoreState> {
     pub(crate) compiler: Arc<Compiler>,
     pub(crate) residents: Arc<Residents<S>>,
     pub(crate) chores: Arc<Chores>,
+    /// What components may import.
+    pub(crate) interfaces: Interfaces,
     pub(crate) plugins: Mutex<HashMap<Digest, Entry<S>>>,
 }
 
@@ -234,7 +244,7 @@ impl<S: StoreState> Loader<S> {
         let mapped = blocking(digest, move || {
             let mapped = loader.mapped(&digest);
             mapped
-                .map(|(machine, component)| link(machine, &component, None))
+                .map(|(machine, component)| link(machine, &component))
                 .transpose()
         })
         .await?;
@@ -247,24 +257,59 @@ impl<S: StoreState> Loader<S> {
             digest,
             reason: error.to_string(),
         })?;
-        let loader = self.clone();
-        let (flavor, engine, bytes) = blocking(digest, move || {
-            let flavor = flavor(&bytes);
-            let engine = loader.machine(digest, flavor)?.shared.engine.clone();
-            Ok((flavor, engine, bytes))
-        })
-        .await?;
-        let Compiled { code, took } = self
-            .compiler
-            .compile(&engine, flavor, digest, bytes, lane)
-            .await?;
+        // What is no upload was checked when it was one.
+        let check = matches!(lane, Lane::Tenant(_)).then(|| self.interfaces.clone());
+        let compiled = self.compiler.compile(digest, bytes, lane, check).await?;
         let loader = self.clone();
         blocking(digest, move || {
-            let machine = loader.machine(digest, flavor)?;
+            let Compiled {
+                inspection,
+                code,
+                r#for,
+                took,
+            } = compiled;
+            let machine = loader.machine(digest, r#for.flavor)?;
+            let own = fingerprint(&machine.shared.engine);
+            if own != r#for.engine {
+                return Err(LoadError::Host {
+                    digest,
+                    reason: format!(
+                        "the compiler's engine ({}) is not the host's ({own}): are both of the same build?",
+                        r#for.engine
+                    ),
+                });
+            }
             let component = keep(machine, &digest, &code)?;
-            link(machine, &component, Some(took)).map(Arc::new)
+            let plugin = link(machine, &component)?;
+            Ok(Arc::new(Plugin {
+                compiled_in: Some(took),
+                inspection,
+                ..plugin
+            }))
         })
         .await
+    }
+
+    /// Loads an upload and answers what it is. Nobody but the compiler's process looks into it.
+    pub(crate) async fn upload(
+        self: &Arc<Self>,
+        tenant: &str,
+        digest: Digest,
+        bytes: Bytes,
+    ) -> Result<(Arc<Plugin<S>>, Inspection), LoadError> {
+        let lane = || Lane::Tenant(tenant.to_owned());
+        let fetch = ready(Ok::<_, LoadError>(bytes.clone()));
+        let plugin = self.load(digest, lane(), fetch).await?;
+        let inspection = match plugin.inspection.clone() {
+            Some(inspection) => inspection,
+            // It had been compiled before.
+            None => {
+                let interfaces = self.interfaces.clone();
+                let checked = self.compiler.check(digest, bytes, lane(), interfaces);
+                checked.await?
+            }
+        };
+        Ok((plugin, inspection))
     }
 
     /// Looks for compiled code; it lies in the cache of the component's flavour.
@@ -301,13 +346,12 @@ fn keep<S: StoreState>(
     } else if let Some(component) = machine.cache.load(engine, digest) {
         return Ok(component);
     }
-    from_memory(engine, code).map_err(|error| refused(&error))
+    from_memory(engine, code).map_err(|error| LoadError::Refused(refused_text(&text(&error))))
 }
 
 fn link<S: StoreState>(
     machine: &Machine<S>,
     component: &Component,
-    compiled_in: Option<Duration>,
 ) -> Result<Plugin<S>, LoadError> {
     let pre = machine
         .linker
@@ -344,7 +388,8 @@ fn link<S: StoreState>(
         code,
         shared: machine.shared.clone(),
         slots: slots_of(component),
-        compiled_in,
+        compiled_in: None,
+        inspection: None,
         code_bytes: image_bytes(component),
     })
 }
@@ -394,16 +439,12 @@ async fn blocking<T: Send + 'static>(
 }
 
 /// What the compiler does not accept.
-pub(crate) fn refused(error: &wasmtime::Error) -> LoadError {
-    refused_text(&text(error))
-}
-
-pub(crate) fn refused_text(text: &str) -> LoadError {
-    LoadError::Refused(Refused::new(
+pub(crate) fn refused_text(text: &str) -> Refused {
+    Refused::new(
         "invalid-component",
         format!("the component cannot be compiled: {text}"),
         "rebuild it, and check it with wasm-tools validate",
-    ))
+    )
 }
 
 fn unlinkable(error: &wasmtime::Error) -> Refused {

@@ -9,7 +9,7 @@ use wasmtime_wasi_http::p3::bindings::ServicePre;
 
 use crate::call::Shared;
 use crate::function::{self, Body};
-use crate::inspect::World;
+use crate::inspect::{Inspection, World};
 use crate::keep::{Exports, Kept, Lease};
 use crate::service;
 use crate::step::{StepPre, guest_error, lend, take};
@@ -24,6 +24,8 @@ pub struct Plugin<S: StoreState> {
     pub(crate) slots: u32,
     /// How long compiling took, if this process had to.
     pub(crate) compiled_in: Option<Duration>,
+    /// What it was found to be when it was compiled as an upload.
+    pub(crate) inspection: Option<Inspection>,
     /// Bytes of its compiled code.
     pub(crate) code_bytes: u64,
 }

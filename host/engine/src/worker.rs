@@ -1,110 +1,227 @@
-use std::ffi::{OsStr, OsString};
-use std::io::{Read as _, Write as _};
+use std::ffi::OsString;
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getppid, setpriority_process, setrlimit};
+use serde::{Deserialize, Serialize};
 
 use crate::cache::fingerprint;
 use crate::chores::NICENESS;
 use crate::config::{Allocation, Flavor, wasmtime_config};
 use crate::functions::Functions;
+use crate::inspect::{Inspection, Refused, flavor, inspect};
+use crate::interfaces::Interfaces;
+use crate::load::{refused_text, text};
 
-/// The component cannot be compiled; standard error says why.
-pub(crate) const EXIT_REFUSED: i32 = 10;
-/// Something else is wrong; standard error says what.
+/// Something is wrong that is not the component's fault; standard error says what.
 pub(crate) const EXIT_HOST: i32 = 11;
+/// There is more code than there may be. The signal for it may be one that the host ignores, and then this process does too.
+pub(crate) const EXIT_CODE: i32 = 12;
 
-/// What a compiler is asked to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What a compiler is asked to do with a component.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Order {
-    pub(crate) flavor: Flavor,
-    /// Of the engine that will run the code: one that differs would refuse it.
-    pub(crate) engine: String,
+    /// The interfaces that it may import, where it is to be checked as an upload.
+    pub(crate) check: Option<Interfaces>,
+    pub(crate) compile: bool,
+    /// Where the functions of large components are kept; not every path can be written as JSON.
+    #[serde(skip)]
+    pub(crate) functions: Option<PathBuf>,
+}
+
+/// What a compiler's process must not take more of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Bounds {
     pub(crate) memory: u64,
     pub(crate) cpu: Duration,
-    pub(crate) functions: Option<PathBuf>,
+    /// Bytes of the code.
+    pub(crate) code: u64,
+}
+
+/// What came of it, beside the code.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Report {
+    /// None: it was not to be checked.
+    pub(crate) inspection: Option<Inspection>,
+    /// None: it was not to be compiled.
+    pub(crate) compiled: Option<For>,
+}
+
+/// What the code is for.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct For {
+    pub(crate) flavor: Flavor,
+    /// Of the engine that made it: one that differs would refuse it.
+    pub(crate) engine: String,
 }
 
 /// Bytes from which on a component's functions are worth keeping: small ones are compiled faster than these are looked up.
 const LARGE: usize = 2 << 20;
 
-/// The life of a compiler's process: it reads one component from standard input, writes its code to standard output and ends.
+/// The life of a compiler's process: it reads one component from standard input, writes what came of it to standard output and ends.
 /// `arguments` are those that [`CompileBy::Program`](crate::CompileBy) adds.
 pub fn compile_worker(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let outcome = Order::parse(arguments)
-        .and_then(|order| order.confine().map(|()| order))
-        .and_then(|order| order.carry_out());
-    let (code, report) = match outcome {
-        Ok(()) => return ExitCode::SUCCESS,
-        Err(Failure::Refused(report)) => (EXIT_REFUSED, report),
-        Err(Failure::Host(report)) => (EXIT_HOST, report),
-    };
-    let _ = std::io::stderr().write_all(report.as_bytes());
-    ExitCode::from(u8::try_from(code).unwrap_or(1))
+    let outcome = parse(arguments)
+        .and_then(|(order, bounds)| bounds.confine().map(|()| order))
+        .map_err(Failure::from)
+        .and_then(|order| order.answer());
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::TooMuchCode) => exit(EXIT_CODE),
+        Err(Failure::Host(what)) => {
+            let _ = std::io::stderr().write_all(what.as_bytes());
+            exit(EXIT_HOST)
+        }
+    }
 }
 
 enum Failure {
-    Refused(String),
     Host(String),
+    TooMuchCode,
 }
 
-fn host(what: &str, error: impl std::fmt::Display) -> Failure {
-    Failure::Host(format!("{what}: {error}"))
+impl From<String> for Failure {
+    fn from(what: String) -> Self {
+        Self::Host(what)
+    }
+}
+
+fn exit(code: i32) -> ExitCode {
+    ExitCode::from(u8::try_from(code).unwrap_or(1))
+}
+
+pub(crate) fn arguments(order: &Order, bounds: &Bounds) -> serde_json::Result<Vec<OsString>> {
+    let written = [
+        serde_json::to_string(order)?,
+        serde_json::to_string(bounds)?,
+    ];
+    let functions = order.functions.clone().map(PathBuf::into_os_string);
+    Ok(written
+        .map(OsString::from)
+        .into_iter()
+        .chain(functions)
+        .collect())
+}
+
+fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<(Order, Bounds), String> {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let parsed = match arguments.as_slice() {
+        [order, bounds, functions @ ..] => (|| {
+            let order: Order = serde_json::from_str(order.to_str()?).ok()?;
+            let functions = functions.first().map(PathBuf::from);
+            let bounds = serde_json::from_str(bounds.to_str()?).ok()?;
+            Some((Order { functions, ..order }, bounds))
+        })(),
+        _ => None,
+    };
+    parsed.ok_or_else(|| {
+        "this command is for the host's own use: it compiles what it reads from standard input"
+            .to_owned()
+    })
+}
+
+fn failed(what: &str, error: impl std::fmt::Display) -> String {
+    format!("{what}: {error}")
 }
 
 impl Order {
-    pub(crate) fn arguments(&self) -> Vec<OsString> {
-        let mut arguments: Vec<OsString> = vec![
-            self.flavor.as_str().into(),
-            self.engine.clone().into(),
-            self.memory.to_string().into(),
-            self.cpu.as_secs().max(1).to_string().into(),
-        ];
-        arguments.extend(self.functions.clone().map(PathBuf::into_os_string));
-        arguments
-    }
-
-    fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, Failure> {
-        let mut arguments = arguments.into_iter();
-        let parsed = (|| {
-            let mut text = || arguments.next()?.into_string().ok();
-            Some(Self {
-                flavor: Flavor::parse(&text()?)?,
-                engine: text()?,
-                memory: text()?.parse().ok()?,
-                cpu: Duration::from_secs(text()?.parse().ok()?),
-                functions: None,
-            })
-        })();
-        let Some(order) = parsed else {
-            let message = "this command is for the host's own use: it compiles what it reads from standard input";
-            return Err(Failure::Host(message.to_owned()));
+    /// Carries it out for standard input and output: first the length of what the host reads (a [`Report`] or [`Refused`]), then that,
+    /// then the code.
+    fn answer(self) -> Result<(), Failure> {
+        let mut component = Vec::new();
+        std::io::stdin()
+            .lock()
+            .read_to_end(&mut component)
+            .map_err(|error| failed("the component cannot be read", error))?;
+        let (report, code) = match self.carry_out(&component)? {
+            Ok((report, code)) => (Ok(report), code),
+            Err(refused) => (Err(refused), Vec::new()),
         };
-        Ok(Self {
-            functions: arguments.next().map(PathBuf::from),
-            ..order
-        })
+        let report =
+            serde_json::to_vec(&report).map_err(|error| failed("it cannot be told", error))?;
+        let mut output = std::io::stdout().lock();
+        output
+            .write_all(&(report.len() as u64).to_le_bytes())
+            .and_then(|()| output.write_all(&report))
+            .and_then(|()| output.write_all(&code))
+            .and_then(|()| output.flush())
+            .map_err(|error| match error.kind() {
+                ErrorKind::FileTooLarge => Failure::TooMuchCode,
+                _ => failed("the code cannot be written", error).into(),
+            })
     }
 
+    /// Checks and compiles a component in this process.
+    pub(crate) fn carry_out(
+        &self,
+        component: &[u8],
+    ) -> Result<Result<(Report, Vec<u8>), Refused>, String> {
+        let inspection = match &self.check {
+            None => None,
+            Some(interfaces) => match inspect(component, interfaces) {
+                Ok(inspection) => Some(inspection),
+                Err(refused) => return Ok(Err(refused)),
+            },
+        };
+        let flavor = match flavor(component) {
+            Ok(flavor) => flavor,
+            Err(refused) => return Ok(Err(refused)),
+        };
+        let mut report = Report {
+            inspection,
+            compiled: None,
+        };
+        if !self.compile {
+            return Ok(Ok((report, Vec::new())));
+        }
+        let mut config = wasmtime_config(flavor, Allocation::OnDemand);
+        let functions = self
+            .functions
+            .as_deref()
+            .filter(|_| component.len() >= LARGE)
+            .map(Functions::open);
+        if let Some(functions) = &functions {
+            config
+                .enable_incremental_compilation(functions.store())
+                .map_err(|error| failed("functions cannot be kept", error))?;
+        }
+        let engine = wasmtime::Engine::new(&config)
+            .map_err(|error| failed("no engine can be made", error))?;
+        let code = match engine.precompile_component(component) {
+            Ok(code) => code,
+            Err(error) => return Ok(Err(refused_text(&text(&error)))),
+        };
+        report.compiled = Some(For {
+            flavor,
+            engine: fingerprint(&engine),
+        });
+        if let Some(functions) = functions {
+            functions.keep();
+        }
+        Ok(Ok((report, code)))
+    }
+}
+
+impl Bounds {
     /// Takes from this process what the component it compiles must not have, before it has been read.
-    fn confine(&self) -> Result<(), Failure> {
+    fn confine(&self) -> Result<(), String> {
         let limit = |resource, value: u64| {
             let limit = Rlimit {
                 current: Some(value),
                 maximum: Some(value),
             };
-            setrlimit(resource, limit).map_err(|error| host("a limit cannot be set", error))
+            setrlimit(resource, limit).map_err(|error| failed("a limit cannot be set", error))
         };
         // What it may write to: neither the program nor what it maps to read counts.
         limit(Resource::Data, self.memory)?;
-        limit(Resource::Fsize, self.memory)?;
+        limit(Resource::Fsize, self.code)?;
         limit(Resource::Cpu, self.cpu.as_secs().max(1))?;
         limit(Resource::Core, 0)?;
         setpriority_process(None, NICENESS)
-            .map_err(|error| host("the priority cannot be set", error))?;
+            .map_err(|error| failed("the priority cannot be set", error))?;
         let parent = getppid();
         thread::Builder::new()
             .stack_size(64 << 10)
@@ -115,49 +232,7 @@ impl Order {
                 }
                 std::process::exit(EXIT_HOST);
             })
-            .map_err(|error| host("no thread can be started", error))?;
-        Ok(())
-    }
-
-    fn carry_out(self) -> Result<(), Failure> {
-        let mut component = Vec::new();
-        std::io::stdin()
-            .lock()
-            .read_to_end(&mut component)
-            .map_err(|error| host("the component cannot be read", error))?;
-        let mut config = wasmtime_config(self.flavor, Allocation::OnDemand);
-        let functions = self
-            .functions
-            .as_deref()
-            .filter(|_| component.len() >= LARGE)
-            .map(Functions::open);
-        if let Some(functions) = &functions {
-            config
-                .enable_incremental_compilation(functions.store())
-                .map_err(|error| host("functions cannot be kept", error))?;
-        }
-        let engine =
-            wasmtime::Engine::new(&config).map_err(|error| host("no engine can be made", error))?;
-        let own = fingerprint(&engine);
-        if own != self.engine {
-            let (own, other) = (OsStr::new(&own), OsStr::new(&self.engine));
-            return Err(Failure::Host(format!(
-                "this program's engine ({}) is not the host's ({}): are both of the same build?",
-                own.display(),
-                other.display()
-            )));
-        }
-        let code = engine
-            .precompile_component(&component)
-            .map_err(|error| Failure::Refused(crate::load::text(&error)))?;
-        let mut output = std::io::stdout().lock();
-        output
-            .write_all(&code)
-            .and_then(|()| output.flush())
-            .map_err(|error| host("the code cannot be written", error))?;
-        if let Some(functions) = functions {
-            functions.keep();
-        }
+            .map_err(|error| failed("no thread can be started", error))?;
         Ok(())
     }
 }
@@ -166,33 +241,37 @@ impl Order {
 mod tests {
     use super::*;
 
-    #[test]
-    fn an_order_is_read_as_it_was_given() {
-        let order = Order {
-            flavor: Flavor::Lean,
-            engine: "0123".to_owned(),
+    fn bounds() -> Bounds {
+        Bounds {
             memory: 4 << 30,
             cpu: Duration::from_secs(240),
-            functions: Some(PathBuf::from("/a/b c")),
-        };
-        assert_eq!(Order::parse(order.arguments()).ok(), Some(order.clone()));
-        let without = Order {
-            functions: None,
-            ..order
-        };
-        assert_eq!(Order::parse(without.arguments()).ok(), Some(without));
+            code: 1 << 30,
+        }
+    }
+
+    #[test]
+    fn an_order_is_read_as_it_was_given() {
+        for order in [
+            Order {
+                check: Some(Interfaces::new(&["a:b/c@1.0.0".to_owned()])),
+                compile: true,
+                functions: Some(PathBuf::from("/a/b c")),
+            },
+            Order {
+                check: None,
+                compile: false,
+                functions: None,
+            },
+        ] {
+            let arguments = arguments(&order, &bounds()).unwrap();
+            assert_eq!(parse(arguments), Ok((order, bounds())));
+        }
     }
 
     #[test]
     fn what_is_no_order_is_refused() {
-        for arguments in [
-            &[][..],
-            &["lean"],
-            &["fat", "0", "1", "1"],
-            &["lean", "0", "x", "1"],
-        ] {
-            let arguments = arguments.iter().map(OsString::from);
-            assert!(matches!(Order::parse(arguments), Err(Failure::Host(_))));
+        for arguments in [&[][..], &["{}"], &["{}", "{}"], &["lean", "0", "1", "1"]] {
+            assert!(parse(arguments.iter().map(OsString::from)).is_err());
         }
     }
 }

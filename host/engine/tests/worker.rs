@@ -56,6 +56,12 @@ fn main() -> ExitCode {
         println!("the_functions_of_a_large_component_are_kept ... ok");
         an_engine_of_another_build_is_refused().await;
         println!("an_engine_of_another_build_is_refused ... ok");
+        uploads_that_cost_much_to_read_end_alone().await;
+        println!("uploads_that_cost_much_to_read_end_alone ... ok");
+        uploads_of_too_much_are_refused().await;
+        println!("uploads_of_too_much_are_refused ... ok");
+        what_was_compiled_before_is_still_checked().await;
+        println!("what_was_compiled_before_is_still_checked ... ok");
     });
     ExitCode::SUCCESS
 }
@@ -295,9 +301,8 @@ async fn the_functions_of_a_large_component_are_kept() {
 async fn an_engine_of_another_build_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let own = std::env::current_exe().unwrap();
-    // The second argument is the engine that is wanted.
     let script = format!(
-        "exec '{}' compile-worker \"$1\" 0123456789abcdef \"$3\" \"$4\"",
+        "'{}' compile-worker \"$@\" | LC_ALL=C sed 's/\"engine\":\"[0-9a-f]*\"/\"engine\":\"0123456789abcdef\"/'; exit",
         own.display()
     );
     let engine = engine(EngineConfig {
@@ -307,4 +312,125 @@ async fn an_engine_of_another_build_is_refused() {
     let error = compile(&engine, &guest("echo.wasm")).await.unwrap_err();
     assert!(matches!(error, LoadError::Host { .. }), "{error:?}");
     assert!(error.to_string().contains("0123456789abcdef"), "{error}");
+}
+
+fn leb(mut number: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while number >= 0x80 {
+        bytes.push(u8::try_from(number & 0x7f).unwrap() | 0x80);
+        number >>= 7;
+    }
+    bytes.push(u8::try_from(number).unwrap());
+    bytes
+}
+
+/// Instance types within instance types, this deep: reading them takes a part of the stack for each.
+fn nested_types(depth: usize) -> Bytes {
+    let mut section = vec![1];
+    for _ in 0..depth {
+        section.extend([0x42, 1, 1]);
+    }
+    section.extend([0x42, 0]);
+    let mut bytes = b"\0asm\x0d\0\x01\0\x07".to_vec();
+    bytes.extend(leb(section.len()));
+    bytes.extend(section);
+    Bytes::from(bytes)
+}
+
+fn component(text: &str) -> Bytes {
+    Bytes::from(wat::parse_str(format!("(component {text})")).unwrap())
+}
+
+fn exports(count: usize, of: &str) -> String {
+    (0..count)
+        .map(|n| format!("(export \"a{n}\" (func {of}))"))
+        .collect()
+}
+
+/// Each instantiation copies all that the component exports.
+fn copied_exports() -> Bytes {
+    let many = exports(20_000, "$f");
+    let instances = "(instance (instantiate $c (with \"x\" (func $f))))".repeat(100);
+    component(&format!(
+        "(component $c (import \"x\" (func $f)) {many}) (import \"f\" (func $f)) {instances}"
+    ))
+}
+
+/// Each instantiation compares one type of many exports with another.
+fn compared_types() -> Bytes {
+    let many = exports(50_000, "(type 0)");
+    let instances = "(instance (instantiate $c (with \"x\" (instance $i))))".repeat(990);
+    component(&format!(
+        "(type $a (instance (type (func)) {many}))
+         (component $c (type $b (instance (type (func)) {many})) (import \"x\" (instance (type $b))))
+         (component $d (import \"i\" (instance $i (type $a))) {instances})"
+    ))
+}
+
+async fn uploads_that_cost_much_to_read_end_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = engine(EngineConfig {
+        compile_timeout: Duration::from_secs(3),
+        compile_memory: 256 << 20,
+        ..config(dir.path())
+    });
+    let upload = |bytes: Bytes| {
+        let engine = engine.clone();
+        async move {
+            let digest = engine.receive(bytes.clone()).await.unwrap();
+            engine.compile("a", digest, bytes).await.unwrap_err()
+        }
+    };
+    let error = upload(nested_types(200_000)).await;
+    assert!(matches!(error, LoadError::Crashed { .. }), "{error:?}");
+    let error = upload(copied_exports()).await;
+    assert!(matches!(error, LoadError::TooBig { .. }), "{error:?}");
+    let error = upload(compared_types()).await;
+    assert!(matches!(error, LoadError::TooSlow { .. }), "{error:?}");
+    compile(&engine, &guest("echo.wasm")).await.unwrap();
+}
+
+async fn uploads_of_too_much_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = engine(config(dir.path()));
+    let many = exports(1_001, "$f");
+    let many = component(&format!("(import \"f\" (func $f)) {many}"));
+    // Of as many instances each may wait on a stack of its own.
+    let code = "(core module $m) (core instance (instantiate $m))";
+    let inner = format!("(component $c {code} (type $s (stream u8)))");
+    let instances = "(instance (instantiate $c))".repeat(9);
+    let handler = format!(
+        "(core module $h (func (export \"f\"))) (core instance $h (instantiate $h))
+         (func $f (canon lift (core func $h \"f\"))) (instance $i (export \"handle\" (func $f)))
+         (export \"wasi:http/handler@0.3.0\" (instance $i))"
+    );
+    let crowd = component(&format!("{inner} {instances} {handler}"));
+    for (bytes, word) in [(many, "1001 exports"), (crowd, "8 instances")] {
+        let error = compile(&engine, &bytes).await.unwrap_err();
+        let LoadError::Refused(refused) = &error else {
+            panic!("{error:?}");
+        };
+        assert_eq!(refused.code, "too-large");
+        assert!(refused.message.contains(word), "{refused}");
+    }
+    for end in ["kill -XFSZ $$", "exit 12"] {
+        let engine = self::engine(EngineConfig {
+            compile_by: after(end),
+            ..config(dir.path())
+        });
+        let error = compile(&engine, &guest("echo.wasm")).await.unwrap_err();
+        assert!(matches!(error, LoadError::TooMuchCode { .. }), "{error:?}");
+    }
+}
+
+async fn what_was_compiled_before_is_still_checked() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = engine(config(dir.path()));
+    let bytes = guest("echo.wasm");
+    let digest = engine.receive(bytes.clone()).await.unwrap();
+    let first = engine.compile("a", digest, bytes.clone()).await.unwrap();
+    let second = engine.compile("b", digest, bytes).await.unwrap();
+    assert!(!first.cached && second.cached);
+    assert_eq!(first.inspection, second.inspection);
+    assert!(!first.inspection.imports.is_empty());
 }

@@ -130,11 +130,8 @@ impl Management for Host {
         version: &Version,
         component: Bytes,
     ) -> Result<PutPlugin, ApiError> {
-        let (digest, inspection) = self
-            .engine
-            .examine(component.clone())
-            .await
-            .map_err(refused)?;
+        let received = self.engine.receive(component.clone()).await;
+        let digest = received.map_err(refused)?;
         // A version that is there already is answered before anything is compiled.
         match self.catalog.plugin_version(namespace, name, version).await {
             Ok(stored) if stored.digest != digest => return Err(version_exists(&stored)),
@@ -151,9 +148,9 @@ impl Management for Host {
             name: name.clone(),
             version: version.clone(),
             bytes: component,
-            world: inspection.world.to_string(),
-            imports: inspection.imports,
-            exports: inspection.exports,
+            world: report.inspection.world.to_string(),
+            imports: report.inspection.imports,
+            exports: report.inspection.exports,
             compile_ms: u64::try_from(report.compile_time.as_millis()).unwrap_or(u64::MAX),
         };
         let (created, stored) = match self

@@ -9,7 +9,7 @@ fn component(text: &str) -> Vec<u8> {
 }
 
 fn check(bytes: &[u8]) -> Result<Inspection, Refused> {
-    inspect(bytes, &interfaces(), 1 << 20)
+    inspect(bytes, &interfaces())
 }
 
 fn code(bytes: &[u8]) -> &'static str {
@@ -227,7 +227,7 @@ fn a_function_of_wasi_0_3_is_accepted() {
 #[test]
 fn the_flavour_is_that_of_what_is_in_it() {
     let lean = component(&exporting(FUNCTION));
-    assert_eq!(flavor(&lean), Flavor::Lean);
+    assert_eq!(flavor(&lean), Ok(Flavor::Lean));
     for text in [
         r#"(import "wasi:random/random@0.3.0" (instance (export "get-random-u64" (func (result u64)))))"#,
         r#"(type (stream u8))"#,
@@ -235,10 +235,10 @@ fn the_flavour_is_that_of_what_is_in_it() {
         r#"(component (core func (canon waitable-set.new)))"#,
     ] {
         let bytes = component(&format!("{text} {}", exporting(HANDLER)));
-        assert_eq!(flavor(&bytes), Flavor::Concurrent, "{text}");
+        assert_eq!(flavor(&bytes), Ok(Flavor::Concurrent), "{text}");
     }
     // What no engine takes is the lean one's to refuse.
-    assert_eq!(flavor(b"\0asm\x0d\0\x01\0\xff\x00"), Flavor::Lean);
+    assert_eq!(flavor(b"\0asm\x0d\0\x01\0\xff\x00"), Ok(Flavor::Lean));
 }
 
 #[test]
@@ -294,7 +294,7 @@ fn a_command_is_one_that_is_nothing_else() {
 
 #[test]
 fn too_large_names_both_sizes() {
-    let refused = inspect(&[0; 3000], &interfaces(), 2048).unwrap_err();
+    let refused = glance(&[0; 3000], 2048).unwrap_err();
     assert_eq!(refused.code, "too-large");
     assert!(
         refused.message.contains("2.9 KiB") && refused.message.contains("2KiB"),

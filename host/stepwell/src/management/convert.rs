@@ -266,7 +266,7 @@ pub(super) fn not_loadable(error: LoadError) -> ApiError {
     match error {
         LoadError::Refused(why) => refused(why),
         LoadError::TooSlow { .. } => ApiError::new(ErrorCode::CompileTimeout, error.to_string()),
-        LoadError::TooBig { .. } | LoadError::Crashed { .. } => {
+        LoadError::TooBig { .. } | LoadError::TooMuchCode { .. } | LoadError::Crashed { .. } => {
             ApiError::new(ErrorCode::CompileFailed, error.to_string())
         }
         LoadError::Busy => ApiError::busy(error.to_string()),
