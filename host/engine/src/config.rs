@@ -91,8 +91,8 @@ impl Flavor {
 /// How instances get their memories, tables and stacks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Allocation {
-    /// From slots that are mapped ahead and kept warm.
-    Pool(u32),
+    /// From slots that are mapped ahead, of which so many stay warm while nobody uses them.
+    Pool { instances: u32, warm: u32 },
     /// By `mmap`, for each call: where the address space is too small for a pool.
     OnDemand,
 }
@@ -137,8 +137,8 @@ pub(crate) fn wasmtime_config(flavor: Flavor, allocation: Allocation) -> Config 
         .max_wasm_stack(512 << 10)
         .async_stack_size(2 << 20);
     config.allocation_strategy(match allocation {
-        Allocation::Pool(instances) => {
-            let mut pool = pool(instances);
+        Allocation::Pool { instances, warm } => {
+            let mut pool = pool(instances, warm);
             if flavor == Flavor::Concurrent {
                 // A call may have several stacks there: one for each of its component instances that waits.
                 pool.total_stacks(instances.saturating_mul(ASYNC_INSTANCES));
@@ -150,9 +150,21 @@ pub(crate) fn wasmtime_config(flavor: Flavor, allocation: Allocation) -> Config 
     config
 }
 
+/// Bytes of a memory that stay resident while its slot is unused.
+const KEPT_OF_A_SLOT: usize = 1 << 20;
+
+/// How many slots stay warm: on a small machine they must not hold what guests are to have, an eighth of it at most.
+pub(crate) fn warm_slots(instances: u32, guest_memory: u64) -> u32 {
+    let fit = guest_memory / 8 / KEPT_OF_A_SLOT as u64;
+    u32::try_from(fit)
+        .unwrap_or(u32::MAX)
+        .max(16)
+        .min(instances)
+}
+
 /// The settings that were measured to matter: slots stay warm, and what a call dirtied is cleared in place, so that a fresh
 /// instance costs neither page faults nor TLB shootdowns.
-fn pool(instances: u32) -> PoolingAllocationConfig {
+fn pool(instances: u32, warm: u32) -> PoolingAllocationConfig {
     let mut pool = PoolingAllocationConfig::new();
     pool.total_component_instances(instances)
         // Nothing is set aside for these, so there are as many as there can be.
@@ -160,8 +172,8 @@ fn pool(instances: u32) -> PoolingAllocationConfig {
         .total_tables(instances.saturating_mul(TABLES_OF_A_SLOT))
         .total_memories(instances)
         .total_stacks(instances)
-        .max_unused_warm_slots(instances)
-        .linear_memory_keep_resident(1 << 20)
+        .max_unused_warm_slots(warm)
+        .linear_memory_keep_resident(KEPT_OF_A_SLOT)
         .table_keep_resident(64 << 10)
         // Where the kernel has it (Linux 6.7 and later).
         .pagemap_scan(Enabled::Auto)
@@ -181,14 +193,15 @@ fn pool(instances: u32) -> PoolingAllocationConfig {
 pub(crate) fn wasmtime_engine(
     flavor: Flavor,
     instances: u32,
+    warm: u32,
 ) -> wasmtime::Result<(wasmtime::Engine, Allocation)> {
+    let of = |instances: u32| Allocation::Pool {
+        instances,
+        warm: warm.min(instances),
+    };
     let smaller = (instances / 10).max(1);
     let mut outcome = None;
-    for allocation in [
-        Allocation::Pool(instances),
-        Allocation::Pool(smaller),
-        Allocation::OnDemand,
-    ] {
+    for allocation in [of(instances), of(smaller), Allocation::OnDemand] {
         match wasmtime::Engine::new(&wasmtime_config(flavor, allocation)) {
             Ok(engine) => return Ok((engine, allocation)),
             Err(error) => {
@@ -210,9 +223,23 @@ mod tests {
 
     #[test]
     fn the_pool_holds_a_thousand_instances_of_up_to_four_gigabytes() {
-        let (engine, allocation) = wasmtime_engine(Flavor::Lean, 1000).unwrap();
-        assert_eq!(allocation, Allocation::Pool(1000));
+        let (engine, allocation) = wasmtime_engine(Flavor::Lean, 1000, 1000).unwrap();
+        assert!(matches!(
+            allocation,
+            Allocation::Pool {
+                instances: 1000,
+                ..
+            }
+        ));
         assert!(engine.pooling_allocator_metrics().is_some());
+    }
+
+    #[test]
+    fn a_small_machine_keeps_few_slots_warm() {
+        assert_eq!(warm_slots(1000, 16 << 30), 1000);
+        assert_eq!(warm_slots(1000, 1 << 30), 128);
+        assert_eq!(warm_slots(1000, 64 << 20), 16);
+        assert_eq!(warm_slots(2, u64::MAX), 2);
     }
 
     #[test]
@@ -224,7 +251,10 @@ mod tests {
             };
             assert_eq!(
                 fingerprint(Allocation::OnDemand),
-                fingerprint(Allocation::Pool(10))
+                fingerprint(Allocation::Pool {
+                    instances: 10,
+                    warm: 1
+                })
             );
         }
     }

@@ -7,7 +7,7 @@ use wasmtime::component::Linker;
 
 use crate::cache::Cache;
 use crate::call::Shared;
-use crate::config::{Allocation, EngineConfig, Flavor, wasmtime_engine};
+use crate::config::{Allocation, EngineConfig, Flavor, warm_slots, wasmtime_engine};
 use crate::engine::EngineError;
 use crate::epoch::Ticker;
 use crate::idle::Idle;
@@ -116,9 +116,10 @@ impl<S: StoreState> Machine<S> {
         link: &Link<S>,
     ) -> Result<Self, EngineError> {
         let fail = |error: wasmtime::Error| EngineError(format!("{error:#}"));
-        let (engine, allocation) = wasmtime_engine(flavor, config.instances).map_err(fail)?;
+        let warm = warm_slots(config.instances, config.guest_memory);
+        let (engine, allocation) = wasmtime_engine(flavor, config.instances, warm).map_err(fail)?;
         let slots = match allocation {
-            Allocation::Pool(instances) => instances,
+            Allocation::Pool { instances, .. } => instances,
             Allocation::OnDemand => config.instances,
         };
         let mut linker = Linker::new(&engine);
