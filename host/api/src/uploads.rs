@@ -205,9 +205,9 @@ mod tests {
         second.take(35).await.unwrap();
         // The namespace has no more: what gives way is its own, and has bytes.
         let (done, gone) = tokio::join!(first.take(10), async {
-            let gone = second.gives_way().await;
+            let gone = timeout(Duration::from_secs(5), second.gives_way()).await;
             drop(second);
-            gone
+            gone.unwrap()
         });
         assert!(done.is_ok() && gone.code() == crate::ErrorCode::Busy);
         for stays in [&other, &waiting] {
