@@ -183,6 +183,29 @@ async fn neither_listener_keeps_who_says_nothing() {
     assert!((2..=3).contains(&closed), "{line}");
 }
 
+#[tokio::test]
+async fn the_kernel_looks_whether_the_other_end_of_a_connection_is_there() {
+    let host = Host::start(&Config::default()).await.unwrap();
+    for url in [host.data(), host.admin()] {
+        let address = url.strip_prefix("http://").unwrap();
+        let stream = TcpStream::connect(address).await.unwrap();
+        let port = |address: std::net::SocketAddr| format!(":{:04X}", address.port());
+        let near = port(stream.peer_addr().unwrap());
+        let far = port(stream.local_addr().unwrap());
+        // The host's end: local and remote address, state, queues, and which timer runs; 02 is the one of SO_KEEPALIVE.
+        eventually("no such timer runs", async || {
+            let connections = std::fs::read_to_string("/proc/net/tcp").unwrap();
+            connections.lines().any(|line| {
+                let fields: Vec<&str> = line.split_whitespace().collect();
+                fields[1].ends_with(&near)
+                    && fields[2].ends_with(&far)
+                    && fields[5].starts_with("02:")
+            })
+        })
+        .await;
+    }
+}
+
 const PIPELINES: [(&str, &str); 3] = [("open", "none"), ("closed", "token"), ("issued", "jwt")];
 
 #[tokio::test]

@@ -185,13 +185,13 @@ pub(crate) async fn reads_everywhere(api: &Api, uri: &Uri, headers: &HeaderMap) 
 }
 
 /// What a reply that goes on shows of a namespace, until its caller may not read there any more: the token was revoked, or has
-/// expired. While that cannot be found out, the reply goes on.
+/// expired. While that cannot be found out, the reply goes on. None stands between the items each time that it was looked at.
 pub(crate) fn while_admitted<T: Send + 'static>(
     api: &Api,
     headers: &HeaderMap,
     namespace: Name,
     items: BoxStream<'static, T>,
-) -> impl Stream<Item = T> + Send + 'static {
+) -> impl Stream<Item = Option<T>> + Send + 'static {
     let gate = api.gate.clone();
     let token = bearer(headers).ok().flatten().map(str::to_owned);
     let time = gate.again_after();
@@ -201,17 +201,15 @@ pub(crate) fn while_admitted<T: Send + 'static>(
     futures::stream::unfold(start, move |(mut items, mut looks)| {
         let (gate, token, namespace) = (gate.clone(), token.clone(), namespace.clone());
         async move {
-            loop {
-                tokio::select! {
-                    // First: of a stream that always has a next item, too, the end must come.
-                    biased;
-                    _ = looks.tick() => match gate.admit(token.as_deref()).await {
-                        Ok(principal) if principal.may(Right::Read, &namespace) => {}
-                        Err(NotAdmitted::Unavailable) => {}
-                        Ok(_) | Err(_) => return None,
-                    },
-                    item = items.next() => return Some((item?, (items, looks))),
-                }
+            tokio::select! {
+                // First: of a stream that always has a next item, too, the end must come.
+                biased;
+                _ = looks.tick() => match gate.admit(token.as_deref()).await {
+                    Ok(principal) if principal.may(Right::Read, &namespace) => Some((None, (items, looks))),
+                    Err(NotAdmitted::Unavailable) => Some((None, (items, looks))),
+                    Ok(_) | Err(_) => None,
+                },
+                item = items.next() => Some((Some(item?), (items, looks))),
             }
         }
     })

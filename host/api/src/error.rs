@@ -27,6 +27,7 @@ pub enum ErrorCode {
     Conflict,
     Stale,
     TooLarge,
+    UnsupportedEncoding,
     NotWasm,
     CoreModule,
     Truncated,
@@ -49,7 +50,7 @@ pub enum ErrorCode {
 
 impl ErrorCode {
     /// Every code.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 31] = [
         Self::BadRequest,
         Self::Unauthorized,
         Self::Forbidden,
@@ -62,6 +63,7 @@ impl ErrorCode {
         Self::Conflict,
         Self::Stale,
         Self::TooLarge,
+        Self::UnsupportedEncoding,
         Self::NotWasm,
         Self::CoreModule,
         Self::Truncated,
@@ -112,6 +114,7 @@ impl ErrorCode {
             Self::Conflict => ("conflict", StatusCode::CONFLICT, "another change came in between"),
             Self::Stale => ("stale", StatusCode::PRECONDITION_FAILED, "the precondition does not hold"),
             Self::TooLarge => ("too-large", StatusCode::PAYLOAD_TOO_LARGE, "the body is too large"),
+            Self::UnsupportedEncoding => ("unsupported-encoding", StatusCode::UNSUPPORTED_MEDIA_TYPE, "the body's encoding is not known"),
             Self::NotWasm => ("not-wasm", StatusCode::UNPROCESSABLE_ENTITY, "the file is not WebAssembly"),
             Self::CoreModule => ("core-module", StatusCode::UNPROCESSABLE_ENTITY, "the file is a core module, not a component"),
             Self::Truncated => ("truncated", StatusCode::UNPROCESSABLE_ENTITY, "the file is cut off"),

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use stepwell_core::Name;
 use utoipa::IntoParams;
 
-use crate::auth::{reads_everywhere, while_admitted};
+use crate::auth::{Caller, reads_everywhere, while_admitted};
 use crate::error::Failures;
 use crate::extract::{
     InNamespace, Limit, ModelNamed, Named, PageQuery, Params, any_count, given, limit,
@@ -69,9 +69,12 @@ pub(crate) struct LogsQuery {
     limit: Option<Limit>,
 }
 
+/// Callers that may follow logs at once: each keeps a connection.
+pub(crate) const FOLLOWERS: u64 = 256;
+
 /// Shows log lines, the newest last.
 ///
-/// What is followed ends when the token is revoked or has expired.
+/// What is followed ends when the token is revoked or has expired. A blank line comes every 15 s.
 #[utoipa::path(
     get,
     path = "/api/v1/namespaces/{ns}/logs",
@@ -81,11 +84,13 @@ pub(crate) struct LogsQuery {
         (status = 200, description = "A list, or with `follow` one JSON object a line", content(
             (Items<LogLine> = "application/json"), (LogLine = "application/x-ndjson"),
         )),
+        (status = 503, description = "`busy`: too many follow logs; `Retry-After` says when to try again", body = crate::ProblemDetails, content_type = "application/problem+json"),
         Failures,
     )
 )]
 pub(crate) async fn show_logs(
     AxumState(api): AxumState<Arc<Api>>,
+    Caller(by): Caller,
     at: InNamespace,
     Params(query): Params<LogsQuery>,
     headers: HeaderMap,
@@ -100,10 +105,22 @@ pub(crate) async fn show_logs(
         let lines = api.management.logs(&at.namespace, &wanted).await?;
         return Ok(Json(lines).into_response());
     }
+    let mut follower = api.followers.hold(&by);
+    if follower.take(1).is_err() {
+        metrics::counter!("stepwell_limit_hits_total", "limit" => "followers").increment(1);
+        return Err(ApiError::busy(format!(
+            "{FOLLOWERS} callers follow logs, as many as the host serves at once (three quarters of them those of one namespace)"
+        )));
+    }
     let lines = api.management.follow_logs(&at.namespace, &wanted).await?;
     let lines = while_admitted(&api, &headers, at.namespace, lines);
-    let lines = lines.map(|line| {
-        let mut text = serde_json::to_vec(&line)?;
+    let lines = lines.map(move |line| {
+        let _follows = &follower;
+        let mut text = match line {
+            Some(line) => serde_json::to_vec(&line)?,
+            // A blank line, so that a connection whose other end is gone shows it.
+            None => Vec::new(),
+        };
         text.push(b'\n');
         Ok::<_, serde_json::Error>(Bytes::from(text))
     });

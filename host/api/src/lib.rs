@@ -22,6 +22,7 @@ mod observe;
 mod openapi;
 mod pipelines;
 mod plugins;
+mod room;
 mod router;
 mod tokens;
 mod uploads;

@@ -58,6 +58,7 @@ pub(crate) struct ApplyQuery {
         (status = 200, description = "Changed, unchanged, or only validated", body = Pipeline, headers(("etag" = String))),
         (status = 403, description = "`quota-exceeded`: the namespace keeps as many pipelines as it may; or `forbidden`", body = ProblemDetails, content_type = "application/problem+json"),
         (status = 412, description = "`stale`", body = ProblemDetails, content_type = "application/problem+json"),
+        (status = 415, description = "`unsupported-encoding`", body = ProblemDetails, content_type = "application/problem+json"),
         (status = 422, description = "`invalid-pipeline`, with every mistake in `errors`", body = ProblemDetails, content_type = "application/problem+json"),
         Failures,
     )

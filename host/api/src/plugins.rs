@@ -28,6 +28,7 @@ use crate::{ApiError, Items, Plugin, PluginVersion, etag};
         (status = 403, description = "`quota-exceeded`: the namespace has no room, or `forbidden`", body = crate::ProblemDetails, content_type = "application/problem+json"),
         (status = 409, description = "`version-exists`: it is there with other bytes", body = crate::ProblemDetails, content_type = "application/problem+json"),
         (status = 413, description = "`too-large`", body = crate::ProblemDetails, content_type = "application/problem+json"),
+        (status = 415, description = "`unsupported-encoding`", body = crate::ProblemDetails, content_type = "application/problem+json"),
         (status = 503, description = "`busy`: too much is being uploaded or compiled; `Retry-After` says when to try again", body = crate::ProblemDetails, content_type = "application/problem+json"),
         (status = 422, description = "The component cannot be accepted; `code` says why", body = crate::ProblemDetails, content_type = "application/problem+json"),
         Failures,
@@ -45,9 +46,10 @@ pub(crate) async fn put_plugin_version(
         setting: Some("limits.component"),
     };
     let (head, body) = request.into_parts();
+    let mut upload = api.uploads.begin(&by);
+    let component = limit.read_upload(&head.headers, body, &mut upload).await?;
     // Held until the component is stored: so long its bytes are in memory.
-    let _room = api.uploads.room(&head.headers, limit.limit).await?;
-    let component = limit.read(&head.headers, body).await?;
+    let _room = upload.has_come();
     let put = api
         .management
         .put_plugin_version(&by, &to.namespace, &to.name, &to.version, component)
@@ -149,6 +151,7 @@ pub(crate) async fn delete_plugin_version(
 )]
 pub(crate) async fn get_component(
     State(api): State<Arc<Api>>,
+    Caller(by): Caller,
     at: Versioned,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
@@ -164,14 +167,14 @@ pub(crate) async fn get_component(
         return Ok((StatusCode::NOT_MODIFIED, [tag_header]).into_response());
     }
     // Held until the last byte is sent: so long they are in memory.
-    let place = api.downloads.place().await?;
+    let place = api.downloads.place(&by).await?;
     let component = api.management.component(namespace, name, version).await?;
-    let component = place.keep(component);
+    let component = place.send(component);
     let content_type = (
         header::CONTENT_TYPE,
         HeaderValue::from_static("application/wasm"),
     );
-    Ok(([content_type, tag_header], Body::from(component)).into_response())
+    Ok(([content_type, tag_header], Body::new(component)).into_response())
 }
 
 /// A body of bytes, for the description.

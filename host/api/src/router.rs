@@ -9,8 +9,10 @@ use crate::auth::{Guard, admit};
 use crate::body::drain_refused;
 use crate::docs::get_asset;
 use crate::downloads::Downloads;
+use crate::host::FOLLOWERS;
 use crate::observe::observe;
 use crate::openapi::{openapi, operation, operations};
+use crate::room::Room;
 use crate::uploads::Uploads;
 use crate::{ApiError, ErrorCode, Gate, Management};
 
@@ -31,6 +33,7 @@ pub(crate) struct Api {
     pub(crate) component_limit: u64,
     pub(crate) uploads: Uploads,
     pub(crate) downloads: Downloads,
+    pub(crate) followers: Arc<Room>,
 }
 
 /// The management API, ready to be served.
@@ -39,8 +42,9 @@ pub fn router(management: Arc<dyn Management>, options: ApiOptions) -> Router {
         management,
         gate: options.gate,
         component_limit: options.component_limit,
-        uploads: Uploads::new(options.upload_bytes),
+        uploads: Uploads::new(options.upload_bytes, options.component_limit),
         downloads: Downloads::new(),
+        followers: Room::new(FOLLOWERS, 0),
     });
     let mut routes = Router::new();
     for (path, mut item) in openapi().paths.paths {

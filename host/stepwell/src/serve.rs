@@ -22,7 +22,7 @@ use stepwell_inference::Models;
 use stepwell_kafka_trigger::KafkaTriggers;
 use stepwell_logging::LogStore;
 use stepwell_pipeline::{Dispatcher, Registry, RunEnd, RunObserver};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -51,6 +51,9 @@ pub(crate) const COMPILE_WORKER: &str = "compile-worker";
 
 /// Connections of the admin listener at once.
 const ADMIN_CONNECTIONS: usize = 1024;
+
+/// Connections that the kernel keeps for a listener until they are accepted.
+const BACKLOG: u32 = 1024;
 
 /// Time for requests of the management API to end when everything else has.
 const ADMIN_GRACE: Duration = Duration::from_secs(2);
@@ -268,6 +271,8 @@ async fn host(
         ServeConfig {
             listener: "admin",
             connections: ADMIN_CONNECTIONS,
+            // Probes and the operator come through, whatever else goes on.
+            displaces_busy: true,
             grace: ADMIN_GRACE,
             tls: admin_tls.as_ref().map(|live| live.tls.clone()),
             ..ServeConfig::default()
@@ -377,7 +382,20 @@ impl Answers for Management {
 }
 
 async fn bind(address: std::net::SocketAddr, what: &str) -> Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| {
+    let listen = || {
+        let socket = if address.is_ipv4() {
+            TcpSocket::new_v4()?
+        } else {
+            TcpSocket::new_v6()?
+        };
+        socket.set_reuseaddr(true)?;
+        // Its connections inherit it: the kernel closes those whose other end is gone.
+        socket.set_keepalive(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    let bound: std::io::Result<TcpListener> = listen();
+    bound.with_context(|| {
         format!("cannot listen on {address} for the {what}: is another host running?")
     })
 }

@@ -2,7 +2,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::http::{Method, Request};
+use axum::http::{Method, Request, Response};
 use http_body_util::BodyExt;
 
 use crate::fake::Client;
@@ -143,6 +143,53 @@ async fn what_is_followed_ends_with_the_token() {
         }
     });
     rest.await.expect("the stream ends");
+}
+
+/// A reply that goes on without a line, as the bearer of a token follows logs.
+async fn follow(client: &Client, token: &str) -> Response<Body> {
+    let request = Request::get(format!("{LOGS}?follow=true&step=s"))
+        .header("authorization", format!("Bearer {token}"))
+        .body(Body::empty());
+    client.raw(request.unwrap()).await
+}
+
+#[tokio::test]
+async fn what_is_followed_has_a_blank_line_now_and_then() {
+    let mut body = follow(&Client::guarded(), "viewer/default")
+        .await
+        .into_body();
+    for _ in 0..3 {
+        let frame = tokio::time::timeout(Duration::from_secs(10), body.frame()).await;
+        let line = frame.unwrap().unwrap().unwrap().into_data().unwrap();
+        assert_eq!(&line[..], b"\n");
+    }
+}
+
+#[tokio::test]
+async fn only_so_many_follow_logs_and_one_namespace_leaves_room_for_others() {
+    let client = Client::guarded();
+    let mut followed = Vec::new();
+    for _ in 0..192 {
+        let reply = follow(&client, "viewer/default").await;
+        assert_eq!(reply.status(), 200);
+        followed.push(reply);
+    }
+    let refused = follow(&client, "deployer/default").await;
+    assert_eq!(refused.status(), 503);
+    assert_eq!(refused.headers()["retry-after"], "5");
+    let problem = refused.into_body().collect().await.unwrap().to_bytes();
+    let problem: serde_json::Value = serde_json::from_slice(&problem).unwrap();
+    assert_eq!(problem["code"], "busy");
+    for _ in 192..256 {
+        let reply = follow(&client, "viewer").await;
+        assert_eq!(reply.status(), 200);
+        followed.push(reply);
+    }
+    assert_eq!(follow(&client, "right").await.status(), 503);
+    // Who goes away gives the place back.
+    followed.truncate(191);
+    assert_eq!(follow(&client, "right").await.status(), 200);
+    assert_eq!(follow(&client, "viewer/default").await.status(), 200);
 }
 
 #[tokio::test]

@@ -131,6 +131,33 @@ async fn preconditions_are_honoured() {
             .await
             .problem(412, "stale");
     }
+    for unknown in [
+        "\"02\"",
+        "\"+2\"",
+        "\"2,3\"",
+        "\"\"",
+        "\"99999999999999999999999\"",
+    ] {
+        put_if(&client, ("if-match", unknown), "a: 3")
+            .await
+            .problem(412, "stale");
+    }
+    for no_tag in [
+        "2",
+        "+2",
+        "\"\"\"2\"\"\"",
+        "\"2",
+        "2\"",
+        "\"",
+        "w/\"2\"",
+        "W/2",
+        "W/W/\"2\"",
+        "\"2 \"",
+    ] {
+        put_if(&client, ("if-match", no_tag), "a: 3")
+            .await
+            .problem(400, "bad-request");
+    }
     for unclear in [("if-match", "\"1\", \"2\""), ("if-none-match", "\"1\"")] {
         put_if(&client, unclear, "a: 3")
             .await
@@ -167,7 +194,9 @@ async fn who_has_the_revision_gets_no_copy() {
         assert_eq!(reply.status, 304, "{known}");
         assert_eq!(reply.header("etag"), "\"1\"");
     }
-    assert_eq!(get("\"2\"").await.status, 200);
+    for unknown in ["\"2\"", "1", "W/W/\"1\""] {
+        assert_eq!(get(unknown).await.status, 200, "{unknown}");
+    }
 }
 
 #[tokio::test]
@@ -210,6 +239,30 @@ async fn revisions_are_listed_shown_and_gone_back_to() {
         .send(Method::POST, &rollback, &stale, Body::empty())
         .await;
     stale.problem(412, "stale");
+}
+
+#[tokio::test]
+async fn what_is_encoded_is_refused_and_not_taken_for_what_it_is_not() {
+    let client = Client::new();
+    let plugin = "/api/v1/namespaces/default/plugins/decode/versions/1.0.0";
+    let encoded = async |path: &str, encoding: &str, body: &'static str| {
+        let headers = [("content-encoding", encoding)];
+        client.send(Method::PUT, path, &headers, body).await
+    };
+    for encoding in ["gzip", "identity, br", "GZIP", "x"] {
+        for (path, body) in [(READER, "a: 1"), (plugin, "\0asm")] {
+            let reply = encoded(path, encoding, body).await;
+            let problem = reply.problem(415, "unsupported-encoding");
+            assert!(problem["detail"].as_str().unwrap().contains(encoding));
+            assert_eq!(reply.header("accept-encoding"), "identity");
+        }
+    }
+    for encoding in ["identity", "Identity", ""] {
+        let path = format!("{READER}{}", encoding.len());
+        let reply = encoded(&path, encoding, "a: 1").await;
+        assert!(reply.status.is_success(), "{encoding}");
+    }
+    assert_eq!(encoded(plugin, "identity", "\0asm").await.status, 201);
 }
 
 #[tokio::test]

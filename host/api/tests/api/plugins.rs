@@ -3,7 +3,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::{Method, Request};
 use bytes::Bytes;
-use futures::stream;
+use futures::{StreamExt as _, stream};
 use http_body_util::BodyExt;
 use stepwell_core::Digest;
 
@@ -85,6 +85,54 @@ async fn a_download_waits_while_others_are_not_sent() {
     drop(unsent);
     let sent = waits.await.into_body().collect().await.unwrap();
     assert_eq!(sent.to_bytes(), WASM);
+}
+
+#[tokio::test]
+async fn one_namespace_leaves_a_place_for_the_downloads_of_others() {
+    let client = Client::guarded().bearing("right");
+    client.put(DECODE, WASM).await;
+    let get = |token: &str| {
+        let request = Request::get(format!("{DECODE}/component"))
+            .header("authorization", format!("Bearer {token}"));
+        client.raw(request.body(Body::empty()).unwrap())
+    };
+    let mut unsent = Vec::new();
+    for _ in 0..3 {
+        unsent.push(get("viewer/default").await);
+    }
+    let mut waits = Box::pin(get("deployer/default"));
+    let soon = Duration::from_millis(100);
+    assert!(tokio::time::timeout(soon, waits.as_mut()).await.is_err());
+    let other = get("right").await.into_body().collect().await.unwrap();
+    assert_eq!(other.to_bytes(), WASM);
+    drop(unsent);
+    assert_eq!(waits.await.status(), 200);
+}
+
+#[tokio::test]
+async fn uploads_that_announce_much_and_send_little_keep_nobody_out() {
+    let client = Client::guarded();
+    let upload = |token: &str, version: u32, length: &str, body: Body| {
+        let path = format!("/api/v1/namespaces/default/plugins/decode/versions/1.0.{version}");
+        let request = Request::put(path)
+            .header("authorization", format!("Bearer {token}"))
+            .header("content-length", length)
+            .body(body);
+        client.raw(request.unwrap())
+    };
+    // More than the room for all uploads, were it taken for what is announced.
+    let announced = (1 << 20).to_string();
+    let mut slow = stream::FuturesUnordered::new();
+    for version in 0..2_000 {
+        let first = stream::iter([Ok::<_, std::io::Error>(Bytes::from_static(b"\0"))]);
+        let body = Body::from_stream(first.chain(stream::pending()));
+        slow.push(upload("deployer/default", version, &announced, body));
+    }
+    let soon = tokio::time::timeout(Duration::from_millis(100), slow.next());
+    assert!(soon.await.is_err(), "they wait for the rest");
+    let other = upload("right", 9_999, &WASM.len().to_string(), Body::from(WASM));
+    let other = tokio::time::timeout(Duration::from_secs(5), other).await;
+    assert_eq!(other.unwrap().status(), 201);
 }
 
 #[tokio::test]

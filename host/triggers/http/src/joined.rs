@@ -1,6 +1,7 @@
 use std::future::Future as _;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Sleep;
 
+use crate::seats::{Exchange, Seat};
 use crate::serve::given_up;
 
 /// Bytes that are copied sooner than described to the kernel piece by piece.
@@ -36,16 +38,21 @@ impl<S> Joined<S> {
 pub(crate) struct Stall {
     patience: Duration,
     listener: &'static str,
+    seat: Arc<Seat>,
+    /// A connection whose client has something to take yet is not idle.
+    waits: Option<Exchange>,
     /// When the write under way has waited for too long.
     deadline: Option<Instant>,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl Stall {
-    pub(crate) fn new(patience: Duration, listener: &'static str) -> Self {
+    pub(crate) fn new(patience: Duration, listener: &'static str, seat: Arc<Seat>) -> Self {
         Self {
             patience,
             listener,
+            seat,
+            waits: None,
             deadline: None,
             timer: None,
         }
@@ -58,10 +65,15 @@ impl Stall {
         written: Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
         if written.is_ready() {
-            self.deadline = None;
+            if self.deadline.take().is_some() {
+                self.waits = None;
+            }
             return written;
         }
         let patience = self.patience;
+        if self.waits.is_none() {
+            self.waits = Some(self.seat.begin());
+        }
         let deadline = *self
             .deadline
             .get_or_insert_with(|| Instant::now() + patience);
@@ -141,6 +153,11 @@ mod tests {
     use tokio::io::AsyncReadExt as _;
 
     use super::*;
+    use crate::seats::Seats;
+
+    async fn seat() -> Arc<Seat> {
+        Seats::new(1, false).enter().await.seat.clone()
+    }
 
     #[tokio::test]
     async fn every_byte_goes_out_once_and_in_order() {
@@ -151,8 +168,12 @@ mod tests {
                 .collect();
             let mut rest = sent.clone();
             let lengths = lengths.to_vec();
+            let seat = seat().await;
             let writer = tokio::spawn(async move {
-                let mut near = Joined::new(near, Stall::new(Duration::from_secs(60), "data"));
+                let mut near = Joined::new(
+                    near,
+                    Stall::new(Duration::from_secs(60), "data", seat.clone()),
+                );
                 while !rest.is_empty() {
                     let mut left = &rest[..];
                     let mut pieces = Vec::new();
@@ -180,7 +201,7 @@ mod tests {
     async fn who_takes_nothing_is_given_up_and_who_takes_little_is_not() {
         let patience = Duration::from_millis(100);
         let (near, mut far) = tokio::io::duplex(100);
-        let mut near = Joined::new(near, Stall::new(patience, "data"));
+        let mut near = Joined::new(near, Stall::new(patience, "data", seat().await));
         let writer = tokio::spawn(async move {
             loop {
                 let wrote = poll_fn(|context| Pin::new(&mut near).poll_write(context, &[0; 100]));

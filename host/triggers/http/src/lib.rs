@@ -16,6 +16,7 @@ mod problem;
 mod quiet;
 mod reply;
 mod route;
+mod seats;
 mod serve;
 mod telemetry;
 mod timer;

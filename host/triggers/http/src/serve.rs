@@ -16,13 +16,14 @@ use hyper_util::server::conn::auto::Builder;
 use stepwell_pipeline::Body;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::body::BoxError;
 use crate::joined::{Joined, Stall};
 use crate::quiet::quietly;
+use crate::seats::{Lasting, Seat, Seats, Taken};
 use crate::timer::HeadTimer;
 use crate::tls::Tls;
 use crate::trigger::HttpTrigger;
@@ -36,7 +37,7 @@ const BACKLOG: usize = 1024;
 /// Answers the requests of a listener.
 pub trait Answers: Send + Sync + 'static {
     /// The body of its responses.
-    type Body: HttpBody<Data = Bytes, Error: Into<BoxError>> + Send + 'static;
+    type Body: HttpBody<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static;
 
     /// Answers one request.
     fn answer(
@@ -58,8 +59,11 @@ impl Answers for HttpTrigger {
 pub struct ServeConfig {
     /// `data` or `admin`, for metrics and the log.
     pub listener: &'static str,
-    /// Connections at once; more of them wait to be accepted.
+    /// Connections at once. A further one takes the place of the one that is idle between requests for longest; where none is,
+    /// it waits.
     pub connections: usize,
+    /// Whether it does not wait, but takes the place of the one that is being answered for longest.
+    pub displaces_busy: bool,
     /// Time for a request's head to arrive, from the end of the request before it: also how long a connection may be idle. The
     /// first one's is counted from the connection on, whichever protocol it turns out to speak.
     pub header_timeout: Duration,
@@ -80,6 +84,7 @@ impl Default for ServeConfig {
         Self {
             listener: "data",
             connections: 10_000,
+            displaces_busy: false,
             header_timeout: Duration::from_secs(30),
             write_timeout: Duration::from_secs(60),
             headers: 100,
@@ -102,9 +107,11 @@ pub async fn serve<A: Answers>(
     // Cancelled when the grace period is over, or this future is dropped.
     let abort = CancellationToken::new();
     let _abort_on_drop = abort.clone().drop_guard();
-    let slots = Arc::new(Semaphore::new(config.connections));
+    let seats = Seats::new(config.connections, config.displaces_busy);
+    let mut waiting = None;
     let builder = builder(&config);
-    let take = |(stream, slot): Accepted| {
+    let take = |(stream, taken): (TcpStream, Taken)| {
+        let seat = taken.seat.clone();
         let speaker = Speaker {
             answers: answers.clone(),
             builder: builder.clone(),
@@ -112,27 +119,31 @@ pub async fn serve<A: Answers>(
             listener: config.listener,
             header_timeout: config.header_timeout,
             write_timeout: config.write_timeout,
+            seat: seat.clone(),
         };
-        let connection = connection(stream, config.tls.clone(), speaker, slot);
+        let listener = config.listener;
+        let connection = connection(stream, config.tls.clone(), speaker, taken);
         let abort = abort.clone();
         connections.spawn(async move {
             tokio::select! {
                 biased;
                 () = connection => {}
                 () = quietly(abort.cancelled()) => {}
+                () = quietly(seat.lost()) => given_up(listener, "displaced"),
             }
         });
     };
     loop {
         tokio::select! {
             () = shutdown.cancelled() => break,
-            accepted = accept(&listener, &slots) => take(accepted),
+            accepted = accept(&listener, &seats, &mut waiting) => take(accepted),
         }
     }
     // Connections that are made already are taken even now, since closing the listener would reset them; only so many,
     // since new ones may never cease.
     for _ in 0..BACKLOG {
-        match tokio::time::timeout(Duration::from_millis(5), accept(&listener, &slots)).await {
+        let accepted = accept(&listener, &seats, &mut waiting);
+        match tokio::time::timeout(Duration::from_millis(5), accepted).await {
             Ok(accepted) => take(accepted),
             Err(_) => break,
         }
@@ -153,19 +164,28 @@ pub async fn serve<A: Answers>(
     }
 }
 
-/// A connection and its place among those that may be open.
-type Accepted = (TcpStream, Option<OwnedSemaphorePermit>);
-
-async fn accept(listener: &TcpListener, slots: &Arc<Semaphore>) -> Accepted {
-    let slot = slots.clone().acquire_owned().await.ok();
+/// Accepts a connection and finds a place for it. One that still waits for its place is in `waiting`, for the next call, when
+/// this future is dropped.
+async fn accept(
+    listener: &TcpListener,
+    seats: &Arc<Seats>,
+    waiting: &mut Option<TcpStream>,
+) -> (TcpStream, Taken) {
     loop {
-        match listener.accept().await {
-            Ok((stream, _)) => return (stream, slot),
-            Err(error) => {
-                // Mostly too many open files: they are given back by and by.
-                tracing::warn!(%error, "a connection could not be accepted");
-                tokio::time::sleep(Duration::from_millis(100)).await;
+        if waiting.is_none() {
+            match listener.accept().await {
+                Ok((stream, _)) => *waiting = Some(stream),
+                Err(error) => {
+                    // Mostly too many open files: they are given back by and by.
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
             }
+        }
+        let taken = seats.enter().await;
+        if let Some(stream) = waiting.take() {
+            return (stream, taken);
         }
     }
 }
@@ -194,13 +214,14 @@ struct Speaker<A> {
     listener: &'static str,
     header_timeout: Duration,
     write_timeout: Duration,
+    seat: Arc<Seat>,
 }
 
 async fn connection<A: Answers>(
     stream: TcpStream,
     tls: Option<Arc<Tls>>,
     speaker: Speaker<A>,
-    _slot: Option<OwnedSemaphorePermit>,
+    _taken: Taken,
 ) {
     let _open = Open::new(speaker.listener);
     // Without it, a streamed response waits for the client's delayed acknowledgements.
@@ -236,6 +257,7 @@ where
         listener,
         header_timeout,
         write_timeout,
+        seat,
     } = speaker;
     builder.http1().timer(HeadTimer::default());
     // Requests count on this connection's own, not on the one that every thread writes to.
@@ -254,9 +276,13 @@ where
             first.notify_one();
         }
         let answers = answers.clone();
-        async move { Ok::<_, Infallible>(answers.answer(request).await) }
+        let exchange = seat.begin();
+        async move {
+            let response = answers.answer(request).await;
+            Ok::<_, Infallible>(response.map(|body| Lasting::new(body, exchange)))
+        }
     });
-    let stream = Joined::new(stream, Stall::new(write_timeout, listener));
+    let stream = Joined::new(stream, Stall::new(write_timeout, listener, seat.clone()));
     let connection = builder.serve_connection(stream, service);
     let mut connection = std::pin::pin!(connection);
     let stop = quietly(async {

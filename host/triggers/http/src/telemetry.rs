@@ -33,7 +33,7 @@ pub fn describe_metrics() {
     );
     metrics::describe_counter!(
         "stepwell_connections_given_up_total",
-        "connections that were closed because their client said nothing or took nothing, by listener and reason"
+        "connections that were closed because their client said nothing or took nothing, or was idle when others came, by listener and reason"
     );
     metrics::describe_counter!(
         "stepwell_http_auth_refusals_total",

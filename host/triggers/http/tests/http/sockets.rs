@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures::StreamExt as _;
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -394,6 +395,122 @@ async fn connections_are_limited_and_wait_for_their_turn() {
     assert!(!waiting.is_finished());
     drop(idle);
     assert_eq!(waiting.await.unwrap(), 200);
+}
+
+/// Asks on a connection, and whether an answer comes soon.
+async fn asks(stream: &mut TcpStream, path: &str) -> bool {
+    let request = format!("POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n");
+    if stream.write_all(request.as_bytes()).await.is_err() {
+        return false;
+    }
+    let mut answer = [0; 4096];
+    let read = tokio::time::timeout(Duration::from_millis(500), stream.read(&mut answer));
+    matches!(read.await, Ok(Ok(1..))) && answer.starts_with(b"HTTP/1.1 200")
+}
+
+/// Whether a connection was closed, whatever came before.
+async fn is_closed(stream: &mut TcpStream) -> bool {
+    let mut rest = Vec::new();
+    let read = tokio::time::timeout(Duration::from_millis(100), stream.read_to_end(&mut rest));
+    read.await.is_ok()
+}
+
+/// A function whose response never ends, and a pipeline that answers.
+fn endless_or_not() -> Arc<HttpTrigger> {
+    let endless = function(|_| {
+        Box::pin(async {
+            let some = http_body::Frame::data(Bytes::from_static(b"some"));
+            let some = futures::stream::iter([Ok(some)]);
+            let body = http_body_util::StreamBody::new(some.chain(futures::stream::pending()));
+            Ok(Response::new(body.boxed_unsync()))
+        })
+    });
+    trigger(&[
+        deployment(spec("", "/f/{*rest}"), 1, endless),
+        deployment(spec("POST", "/p"), 1, steps(vec![inspect()])),
+    ])
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_all_places_are_taken_the_connection_goes_that_is_idle_longest() {
+    let config = ServeConfig {
+        connections: 3,
+        ..ServeConfig::default()
+    };
+    let server = Server::start(endless_or_not(), config).await;
+    let connect = async || TcpStream::connect(server.address).await.unwrap();
+    let mut answered = connect().await;
+    assert!(asks(&mut answered, "/f/x").await);
+    let (mut first, mut second) = (connect().await, connect().await);
+    for turn in 0..3 {
+        let stream = if turn == 1 { &mut second } else { &mut first };
+        assert!(asks(stream, "/p").await);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // What only just asked may ask again; the second is idle for longer than the first.
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    let mut new = connect().await;
+    assert!(asks(&mut new, "/p").await);
+    assert!(is_closed(&mut second).await);
+    assert!(asks(&mut first, "/p").await);
+    assert!(!is_closed(&mut answered).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_response_under_way_is_ended_for_a_new_connection_only_where_that_is_wanted() {
+    for displaces_busy in [false, true] {
+        let config = ServeConfig {
+            connections: 2,
+            displaces_busy,
+            ..ServeConfig::default()
+        };
+        let server = Server::start(endless_or_not(), config).await;
+        let mut answered = Vec::new();
+        for _ in 0..2 {
+            let mut stream = TcpStream::connect(server.address).await.unwrap();
+            assert!(asks(&mut stream, "/f/x").await);
+            answered.push(stream);
+        }
+        let mut new = TcpStream::connect(server.address).await.unwrap();
+        assert_eq!(asks(&mut new, "/p").await, displaces_busy);
+        assert_eq!(is_closed(&mut answered[0]).await, displaces_busy);
+        assert!(!is_closed(&mut answered[1]).await);
+        drop(answered);
+        assert!(displaces_busy || !is_closed(&mut new).await);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reply_that_its_client_has_yet_to_take_is_under_way() {
+    let large = function(|_| {
+        Box::pin(async {
+            let body = Full::new(Bytes::from(vec![0; 64 << 20])).map_err(|never| match never {});
+            Ok(Response::new(body.boxed_unsync()))
+        })
+    });
+    let routes = [
+        deployment(spec("", "/f/{*rest}"), 1, large),
+        deployment(spec("POST", "/p"), 1, steps(vec![inspect()])),
+    ];
+    let config = ServeConfig {
+        connections: 1,
+        ..ServeConfig::default()
+    };
+    let server = Server::start(trigger(&routes), config).await;
+    let mut slow = TcpStream::connect(server.address).await.unwrap();
+    let head = b"GET /f/x HTTP/1.1\r\nhost: x\r\n\r\n";
+    slow.write_all(head).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1_200)).await;
+    let mut new = TcpStream::connect(server.address).await.unwrap();
+    assert!(!asks(&mut new, "/p").await);
+    // All of it comes.
+    let mut left = 64_usize << 20;
+    let mut part = vec![0; 1 << 20];
+    while left > 0 {
+        let read = slow.read(&mut part).await.unwrap();
+        assert!(read > 0, "{left} bytes did not come");
+        left = left.saturating_sub(read);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
