@@ -45,7 +45,8 @@ impl Attributes {
     /// Adds one.
     ///
     /// # Errors
-    /// The name is none of an attribute, or is there already, or the value has characters that no attribute may have.
+    /// The name is none of an attribute, or is there already, or the value has characters that no attribute may have, or it is one
+    /// extension more than [`Event::MAX_EXTENSIONS`].
     pub fn insert(&mut self, name: &str, value: String) -> Result<(), Malformed> {
         if value.chars().any(char::is_control) {
             return Err(malformed(format!(
@@ -68,6 +69,10 @@ impl Attributes {
         }
         if self.extensions.iter().any(|(other, _)| other == name) {
             return Err(twice());
+        }
+        if self.extensions.len() >= Event::MAX_EXTENSIONS {
+            let most = Event::MAX_EXTENSIONS;
+            return Err(malformed(format!("it has more than {most} extensions")));
         }
         self.extensions.push((name.to_owned(), value));
         Ok(())
@@ -365,6 +370,22 @@ mod tests {
             };
             let error = read(&json).unwrap_err().to_string();
             assert!(error.contains(part), "{json}: {error}");
+        }
+    }
+
+    #[test]
+    fn so_many_extensions_and_no_more() {
+        let of = |count: usize| {
+            let extensions: String = (0..count).map(|i| format!(r#","x{i}":1"#)).collect();
+            read(&format!(
+                r#"{{"specversion":"1.0","id":"1","source":"/s","type":"t","subject":"s","data":1{extensions}}}"#
+            ))
+        };
+        let most = Event::MAX_EXTENSIONS;
+        assert_eq!(of(most).unwrap().extensions.len(), most);
+        for count in [most + 1, 80_000] {
+            let error = of(count).unwrap_err().to_string();
+            assert!(error.contains("more than 256 extensions"), "{error}");
         }
     }
 

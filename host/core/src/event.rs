@@ -23,6 +23,10 @@ pub struct Event {
 }
 
 impl Event {
+    /// Extension attributes that an event may have when it comes from outside or from a step; what the host says of a request comes on
+    /// top.
+    pub const MAX_EXTENSIONS: usize = 256;
+
     /// The value of an extension attribute.
     pub fn extension(&self, name: &str) -> Option<&str> {
         self.extensions

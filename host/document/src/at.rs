@@ -240,6 +240,9 @@ impl<'a> At<'a> {
     }
 }
 
+/// Unknown keys of one mapping that are reported one by one; what each may have meant takes a while to find out.
+const MAX_UNKNOWN: usize = 50;
+
 /// Reads a mapping key by key; what nobody asked for is reported at the end.
 #[must_use = "call finish to report unknown keys"]
 pub struct MapReader<'a> {
@@ -294,18 +297,22 @@ impl<'a> MapReader<'a> {
 
     /// What [`MapReader::finish`] does, for a reader that is kept.
     pub fn report_unknown(&self) {
-        for (key, _) in self.entries {
-            if !self.known.contains(&key.name.as_str()) {
-                let hint = nearest(&key.name, self.known.iter().copied()).map_or_else(
-                    || format!("known here: {}", self.known.join(", ")),
-                    |known| format!("perhaps {known}"),
-                );
-                self.at.key_problem(
-                    key,
-                    format!("unknown key '{}'", shorten(&key.name)),
-                    Some(hint),
-                );
-            }
+        let keys = self.entries.iter().map(|(key, _)| key);
+        let mut unknown = keys.filter(|key| !self.known.contains(&key.name.as_str()));
+        for key in unknown.by_ref().take(MAX_UNKNOWN) {
+            let hint = nearest(&key.name, self.known.iter().copied()).map_or_else(
+                || format!("known here: {}", self.known.join(", ")),
+                |known| format!("perhaps {known}"),
+            );
+            self.at.key_problem(
+                key,
+                format!("unknown key '{}'", shorten(&key.name)),
+                Some(hint),
+            );
+        }
+        let more = unknown.count();
+        if more > 0 {
+            self.at.problem(format!("{more} more keys are unknown"));
         }
     }
 }
@@ -342,7 +349,7 @@ fn join(path: &str, segment: &str) -> String {
     format!("{path}/{}", segment.replace('~', "~0").replace('/', "~1"))
 }
 
-fn shorten(text: &str) -> String {
+pub(crate) fn shorten(text: &str) -> String {
     text.chars().take(100).collect()
 }
 
@@ -379,6 +386,24 @@ mod tests {
                 "4:7: /when: expected true or false, found a text",
                 "5:5: /id: 'A_b' is not a name: a lower-case letter, then up to 62 lower-case letters, digits and hyphens (perhaps a-b)",
             ]
+        );
+    }
+
+    #[test]
+    fn of_many_unknown_keys_some_are_named() {
+        let text: String = (0..60).map(|i| format!("k{i}: 1\n")).collect();
+        let node = parse_yaml(&text).unwrap();
+        let problems = Problems::default();
+        At::root(&node, &problems).mapping().unwrap().finish();
+        let shown: Vec<String> = problems
+            .into_sorted()
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(shown.len(), MAX_UNKNOWN + 1);
+        assert!(
+            shown.contains(&"1:1: 10 more keys are unknown".to_owned()),
+            "{shown:?}"
         );
     }
 

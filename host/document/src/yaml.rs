@@ -1,9 +1,11 @@
 use std::borrow::Cow;
+use std::collections::HashMap;
 
 use saphyr::Scalar;
 use saphyr_parser::{Event, Marker, Parser, ScalarStyle};
 use stepwell_core::Problem;
 
+use crate::at::shorten;
 use crate::node::{Key, Node, Position, Value};
 
 /// No document that a person writes nests deeper, and none of the walks over the tree may run out of stack.
@@ -41,8 +43,13 @@ enum Open {
     Mapping {
         entries: Vec<(Key, Node)>,
         key: Option<Key>,
+        /// The keys so far with their lines, once they are more than [`FEW`].
+        seen: HashMap<String, u32>,
     },
 }
+
+/// So many keys are looked through in no time, one by one.
+const FEW: usize = 16;
 
 #[derive(Default)]
 struct Builder {
@@ -78,7 +85,8 @@ impl Builder {
             Event::MappingStart(anchor, tag) => {
                 plain(at, anchor, tag.is_some())?;
                 let entries = Vec::new();
-                self.begin(Open::Mapping { entries, key: None }, at)
+                let (key, seen) = (None, HashMap::new());
+                self.begin(Open::Mapping { entries, key, seen }, at)
             }
             Event::SequenceEnd | Event::MappingEnd => match self.open.pop() {
                 Some((Open::Sequence(items), start)) => self.add(Value::Sequence(items), start),
@@ -114,21 +122,25 @@ impl Builder {
             Open::Mapping {
                 entries,
                 key: key @ None,
+                seen,
             },
             _,
         )) = self.open.last_mut()
         {
-            if let Some((first, _)) = entries.iter().find(|(first, _)| first.name == text) {
-                let line = first.position.line;
+            if let Some(line) = line_of(&text, entries, seen) {
                 return Err(problem(
                     at,
-                    format!("the key '{text}' is there already, at line {line}"),
+                    format!(
+                        "the key '{}' is there already, at line {line}",
+                        shorten(&text)
+                    ),
                 ));
             }
-            *key = Some(Key {
-                name: text.into_owned(),
-                position: at,
-            });
+            let name = text.into_owned();
+            if !seen.is_empty() {
+                seen.insert(name.clone(), at.line);
+            }
+            *key = Some(Key { name, position: at });
             return Ok(());
         }
         let raw = text.clone().into_owned();
@@ -152,7 +164,7 @@ impl Builder {
         match self.open.last_mut() {
             None => self.root = Some(node),
             Some((Open::Sequence(items), _)) => items.push(node),
-            Some((Open::Mapping { entries, key }, _)) => {
+            Some((Open::Mapping { entries, key, .. }, _)) => {
                 let key = key
                     .take()
                     .ok_or_else(|| problem(position, "a key must be a text"))?;
@@ -161,6 +173,19 @@ impl Builder {
         }
         Ok(())
     }
+}
+
+/// Where a mapping has this key already.
+fn line_of(key: &str, entries: &[(Key, Node)], seen: &mut HashMap<String, u32>) -> Option<u32> {
+    if entries.len() <= FEW {
+        let first = entries.iter().find(|(first, _)| first.name == key);
+        return first.map(|(first, _)| first.position.line);
+    }
+    if seen.is_empty() {
+        let keys = entries.iter().map(|(key, _)| key);
+        seen.extend(keys.map(|key| (key.name.clone(), key.position.line)));
+    }
+    seen.get(key).copied()
 }
 
 fn plain(at: Position, anchor: usize, tagged: bool) -> Result<(), Problem> {
@@ -239,6 +264,18 @@ mod tests {
             let problem = parse_yaml(text).unwrap_err();
             assert!(problem.message.contains(part), "{text:?}: {problem}");
             assert_eq!(problem.line, Some(line), "{text:?}: {problem}");
+        }
+    }
+
+    #[test]
+    fn a_key_that_is_there_twice_is_found_among_many() {
+        let keys: String = (0..40).map(|i| format!("k{i}: 1\n")).collect();
+        assert!(parse_yaml(&keys).is_ok());
+        for again in [0, 15, 16, 17, 39] {
+            let problem = parse_yaml(&format!("{keys}k{again}: 2\n")).unwrap_err();
+            let line = format!("there already, at line {}", again + 1);
+            assert!(problem.message.contains(&line), "{problem}");
+            assert_eq!(problem.line, Some(41));
         }
     }
 

@@ -191,6 +191,7 @@ async fn deliver(
 ) -> Result<Response<Body>, StepError> {
     let (mut parts, body) = response.into_parts();
     let announced = terms.announced(&parts)?;
+    strip(&mut parts);
     let body = GuestBody {
         state,
         failed,
@@ -207,6 +208,15 @@ async fn deliver(
         parts.extensions.insert(lingering);
     }
     Ok(Response::from_parts(parts, body))
+}
+
+/// Takes out of a head what RFC 9110 forbids there, and what clients and proxies may therefore misread.
+fn strip(head: &mut Parts) {
+    if head.status == StatusCode::NO_CONTENT || head.status.is_informational() {
+        head.headers.remove(header::CONTENT_LENGTH);
+    }
+    // It speaks of a connection, and only requests have it.
+    head.headers.remove(header::TE);
 }
 
 /// The head, if it is set; if it is not, `cx` is told when it is, unless the guest has ended.
@@ -482,6 +492,30 @@ impl Drop for GuestBody {
                     tracing::warn!(%error, "a guest failed after its response");
                 }
             });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_head_has_nothing_that_its_status_forbids() {
+        for (status, keeps_length) in [(103, false), (200, true), (204, false), (304, true)] {
+            let response = Response::builder()
+                .status(status)
+                .header("content-length", "5")
+                .header("te", "trailers")
+                .header("trailer", "x")
+                .body(())
+                .unwrap();
+            let (mut head, ()) = response.into_parts();
+            strip(&mut head);
+            let length = head.headers.contains_key("content-length");
+            assert_eq!(length, keeps_length, "{status}");
+            assert!(!head.headers.contains_key("te"), "{status}");
+            assert!(head.headers.contains_key("trailer"), "{status}");
         }
     }
 }

@@ -56,7 +56,7 @@ pub use inspect::{Inspection, Refused, World, is_command};
 pub use keep::Kept;
 pub use load::LoadError;
 pub use logs::{LogSink, LogStream};
-pub use memory::Tenant;
+pub use memory::{Held, Tenant};
 pub use plugin::Plugin;
 pub use store::{Bind, Environment, StoreBase, StoreState};
 pub use worker::compile_worker;

@@ -4,7 +4,10 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use stepwell_core::StepError;
+
 use crate::idle::Evictor;
+use crate::meter::Exceeded;
 
 /// The linear memory that all guests of a host hold together. Each instance takes from it what its memories have grown to, and gives
 /// it back when it goes.
@@ -33,6 +36,13 @@ pub(crate) struct Share {
 /// namespaces are deployed, it may hold three quarters of `limits.guest_memory`.
 #[derive(Clone, Debug)]
 pub struct Tenant(pub(crate) Arc<Share>);
+
+/// What is held of a [`Tenant`]'s memory beside its guests; it is given back when this is dropped.
+#[derive(Debug)]
+pub struct Held {
+    of: Arc<Share>,
+    bytes: u64,
+}
 
 /// Why there is no memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,6 +160,39 @@ impl Share {
     }
 }
 
+impl Tenant {
+    /// Begins to hold memory, nothing at first.
+    pub fn hold(&self) -> Held {
+        Held {
+            of: self.0.clone(),
+            bytes: 0,
+        }
+    }
+}
+
+impl Held {
+    /// Holds so many bytes from now on. Idle instances make room for them.
+    ///
+    /// # Errors
+    /// There are not as many; what was held before still is.
+    pub fn set(&mut self, bytes: u64) -> Result<(), StepError> {
+        if bytes > self.bytes {
+            let taken = self.of.take(bytes - self.bytes);
+            taken.map_err(|refused| StepError::from(Exceeded::from(refused)))?;
+        } else {
+            self.of.give_back(self.bytes - bytes);
+        }
+        self.bytes = bytes;
+        Ok(())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.of.give_back(self.bytes);
+    }
+}
+
 impl Drop for Share {
     fn drop(&mut self) {
         if self.bounded {
@@ -237,6 +280,24 @@ mod tests {
         // Who leaves and comes back is counted once.
         let _other = [memory.tenant("other"), memory.tenant("other")];
         assert_eq!(memory.deployed.load(Ordering::Relaxed), 2);
+    }
+
+    #[test]
+    fn what_is_held_beside_guests_counts_like_theirs() {
+        let memory = Arc::new(GuestMemory::new(100));
+        let (one, other) = (memory.tenant("one"), memory.tenant("other"));
+        let mut held = one.hold();
+        assert!(held.set(60).is_ok());
+        assert_eq!(one.0.take(16), Err(NoMemory::OfTenant(75)));
+        let error = held.set(76).unwrap_err();
+        assert_eq!(error.kind, stepwell_core::ErrorKind::Unavailable);
+        assert!(error.message.contains("limits.guest_memory"), "{error}");
+        assert_eq!(memory.held(), 60);
+        assert!(held.set(10).is_ok());
+        assert_eq!(memory.held(), 10);
+        assert_eq!(other.0.take(75), Ok(()));
+        drop(held);
+        assert_eq!(memory.held(), 75);
     }
 
     #[test]

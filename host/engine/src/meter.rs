@@ -18,6 +18,10 @@ pub(crate) enum Exceeded {
     /// All guests of its namespace together.
     TenantMemory(u64),
     Output(u64),
+    /// Extensions of one event.
+    Extensions(usize),
+    /// What the host says of the request, in all events together.
+    Carried(u64),
     Tables(usize),
     Handles(usize),
     HostCall(u64),
@@ -32,6 +36,8 @@ impl Exceeded {
             Self::GuestMemory(_) => "guest_memory",
             Self::TenantMemory(_) => "guest_memory_share",
             Self::Output(_) => "output",
+            Self::Extensions(_) => "extensions",
+            Self::Carried(_) => "carried",
             Self::Tables(_) => "tables",
             Self::Handles(_) => "handles",
             Self::HostCall(_) => "host_call",
@@ -65,6 +71,15 @@ impl fmt::Display for Exceeded {
             Self::Output(limit) => write!(
                 f,
                 "the guest returned more than its {} of output; the setting is limits.output",
+                ByteSize(limit)
+            ),
+            Self::Extensions(limit) => write!(
+                f,
+                "the guest returned an event with more than {limit} extensions; this limit is the host's own and has no setting"
+            ),
+            Self::Carried(limit) => write!(
+                f,
+                "the guest returned so many events that the request's path, query and parameters, which each of them carries, exceed {} together; this limit is the host's own and has no setting",
                 ByteSize(limit)
             ),
             Self::Tables(limit) => write!(

@@ -1,3 +1,5 @@
+use std::collections::HashSet;
+
 use bytes::Bytes;
 use stepwell_core::{ErrorKind, Event, StepError};
 
@@ -42,6 +44,15 @@ pub(crate) fn take(
     input: &Event,
     limit: u64,
 ) -> Result<Vec<Event>, StepError> {
+    let of_host = of_host(input);
+    let each: usize = of_host
+        .clone()
+        .map(|(name, value)| name.len() + value.len())
+        .sum();
+    // Not the guest's output, and still memory that its events take up.
+    if returned.len() > 1 && (returned.len() as u64).saturating_mul(each as u64) > MAX_CARRIED {
+        return Err(Exceeded::Carried(MAX_CARRIED).into());
+    }
     let mut size = 0u64;
     returned
         .into_iter()
@@ -51,15 +62,19 @@ pub(crate) fn take(
             if size > limit {
                 return Err(Exceeded::Output(limit).into());
             }
-            // What the host says of the request stands for every step of the run.
-            let of_host = input
-                .extensions
-                .iter()
-                .filter(|(name, _)| name.starts_with("http") && name != "httpstatus");
-            event.extensions.extend(of_host.cloned());
+            event.extensions.extend(of_host.clone().cloned());
             Ok(event)
         })
         .collect()
+}
+
+/// Bytes of what the host says of the request in all events that one call returns.
+const MAX_CARRIED: u64 = 16 << 20;
+
+/// What the host says of the request, which stands for every step of the run.
+fn of_host(input: &Event) -> impl Iterator<Item = &(String, String)> + Clone {
+    let extensions = input.extensions.iter();
+    extensions.filter(|(name, _)| name.starts_with("http") && name != "httpstatus")
 }
 
 /// The error that a guest returned, its text bounded.
@@ -95,7 +110,8 @@ const ATTRIBUTES: [&str; 8] = [
 ];
 
 fn proper(event: EventResult, input: &Event) -> Result<Event, StepError> {
-    let mut extensions: Vec<(String, String)> = Vec::with_capacity(event.extensions.len());
+    let expected = event.extensions.len().min(Event::MAX_EXTENSIONS);
+    let mut extensions: Vec<(String, String)> = Vec::with_capacity(expected);
     for (name, value) in event.extensions {
         if !Event::is_extension_name(&name) {
             return Err(returned(&format!(
@@ -113,10 +129,13 @@ fn proper(event: EventResult, input: &Event) -> Result<Event, StepError> {
             continue;
         }
         text(&name, &value)?;
-        if extensions.iter().any(|(other, _)| *other == name) {
-            return Err(returned(&format!("the extension '{name}' twice")));
+        if extensions.len() >= Event::MAX_EXTENSIONS {
+            return Err(Exceeded::Extensions(Event::MAX_EXTENSIONS).into());
         }
         extensions.push((name, value));
+    }
+    if let Some(name) = twice(&extensions) {
+        return Err(returned(&format!("the extension '{name}' twice")));
     }
     let or_input = |value: String, of_input: &String| {
         if value.is_empty() {
@@ -146,6 +165,22 @@ fn proper(event: EventResult, input: &Event) -> Result<Event, StepError> {
         text(name, value.as_deref().unwrap_or_default())?;
     }
     Ok(event)
+}
+
+/// A name that two extensions have.
+fn twice(extensions: &[(String, String)]) -> Option<&str> {
+    /// So many are compared with each other in less time than a set is made.
+    const FEW: usize = 16;
+    let mut names = extensions.iter().map(|(name, _)| name.as_str()).enumerate();
+    if extensions.len() <= FEW {
+        let found = names.find(|(at, name)| {
+            let others = extensions.iter().take(*at);
+            others.into_iter().any(|(other, _)| other == name)
+        });
+        return found.map(|(_, name)| name);
+    }
+    let mut seen = HashSet::with_capacity(extensions.len());
+    names.map(|(_, name)| name).find(|name| !seen.insert(*name))
 }
 
 /// CloudEvents forbids control characters, and they would forge headers.
@@ -274,6 +309,46 @@ mod tests {
             take(vec![forged], &input(), 1000).unwrap_err().kind,
             ErrorKind::Failed
         );
+    }
+
+    #[test]
+    fn extensions_are_so_many_and_each_is_there_once() {
+        let of = |count: usize| {
+            let mut many = event(&[("httppath", "/forged"); 3]);
+            let names = (0..count).map(|i| (format!("x{i}"), String::new()));
+            many.extensions.extend(names);
+            many
+        };
+        let most = Event::MAX_EXTENSIONS;
+        let mut input = input();
+        input.set_extension("httppath", "/a");
+        let taken = take(vec![of(most)], &input, 1 << 20).unwrap();
+        assert_eq!(taken[0].extensions.len(), most + 1);
+        let error = take(vec![of(most + 1)], &input, 1 << 20).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Limit);
+        assert!(
+            error.message.contains("more than 256 extensions"),
+            "{error}"
+        );
+        for count in [2, 16, 17, 200] {
+            let mut again = of(count);
+            again.extensions.push(("x1".into(), String::new()));
+            let error = take(vec![again], &input, 1 << 20).unwrap_err();
+            assert!(error.message.contains("'x1' twice"), "{count}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_the_host_says_of_the_request_does_not_multiply_for_ever() {
+        let mut input = input();
+        input.set_extension("httpquery", "q".repeat(60_000));
+        assert!(take(vec![event(&[])], &input, 1 << 20).is_ok());
+        let many = (0..200).map(|_| event(&[])).collect();
+        assert!(take(many, &input, 1 << 20).is_ok());
+        let many = (0..300).map(|_| event(&[])).collect();
+        let error = take(many, &input, 1 << 20).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Limit);
+        assert!(error.message.contains("16MiB"), "{error}");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 use std::collections::HashMap;
 use std::pin::Pin;
-use std::sync::{Arc, Once};
+use std::sync::{Arc, Once, OnceLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -16,8 +16,10 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::Span;
 
 use crate::Body;
+use crate::backlog::EventMemory;
 use crate::body::{RunBody, is_whole, sweep};
 use crate::deployment::{Deployed, DeployedFunction, Deployment};
+use crate::log_rate::Line;
 use crate::quota::{Accounts, Counted, SOON};
 use crate::run;
 use crate::running::{RunTable, Running};
@@ -39,6 +41,7 @@ pub(crate) struct Shared {
     metrics: MetricsCache,
     span_hook: Option<SpanHook>,
     observer: Option<Arc<dyn RunObserver>>,
+    event_memory: OnceLock<EventMemory>,
 }
 
 /// Called with each run's span as soon as it is made, before anything is recorded in it, with the trace it belongs to. Where there
@@ -111,7 +114,14 @@ impl Dispatcher {
             metrics: MetricsCache::default(),
             span_hook,
             observer,
+            event_memory: OnceLock::new(),
         }))
+    }
+
+    /// Where the memory comes from in which events wait between steps, beyond the little that each run has for nothing. Only the
+    /// first call counts; without one, runs are bounded one by one.
+    pub fn set_event_memory(&self, memory: EventMemory) {
+        let _ = self.0.event_memory.set(memory);
     }
 
     /// A permit for one run of this namespace.
@@ -154,6 +164,11 @@ impl Dispatcher {
     /// Sets the gauges of what was used; called before metrics are rendered.
     pub fn record_use(&self) {
         self.0.accounts.record();
+    }
+
+    /// Whether no run is under way.
+    pub fn is_idle(&self) -> bool {
+        self.0.tasks.is_empty()
     }
 
     /// Drops the accounts of pipelines that are neither deployed nor run any more; to be called now and then.
@@ -316,6 +331,10 @@ impl Run {
         self.shared.span_hook.is_some()
     }
 
+    pub(crate) fn event_memory(&self) -> Option<&EventMemory> {
+        self.shared.event_memory.get()
+    }
+
     async fn steps(mut self, event: Event, deadline: Instant) -> Outcome {
         let result = match &self.running.deployment.body {
             Deployed::Steps(steps) => run::walk(steps, &self, event, deadline).await,
@@ -399,21 +418,7 @@ impl Run {
         }
         let elapsed = self.started.elapsed();
         if let Some(error) = error {
-            let (run_id, step) = (self.running.id, error.step.as_deref());
-            let StepError { kind, message, .. } = error;
-            let plugin = error.plugin.as_deref();
-            let trap = error.fault.as_ref().map(|fault| fault.kind.as_str());
-            let backtrace = error
-                .fault
-                .as_ref()
-                .map(|fault| fault.backtrace.join(" < "));
-            self.running.span().in_scope(|| {
-                if *kind == ErrorKind::Invalid {
-                    tracing::info!(%run_id, step, %kind, error = message, "run rejected its event");
-                } else {
-                    tracing::warn!(%run_id, step, plugin, %kind, trap, backtrace, error = message, "run failed");
-                }
-            });
+            self.log(error);
         }
         self.metrics.ended(outcome, elapsed);
         if let Some(observer) = &self.shared.observer {
@@ -425,6 +430,39 @@ impl Run {
                 elapsed,
             });
         }
+    }
+
+    /// Logs a failure, unless those of this deployment come too fast.
+    fn log(&self, error: &StepError) {
+        let Deployment {
+            namespace, name, ..
+        } = &*self.running.deployment;
+        match self.metrics.failures.next(Instant::now()) {
+            Line::Whole { left_out: 0 } => {}
+            Line::Whole { left_out } => {
+                tracing::warn!(%namespace, pipeline = %name, left_out, "failed runs were left out of the log");
+            }
+            Line::FirstLeftOut => {
+                tracing::warn!(%namespace, pipeline = %name, "runs fail too fast: most are left out of the log; stepwell_runs_total counts them all");
+                return;
+            }
+            Line::LeftOut => return,
+        }
+        let (run_id, step) = (self.running.id, error.step.as_deref());
+        let StepError { kind, message, .. } = error;
+        let plugin = error.plugin.as_deref();
+        let trap = error.fault.as_ref().map(|fault| fault.kind.as_str());
+        let backtrace = error
+            .fault
+            .as_ref()
+            .map(|fault| fault.backtrace.join(" < "));
+        self.running.span().in_scope(|| {
+            if *kind == ErrorKind::Invalid {
+                tracing::info!(%run_id, step, %kind, error = message, "run rejected its event");
+            } else {
+                tracing::warn!(%run_id, step, plugin, %kind, trap, backtrace, error = message, "run failed");
+            }
+        });
     }
 }
 

@@ -3,10 +3,12 @@
 //! This crate knows no WebAssembly engine and no transport: steps are anything that implements [`Step`], and triggers hand
 //! events to the [`Dispatcher`].
 
+mod backlog;
 mod body;
 mod deploy;
 mod deployment;
 mod dispatch;
+mod log_rate;
 mod quota;
 mod registry;
 mod run;
@@ -18,6 +20,7 @@ mod telemetry;
 mod trigger;
 mod validate;
 
+pub use backlog::{EventMemory, Hold};
 pub use deploy::{NotDeployable, PrepareError, Prepared, StepFactory, deploy};
 pub use deployment::{
     Body, Deployed, DeployedFunction, DeployedStep, Deployment, Function, Retry, Step,

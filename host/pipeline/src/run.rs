@@ -2,14 +2,14 @@
 
 use std::panic::AssertUnwindSafe;
 use std::time::{Duration, Instant};
-use std::vec;
 
 use futures::FutureExt as _;
 use rand::Rng as _;
-use stepwell_core::{Blame, ByteSize, Call, ErrorKind, Event, StepError, show_duration, within};
+use stepwell_core::{Blame, Call, ErrorKind, Event, StepError, show_duration, within};
 use tokio::task::Unconstrained;
 use tokio::time::Sleep;
 
+use crate::backlog::{Backlog, exceeded};
 use crate::deployment::{DeployedStep, Retry};
 use crate::dispatch::Run;
 use crate::spans::{Mark, marked};
@@ -17,9 +17,6 @@ use crate::telemetry::StepMetrics;
 
 /// Step calls that one run may make, so that a step that returns many events cannot keep the host busy for ever.
 pub(crate) const MAX_CALLS: usize = 10_000;
-
-/// Bytes of all events that one run may end with.
-pub(crate) const MAX_DELIVERED: usize = 64 << 20;
 
 /// The longest pause between two attempts of a step.
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
@@ -32,52 +29,41 @@ pub(crate) async fn walk(
     event: Event,
     deadline: Instant,
 ) -> Result<Vec<Event>, StepError> {
-    let mut delivered = Vec::new();
-    let mut delivered_bytes = 0;
+    let mut backlog = Backlog::new(&run.running.deployment.namespace, run.event_memory());
     let mut calls = 0;
-    // What has to wait until the event in hand has come to its end, and at which step it goes on.
-    let mut waiting: Vec<(usize, vec::IntoIter<Event>)> = Vec::new();
     let mut in_hand = Some((0, event));
     loop {
         let Some((position, event)) = in_hand.take() else {
-            let Some((position, events)) = waiting.last_mut() else {
-                return Ok(delivered);
-            };
-            in_hand = events.next().map(|event| (*position, event));
+            in_hand = backlog.next();
             if in_hand.is_none() {
-                waiting.pop();
+                return Ok(backlog.into_delivered());
             }
             continue;
         };
         let metrics = run.metrics.steps.get(position);
         let (Some(step), Some(step_metrics)) = (steps.get(position), metrics) else {
-            delivered_bytes += event.size();
-            if delivered_bytes > MAX_DELIVERED {
-                let most = ByteSize(MAX_DELIVERED as u64);
-                let message = format!("the run's resulting events exceed {most} together");
-                return Err(StepError::new(ErrorKind::Limit, message));
-            }
-            delivered.push(event);
+            backlog.deliver(event)?;
             continue;
         };
         calls += 1;
         if calls > MAX_CALLS {
             let message = format!(
-                "the run made more than {MAX_CALLS} calls: its steps return too many events"
+                "the run made more than {MAX_CALLS} calls: its steps return too many events; this limit is the host's own and has no setting"
             );
-            return Err(StepError::new(ErrorKind::Limit, message).at_step(step.scope.step.as_str()));
+            return Err(exceeded("run_calls", message).at_step(step.scope.step.as_str()));
         }
+        let of_step = |error: StepError| {
+            let scope = &step.scope;
+            error.at_step(scope.step.as_str()).of_plugin(&scope.plugin)
+        };
         let mark = Mark::step(&run.running, &step.scope, run.wants_spans());
         let outputs = marked(mark, process(step, step_metrics, run, event, deadline))
             .await
-            .map_err(|error| {
-                let scope = &step.scope;
-                error.at_step(scope.step.as_str()).of_plugin(&scope.plugin)
-            })?;
+            .map_err(of_step)?;
         let mut outputs = outputs.into_iter();
         in_hand = outputs.next().map(|event| (position + 1, event));
         if outputs.len() > 0 {
-            waiting.push((position + 1, outputs));
+            backlog.wait(position + 1, outputs).map_err(of_step)?;
         }
     }
 }

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 use stepwell_core::{BindingKind, ErrorKind, show_duration};
 
-use crate::spec::{AUTHS, MAX_ATTEMPTS, MAX_ORIGINS, MAX_TEXT, METHODS};
+use crate::spec::{AUTHS, MAX_ATTEMPTS, MAX_GRANTS, MAX_ORIGINS, MAX_TEXT, METHODS};
 
 const NAME: &str = "^[a-z][a-z0-9-]{0,62}$";
 const GUEST_NAME: &str = "^[A-Za-z0-9._-]{1,63}$";
@@ -193,6 +193,7 @@ fn grants() -> Value {
         let grants = json!({
             "type": "object",
             "propertyNames": {"pattern": GUEST_NAME},
+            "maxProperties": MAX_GRANTS,
             "additionalProperties": grant
         });
         kinds.insert(kind.as_str().to_owned(), grants);

@@ -17,7 +17,7 @@ use stepwell_core::{Grants, Isolation, Limits, Name, PluginRef};
 pub(crate) use auth::{AUTHS, MAX_TEXT};
 pub use draft::Draft;
 pub(crate) use draft::StepDraft;
-pub(crate) use grants::MAX_ORIGINS;
+pub(crate) use grants::{MAX_GRANTS, MAX_ORIGINS};
 pub(crate) use isolation::{MAX_CALLS, MAX_CONCURRENCY, MAX_IDLE, MIN_IDLE};
 pub(crate) use limits::{MAX_ATTEMPTS, MAX_CPU, MAX_MEMORY, MAX_OUTPUT, MAX_TIME};
 pub use path::{InvalidPath, PathPattern};

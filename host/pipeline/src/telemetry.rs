@@ -9,6 +9,7 @@ use metrics::{Counter, Gauge, Histogram, Unit};
 use stepwell_core::{ErrorKind, RunId, StepError};
 
 use crate::deployment::{Deployed, Deployment};
+use crate::log_rate::LogRate;
 
 /// Told of every run that has ended, from the run's own task: it must return at once and never block.
 pub trait RunObserver: Send + Sync {
@@ -68,6 +69,7 @@ pub(crate) struct RunMetrics {
     pub(crate) in_flight: Gauge,
     pub(crate) seconds: Histogram,
     pub(crate) steps: Vec<StepMetrics>,
+    pub(crate) failures: LogRate,
     delivered: Counter,
     namespace: String,
     pipeline: String,
@@ -103,6 +105,7 @@ impl RunMetrics {
                 "pipeline" => pipeline.clone(),
             ),
             steps,
+            failures: LogRate::default(),
             delivered: runs_total(&namespace, &pipeline, "delivered"),
             namespace,
             pipeline,

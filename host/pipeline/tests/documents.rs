@@ -642,3 +642,26 @@ fn isolation_is_fresh_until_a_document_says_otherwise() {
         ]
     );
 }
+
+#[test]
+fn grants_of_a_kind_are_so_many_and_no_more() {
+    let of = |count: usize| {
+        let grants: String = (0..count)
+            .map(|i| format!("      g{i}: [read]\n"))
+            .collect();
+        let text = format!(
+            "stepwell: 1\nname: p\nsteps:\n- id: a\n  plugin: x@1\n  grants:\n    keyvalue:\n{grants}"
+        );
+        Draft::parse(&text).finish()
+    };
+    assert!(of(256).is_ok());
+    for count in [257, 10_000] {
+        let problems = of(count).unwrap_err();
+        assert_eq!(problems.len(), 1);
+        assert!(
+            problems[0].message.contains("more than 256 grants"),
+            "{}",
+            problems[0]
+        );
+    }
+}

@@ -151,6 +151,9 @@ fn valid(value: &Value, schema: &Value, root: &Value) -> Result<(), String> {
                 }
                 true
             }
+            "maxProperties" => value
+                .as_object()
+                .is_none_or(|keys| keys.len() as u64 <= number),
             "propertyNames" => {
                 for key in value.as_object().unwrap().keys() {
                     valid(&Value::String(key.clone()), wanted, root)?;

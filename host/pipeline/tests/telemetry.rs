@@ -275,3 +275,27 @@ fn each_run_has_a_span_with_its_parent_and_each_step_a_child() {
         ["00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"]
     );
 }
+
+#[test]
+fn a_pipeline_that_always_fails_does_not_fill_the_log() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let lines = Lines::default();
+    let deployment = deployment();
+    tracing::subscriber::with_default(lines.clone(), || {
+        block_on(async {
+            let dispatcher = Dispatcher::new(1);
+            for _ in 0..200 {
+                let permit = dispatcher.admit(&Name::default_namespace()).unwrap();
+                dispatcher.run(permit, request(&deployment, "9")).await;
+            }
+        });
+    });
+    let lines = lines.0.lock().unwrap();
+    let count = |start: &str| lines.iter().filter(|line| line.starts_with(start)).count();
+    // On a slow machine, the 200 runs may take more than one stretch of five seconds.
+    let told = count("WARN message=runs fail too fast");
+    assert!((1..=4).contains(&told), "{lines:?}");
+    let whole = count("WARN message=run failed");
+    assert!((50..=50 * (told + 1)).contains(&whole), "{whole}");
+    assert!(whole < 200, "{whole}");
+}

@@ -114,9 +114,10 @@ impl Deployer {
         wanted: &Wanted,
     ) -> Result<Apply, ApplyError> {
         loop {
+            // Read before anybody has to wait for it.
+            let mut draft = Draft::parse(&wanted.source);
             let mut known = self.known.lock().await;
             self.refresh(&mut known).await?;
-            let mut draft = Draft::parse(&wanted.source);
             let host = self.host_state(namespace, name, &known, &draft).await?;
             if let Some(own) = draft.name().filter(|own| *own != name).cloned() {
                 let hint = format!("apply it to pipelines/{own}, or write name: {name}");

@@ -4,6 +4,7 @@
 
 mod access;
 mod ahead;
+mod allocator;
 mod build;
 mod cli;
 mod client;

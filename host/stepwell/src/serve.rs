@@ -32,6 +32,7 @@ use tracing::{error, info, warn};
 
 use crate::access::Tokens;
 use crate::ahead::Ahead;
+use crate::allocator::{self, Allocator};
 use crate::cli::ServeArgs;
 use crate::config::{Config, Overrides};
 use crate::deployer::{Deployer, OnChange};
@@ -191,6 +192,13 @@ async fn host(
         telemetry.span_hook(),
         Some(observer),
     );
+    dispatcher.set_event_memory({
+        let engine = engine.clone();
+        Box::new(move |namespace| {
+            let mut held = engine.tenant(namespace.as_str()).hold();
+            Box::new(move |bytes| held.set(bytes))
+        })
+    });
     let registry = Arc::new(Registry::default());
     let auth = Auth::new(
         tokens.clone(),
@@ -490,19 +498,24 @@ async fn hold_to_quotas(
 }
 
 /// Lets the metrics recorder drain its histograms now and then, whether or not anybody scrapes, and the dispatcher forget what
-/// is no more.
+/// is no more. Memory that bursts have left behind is given back when nothing runs.
 async fn upkeep(
     metrics: metrics_exporter_prometheus::PrometheusHandle,
     dispatcher: Dispatcher,
     stopping: CancellationToken,
 ) {
     let mut ticks = tokio::time::interval(Duration::from_secs(5));
+    let mut allocator = Allocator::default();
     loop {
         tokio::select! {
             () = stopping.cancelled() => return,
             _ = ticks.tick() => {
                 metrics.run_upkeep();
                 dispatcher.forget_unused();
+                if allocator.has_grown() && dispatcher.is_idle() {
+                    let _ = tokio::task::spawn_blocking(allocator::trim).await;
+                    allocator.was_trimmed();
+                }
             }
         }
     }

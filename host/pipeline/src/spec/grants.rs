@@ -9,6 +9,9 @@ const KINDS_TO_COME: [&str; 3] = ["messaging", "redis", "secrets"];
 /// Origins that one step may be granted.
 pub(crate) const MAX_ORIGINS: usize = 64;
 
+/// Grants of one kind that one step may have.
+pub(crate) const MAX_GRANTS: usize = 256;
+
 const MAX_PREFIX: usize = 256;
 const MAX_CONFIG_KEY: usize = 256;
 const MAX_CONFIG_VALUE: usize = 64 << 10;
@@ -44,6 +47,13 @@ pub(super) fn read_grants(at: &At<'_>) -> (Grants, Vec<GrantPlace>, Vec<BindingK
         let entries = kind_at.entries();
         if entries.as_ref().is_none_or(|entries| !entries.is_empty()) {
             kinds.push(kind);
+        }
+        if entries
+            .as_ref()
+            .is_some_and(|entries| entries.len() > MAX_GRANTS)
+        {
+            kind_at.problem(format!("more than {MAX_GRANTS} grants of one kind"));
+            continue;
         }
         for (key, at) in entries.into_iter().flatten() {
             let name = key.name.as_str();

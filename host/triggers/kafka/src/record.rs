@@ -24,6 +24,14 @@ pub(crate) fn to_event(record: &OwnedMessage) -> Result<Event, Malformed> {
     };
     event.drop_http_extensions();
     if let Some(key) = record.key().and_then(|key| std::str::from_utf8(key).ok()) {
+        if event.extensions.len() >= Event::MAX_EXTENSIONS
+            && event.extension("partitionkey").is_none()
+        {
+            let most = Event::MAX_EXTENSIONS;
+            return Err(malformed(format!(
+                "with the record's key, it has more than {most} extensions"
+            )));
+        }
         event.set_extension("partitionkey", key);
     }
     Ok(event)
@@ -176,6 +184,28 @@ mod tests {
         .unwrap();
         assert_eq!(event.r#type, "t");
         assert_eq!(event.data, Bytes::from_static(br#"{"a":1}"#));
+    }
+
+    #[test]
+    fn so_many_extensions_with_the_key_and_no_more() {
+        let of = |count: usize| {
+            let names: Vec<String> = (0..count).map(|i| format!("ce_x{i}")).collect();
+            let known = [
+                ("ce_specversion", "1.0"),
+                ("ce_id", "1"),
+                ("ce_source", "/s"),
+                ("ce_type", "t"),
+            ];
+            let extensions = names.iter().map(|name| (name.as_str(), "1"));
+            let headers: Vec<_> = known.into_iter().chain(extensions).collect();
+            to_event(&record(&headers, "x"))
+        };
+        let most = Event::MAX_EXTENSIONS;
+        assert_eq!(of(most - 1).unwrap().extensions.len(), most);
+        for count in [most, most + 1] {
+            let error = of(count).unwrap_err().to_string();
+            assert!(error.contains("more than 256 extensions"), "{error}");
+        }
     }
 
     #[test]

@@ -158,6 +158,23 @@ async fn malformed_cloudevents_are_400() {
 }
 
 #[tokio::test]
+async fn a_cloudevent_of_too_many_extensions_is_400() {
+    let trigger = one(inspect());
+    for (count, status) in [(256, 200), (257, 400), (50_000, 400)] {
+        let extensions: String = (0..count).map(|i| format!(r#","x{i}":1"#)).collect();
+        let body =
+            format!(r#"{{"specversion":"1.0","id":"1","source":"/s","type":"t"{extensions}}}"#);
+        let request = post("/p").header("content-type", "application/cloudevents+json");
+        let reply = send(&trigger, request, body.leak()).await;
+        assert_eq!(reply.status, status, "{count}");
+        if status == 400 {
+            let detail = reply.assert_problem(400, "malformed")["detail"].to_string();
+            assert!(detail.contains("more than 256 extensions"), "{detail}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_parameter_that_is_no_utf8_is_400() {
     let trigger = trigger(&[deployment(
         spec("POST", "/x/{a}"),

@@ -1,0 +1,79 @@
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Failed runs of one deployment that are logged in [`WINDOW`]; the others are counted.
+const LINES: u32 = 50;
+const WINDOW: Duration = Duration::from_secs(5);
+
+/// Bounds the lines that one deployment's failed runs make in the log, so that nobody's fill the disk or drown the others'.
+#[derive(Default)]
+pub(crate) struct LogRate(Mutex<Window>);
+
+#[derive(Default)]
+struct Window {
+    /// None: nothing was logged yet.
+    began: Option<Instant>,
+    lines: u32,
+    left_out: u64,
+}
+
+/// What is logged of a failed run.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Line {
+    /// All of it, after so many of which nothing was.
+    Whole { left_out: u64 },
+    /// That it and further ones are left out.
+    FirstLeftOut,
+    /// Nothing.
+    LeftOut,
+}
+
+impl LogRate {
+    pub(crate) fn next(&self, now: Instant) -> Line {
+        let mut window = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_over = |began| now.saturating_duration_since(began) >= WINDOW;
+        if window.began.is_none_or(is_over) {
+            let left_out = window.left_out;
+            *window = Window {
+                began: Some(now),
+                lines: 1,
+                left_out: 0,
+            };
+            return Line::Whole { left_out };
+        }
+        if window.lines < LINES {
+            window.lines += 1;
+            return Line::Whole { left_out: 0 };
+        }
+        window.left_out += 1;
+        match window.left_out {
+            1 => Line::FirstLeftOut,
+            _ => Line::LeftOut,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn so_many_lines_and_then_how_many_were_left_out() {
+        let (rate, start) = (LogRate::default(), Instant::now());
+        let after = |millis| start + Duration::from_millis(millis);
+        for at in 0..50 {
+            assert_eq!(rate.next(after(at)), Line::Whole { left_out: 0 });
+        }
+        assert_eq!(rate.next(after(50)), Line::FirstLeftOut);
+        for at in 51..60 {
+            assert_eq!(rate.next(after(at)), Line::LeftOut);
+        }
+        assert_eq!(rate.next(after(4_999)), Line::LeftOut);
+        assert_eq!(rate.next(after(5_000)), Line::Whole { left_out: 11 });
+        for at in 5_001..5_050 {
+            assert_eq!(rate.next(after(at)), Line::Whole { left_out: 0 });
+        }
+        assert_eq!(rate.next(after(5_050)), Line::FirstLeftOut);
+        assert_eq!(rate.next(after(60_000)), Line::Whole { left_out: 1 });
+    }
+}
