@@ -134,6 +134,7 @@ impl<S: StoreState> Machine<S> {
         let idle =
             Idle::start().map_err(|error| EngineError(format!("its idle instances: {error}")))?;
         commons.memory.evicts(idle.evictor());
+        commons.memory.interrupts(engine.weak());
         let shared = Shared {
             engine,
             ticker,
@@ -141,6 +142,7 @@ impl<S: StoreState> Machine<S> {
             memory: commons.memory.nobodys(),
             slots: Arc::new(Semaphore::new(slots as usize)),
             all_slots: slots,
+            flavor,
             idle,
             host_call_bytes: config.host_call_bytes,
             log_bytes: config.log_bytes,
