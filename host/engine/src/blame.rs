@@ -77,6 +77,18 @@ pub(crate) fn busy() -> StepError {
     .blamed(Blame::Host)
 }
 
+/// The namespace runs as many instances as it may beside others.
+pub(crate) fn crowded(all: u32) -> StepError {
+    metrics::counter!("stepwell_limit_hits_total", "limit" => "instances_share").increment(1);
+    StepError::new(
+        ErrorKind::Unavailable,
+        format!(
+            "the guests of this namespace take up three quarters of the {all} instances that this host can hold, and there are no more for them while other namespaces use it"
+        ),
+    )
+    .blamed(Blame::Host)
+}
+
 fn exceeded(
     error: &wasmtime::Error,
     meter: &Meter,

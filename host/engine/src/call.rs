@@ -4,20 +4,22 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use stepwell_core::{Blame, ErrorKind, Limits, StepError, show_duration, within};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
+use stepwell_core::{Blame, ErrorKind, Fault, Limits, StepError, show_duration, within};
+use tokio::sync::{Semaphore, TryAcquireError};
 use tracing::Instrument as _;
 use wasmtime::{PoolConcurrencyLimitError, Store, UpdateDeadline};
 use wasmtime_wasi_http::p2::bindings::{Proxy, ProxyPre};
 use wasmtime_wasi_http::p3::bindings::{Service, ServicePre};
 
-use crate::blame::{blame, busy};
+use crate::blame::{blame, busy, crowded};
 use crate::clock::{CpuClock, timed};
+use crate::config::Flavor;
 use crate::epoch::{Ticker, Ticking};
 use crate::idle::Idle;
 use crate::lane::{Moved, SlowLane};
-use crate::memory::Share;
+use crate::memory::{Share, Tenant};
 use crate::meter::{Exceeded, Meter};
+use crate::slots::{Place, Slot};
 use crate::step::{Step, StepPre};
 use crate::store::{Environment, HANDLES, StoreState};
 
@@ -31,6 +33,7 @@ pub(crate) struct Shared {
     pub(crate) slots: Arc<Semaphore>,
     /// How many slots there are.
     pub(crate) all_slots: u32,
+    pub(crate) flavor: Flavor,
     pub(crate) idle: Idle,
     pub(crate) host_call_bytes: u64,
     pub(crate) log_bytes: usize,
@@ -52,22 +55,23 @@ pub(crate) struct Call<S: 'static> {
     /// Whether `until` is the limit's doing, not the caller's.
     by_wall: bool,
     ticking: Option<Ticking>,
-    slot: OwnedSemaphorePermit,
+    slot: Slot,
 }
 
 /// What of a call may be kept for the next one.
-pub(crate) type Parts<S> = (Store<S>, Arc<CpuClock>, OwnedSemaphorePermit);
+pub(crate) type Parts<S> = (Store<S>, Arc<CpuClock>, Slot);
 
 impl Shared {
     /// A call with a store of its own, whose instance takes up so many slots.
     pub(crate) async fn begin<S: StoreState>(
         &self,
-        state: impl FnOnce() -> S,
+        mut state: S,
         limits: Limits,
         slots: u32,
         deadline: Instant,
     ) -> Result<Call<S>, StepError> {
-        let slot = self.slot(slots, deadline).await?;
+        let tenant = state.base().environment.tenant.as_ref();
+        let slot = self.slot(tenant, slots, deadline).await?;
         let now = Instant::now();
         if deadline <= now {
             return Err(StepError::new(
@@ -75,7 +79,7 @@ impl Shared {
                 "the run's time was up before the guest was called",
             ));
         }
-        let mut store = Store::try_new(&self.engine, state()).map_err(|error| {
+        let mut store = Store::try_new(&self.engine, state).map_err(|error| {
             StepError::new(
                 ErrorKind::Unavailable,
                 format!("no memory for another call: {error:#}"),
@@ -86,7 +90,8 @@ impl Shared {
         let tenant = base.environment.tenant.as_ref();
         let memory = tenant.map_or(&self.memory, |tenant| &tenant.0);
         base.meter = Meter::new(limits, Some(memory.clone()));
-        let account = base.cpu.clone();
+        let clock = Arc::new(CpuClock::new(limits.cpu, base.cpu.clone()));
+        base.meter.tells(clock.clone());
         store.limiter(|state| &mut state.base().meter);
         store.set_max_component_handles(HANDLES);
         // Its tasks, streams and futures: an end of each is a handle, and what is between the ends counts here.
@@ -96,7 +101,6 @@ impl Shared {
         let fuel = usize::try_from(self.host_call_bytes(limits));
         store.set_hostcall_fuel(fuel.unwrap_or(usize::MAX));
 
-        let clock = Arc::new(CpuClock::new(limits.cpu, account));
         let of_callback = clock.clone();
         store.epoch_deadline_callback(move |_| {
             if of_callback.used() > limits.cpu {
@@ -158,7 +162,7 @@ impl Shared {
             };
             let meter = &mut store.data_mut().base().meter;
             if error.is::<PoolConcurrencyLimitError>() {
-                if self.idle.evict(1) == 0 {
+                if self.idle.evict(1, None) == 0 {
                     return Err(error);
                 }
             } else if meter.lacked_memory() && !waited {
@@ -173,22 +177,57 @@ impl Shared {
     }
 
     /// A place, or as many as it takes, among the instances that live at once. Idle ones make room for it.
-    async fn slot(&self, slots: u32, deadline: Instant) -> Result<OwnedSemaphorePermit, StepError> {
+    async fn slot(
+        &self,
+        tenant: Option<&Tenant>,
+        slots: u32,
+        deadline: Instant,
+    ) -> Result<Slot, StepError> {
         let wanted = slots.min(self.all_slots);
-        match self.slots.clone().try_acquire_many_owned(wanted) {
-            Ok(slot) => Ok(slot),
+        // First of the namespace's own: what it has too much of waits there, not in the line of all namespaces.
+        let place = match tenant {
+            Some(tenant) => Some(self.place(&tenant.0, wanted, deadline).await?),
+            None => None,
+        };
+        let permit = match self.slots.clone().try_acquire_many_owned(wanted) {
+            Ok(permit) => permit,
             Err(TryAcquireError::NoPermits) => {
                 let _waiting = self.idle.wait();
-                self.idle.evict(wanted as usize);
+                self.idle.evict(wanted as usize, None);
                 let acquired = self.slots.clone().acquire_many_owned(wanted);
                 tokio::time::timeout_at(deadline.into(), acquired)
                     .await
                     .ok()
                     .and_then(Result::ok)
-                    .ok_or_else(busy)
+                    .ok_or_else(busy)?
             }
-            Err(TryAcquireError::Closed) => Err(busy()),
+            Err(TryAcquireError::Closed) => return Err(busy()),
+        };
+        Ok(Slot::new(permit, place))
+    }
+
+    /// The same among those of a namespace, whose own idle instances make room for it.
+    async fn place(
+        &self,
+        share: &Arc<Share>,
+        slots: u32,
+        deadline: Instant,
+    ) -> Result<Place, StepError> {
+        if let Some(place) = Place::take(share, self.flavor, slots, self.all_slots) {
+            return Ok(place);
         }
+        let _waiting = share.places(self.flavor).wait();
+        self.idle.evict(slots as usize, Some(share));
+        let place = Place::wait(share, self.flavor, slots, self.all_slots);
+        tokio::time::timeout_at(deadline.into(), place)
+            .await
+            .map_err(|_| crowded(self.all_slots))
+    }
+
+    /// Whether calls wait for a slot that an instance of this namespace has.
+    pub(crate) fn is_awaited(&self, tenant: Option<&Tenant>) -> bool {
+        let of_tenant = |tenant: &Tenant| tenant.0.places(self.flavor).is_awaited();
+        self.idle.is_awaited() || tenant.is_some_and(of_tenant)
     }
 }
 
@@ -255,6 +294,7 @@ impl Guard {
             clock: self.clock,
             environment: self.environment,
             lane: self.lane,
+            cpu: self.limits.cpu,
         };
         // The guest's use of the task's budget must not keep the alarm from being heard.
         let alarm = || tokio::task::unconstrained(tokio::time::sleep_until(self.until.into()));
@@ -265,11 +305,13 @@ impl Guard {
 }
 
 /// A guest under way.
-struct Guest<T> {
+struct Guest<T: 'static> {
     at: At<T>,
     clock: Arc<CpuClock>,
     environment: Arc<Environment>,
     lane: Arc<SlowLane>,
+    /// What it may use.
+    cpu: Duration,
 }
 
 type Boxed<T> = Pin<Box<dyn Future<Output = Result<T, StepError>> + Send>>;
@@ -289,12 +331,12 @@ impl<T: Send + 'static> Future for Guest<T> {
         let this = &mut *self;
         if let At::Here(guest) = &mut this.at {
             let fresh = this.clock.charged().is_zero();
-            if !(fresh && this.environment.temper.is_heavy()) {
+            if !(fresh && (this.environment.temper.is_heavy() || this.clock.is_large())) {
                 if let Poll::Ready(outcome) = this.clock.timed(|| guest.as_mut().poll(cx)) {
                     this.at = At::Ended;
-                    return Poll::Ready(outcome);
+                    return Poll::Ready(this.within_budget(outcome));
                 }
-                if this.clock.charged() < SLICE {
+                if this.clock.charged() < SLICE && !this.clock.is_large() {
                     return Poll::Pending;
                 }
             }
@@ -309,17 +351,47 @@ impl<T: Send + 'static> Future for Guest<T> {
             At::Lane(moved) => {
                 let outcome = ready!(Pin::new(moved).poll(cx));
                 this.at = At::Ended;
-                Poll::Ready(outcome.unwrap_or_else(|_| Err(closed())))
+                let outcome = outcome.unwrap_or_else(|_| Err(closed()));
+                Poll::Ready(this.within_budget(outcome))
             }
             At::Here(_) | At::Ended => Poll::Pending,
         }
     }
 }
 
-impl<T> Drop for Guest<T> {
-    fn drop(&mut self) {
-        self.environment.temper.note(self.clock.charged());
+impl<T> Guest<T> {
+    /// A guest is looked at when it yields, and one that has come to its end without a yield is looked at here.
+    fn within_budget(&self, outcome: Result<T, StepError>) -> Result<T, StepError> {
+        match outcome {
+            Ok(_) if self.clock.charged() > self.cpu => Err(overdrawn(self.cpu)),
+            outcome => outcome,
+        }
     }
+}
+
+impl<T: 'static> Drop for Guest<T> {
+    fn drop(&mut self) {
+        self.environment
+            .temper
+            .note(self.clock.charged(), self.clock.overran());
+        if self.clock.is_large() {
+            // Giving its memory back takes as long as many calls.
+            match std::mem::replace(&mut self.at, At::Ended) {
+                At::Here(guest) => self.lane.discard(guest),
+                At::Lane(moved) => moved.discard(),
+                At::Ended => {}
+            }
+        }
+    }
+}
+
+/// The guest has used more than its CPU time, and has come to its end all the same.
+pub(crate) fn overdrawn(limit: Duration) -> StepError {
+    let exceeded = Exceeded::Cpu(limit);
+    StepError::from(exceeded).with_fault(Fault {
+        kind: exceeded.as_str().to_owned(),
+        backtrace: Vec::new(),
+    })
 }
 
 pub(crate) fn closed() -> StepError {

@@ -1,3 +1,4 @@
+use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,14 +12,19 @@ use stepwell_core::CpuAccount;
 /// for a turn among other tasks, costs nothing.
 ///
 /// Asking for a thread's CPU time is a system call, which short calls would feel. So a call's first millisecond is taken from
-/// the monotonic clock, and a poll in it counts two ticks at most, since a guest yields by then: whatever else such a poll
-/// took, the guest was not being executed.
+/// the monotonic clock: a guest yields after two ticks at most, so a shorter poll counts as long as it took. In a longer one the
+/// thread was kept from running, or one of the guest's instructions took long (it fills or copies memory): what the thread has
+/// executed since its CPU time was last asked for tells which.
 pub(crate) struct CpuClock {
     /// Nanoseconds of the polls that are over.
     used: AtomicU64,
     /// What the clock of the current poll showed when it began. Only the polling thread reads it, since guests run inside polls.
     began: AtomicU64,
     exact: AtomicBool,
+    /// Whether a tick does not bound a poll: one instruction may take as long as it takes to write all of the guest's memory.
+    large: AtomicBool,
+    /// Whether a poll went on although the guest should have yielded.
+    overran: AtomicBool,
     /// Who is charged for each poll.
     account: Option<Arc<CpuAccount>>,
 }
@@ -32,8 +38,25 @@ static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 /// Budgets below this are timed exactly from the start.
 const SMALL: Duration = Duration::from_millis(20);
 
-/// What a poll counts at most while time is taken roughly.
+/// How long a poll may take to count as that while time is taken roughly.
 const TWO_TICKS: u64 = 2_000_000;
+
+/// CPU time of one poll, in nanoseconds, from which on the guest did not yield when it was told to.
+pub(crate) const OVERRUN: u64 = 4_000_000;
+
+/// How old a thread's sample may be when a rough poll begins: a long one counts so much too little at most.
+const STALE: u64 = 1_000_000;
+
+/// What a thread's CPU time was at some point of the monotonic clock, in nanoseconds.
+#[derive(Clone, Copy)]
+struct Sample {
+    at: u64,
+    cpu: u64,
+}
+
+thread_local! {
+    static SAMPLE: Cell<Option<Sample>> = const { Cell::new(None) };
+}
 
 impl CpuClock {
     pub(crate) fn new(budget: Duration, account: Option<Arc<CpuAccount>>) -> Self {
@@ -41,6 +64,8 @@ impl CpuClock {
             used: AtomicU64::new(0),
             began: AtomicU64::new(0),
             exact: AtomicBool::new(budget < SMALL),
+            large: AtomicBool::new(false),
+            overran: AtomicBool::new(false),
             account,
         }
     }
@@ -54,7 +79,17 @@ impl CpuClock {
     /// CPU time up to now; call it from inside a poll.
     pub(crate) fn used(&self) -> Duration {
         let used = self.used.load(Ordering::Relaxed);
-        Duration::from_nanos(used.saturating_add(self.spent()))
+        Duration::from_nanos(used.saturating_add(self.spent(self.now())))
+    }
+
+    /// The same, for whoever has just asked what time it is.
+    pub(crate) fn used_at(&self, now: Instant) -> Duration {
+        let now = match self.exact.load(Ordering::Relaxed) {
+            true => thread_time(),
+            false => nanos(now.saturating_duration_since(*START)),
+        };
+        let used = self.used.load(Ordering::Relaxed);
+        Duration::from_nanos(used.saturating_add(self.spent(now)))
     }
 
     /// CPU time of the polls that are over.
@@ -65,6 +100,21 @@ impl CpuClock {
     /// Times the polls that follow exactly: whoever polls on a thread that others come before is kept waiting in most of them.
     pub(crate) fn be_exact(&self) {
         self.exact.store(true, Ordering::Relaxed);
+    }
+
+    /// The guest's memory is large from now on, and as long as its instance lives.
+    pub(crate) fn be_large(&self) {
+        self.large.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a tick does not bound the guest's polls.
+    pub(crate) fn is_large(&self) -> bool {
+        self.large.load(Ordering::Relaxed)
+    }
+
+    /// Whether a poll went on although the guest should have yielded, since this was last asked.
+    pub(crate) fn overran(&self) -> bool {
+        self.overran.load(Ordering::Relaxed) && self.overran.swap(false, Ordering::Relaxed)
     }
 
     /// Times one poll.
@@ -79,37 +129,63 @@ impl CpuClock {
         if self.used.load(Ordering::Relaxed) >= ROUGH {
             self.exact.store(true, Ordering::Relaxed);
         }
-        self.began.store(self.now(), Ordering::Relaxed);
+        let now = self.now();
+        if !self.exact.load(Ordering::Relaxed) {
+            let sample = SAMPLE.get();
+            if sample.is_none_or(|sample| now.saturating_sub(sample.at) > STALE) {
+                SAMPLE.set(Some(Sample {
+                    at: now,
+                    cpu: thread_time(),
+                }));
+            }
+        }
+        self.began.store(now, Ordering::Relaxed);
     }
 
     fn end(&self) {
-        let spent = self.spent();
+        let spent = self.spent(self.now());
+        if spent > OVERRUN {
+            self.overran.store(true, Ordering::Relaxed);
+        }
         self.used.fetch_add(spent, Ordering::Relaxed);
         if let Some(account) = &self.account {
             account.charge(Duration::from_nanos(spent));
         }
     }
 
-    /// Time of the current poll.
-    fn spent(&self) -> u64 {
-        let spent = self
-            .now()
-            .saturating_sub(self.began.load(Ordering::Relaxed));
-        match self.exact.load(Ordering::Relaxed) {
-            true => spent,
-            false => spent.min(TWO_TICKS),
+    /// Time of the current poll, up to what its clock shows now.
+    fn spent(&self, now: u64) -> u64 {
+        let began = self.began.load(Ordering::Relaxed);
+        let spent = now.saturating_sub(began);
+        if self.exact.load(Ordering::Relaxed) || spent <= TWO_TICKS {
+            return spent;
         }
+        let executed = SAMPLE.get().map_or(0, |sample| {
+            let since = thread_time().saturating_sub(sample.cpu);
+            // Others may have used all of the time before the poll.
+            since.saturating_sub(began.saturating_sub(sample.at))
+        });
+        executed.clamp(TWO_TICKS, spent)
     }
 
     fn now(&self) -> u64 {
         if !self.exact.load(Ordering::Relaxed) {
-            return u64::try_from(START.elapsed().as_nanos()).unwrap_or(u64::MAX);
+            return nanos(START.elapsed());
         }
-        let time = rustix::time::clock_gettime(ClockId::ThreadCPUTime);
-        let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
-        let nanos = u64::try_from(time.tv_nsec).unwrap_or(0);
-        seconds.saturating_mul(1_000_000_000).saturating_add(nanos)
+        thread_time()
     }
+}
+
+/// CPU time of the calling thread.
+fn thread_time() -> u64 {
+    let time = rustix::time::clock_gettime(ClockId::ThreadCPUTime);
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    let nanos = u64::try_from(time.tv_nsec).unwrap_or(0);
+    seconds.saturating_mul(1_000_000_000).saturating_add(nanos)
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Runs a future whose polls the clock times.
@@ -140,8 +216,7 @@ mod tests {
 
             timed(&clock, async {
                 for _ in 0..50 {
-                    let began = thread_time();
-                    while thread_time() - began < Duration::from_millis(1) {}
+                    compute(Duration::from_millis(1));
                     tokio::task::yield_now().await;
                 }
             })
@@ -156,8 +231,35 @@ mod tests {
     }
 
     fn thread_time() -> Duration {
-        let time = rustix::time::clock_gettime(ClockId::ThreadCPUTime);
-        Duration::try_from(time).unwrap()
+        Duration::from_nanos(super::thread_time())
+    }
+
+    fn compute(time: Duration) {
+        let began = thread_time();
+        while thread_time() - began < time {}
+    }
+
+    #[test]
+    fn a_poll_without_a_yield_is_charged_in_full() {
+        let account = Arc::new(CpuAccount::default());
+        let clock = CpuClock::new(Duration::from_secs(1), Some(account.clone()));
+        // What the thread has done before is not the guest's.
+        compute(Duration::from_millis(200));
+        clock.timed(|| compute(Duration::from_micros(50)));
+        assert!(!clock.overran());
+        compute(Duration::from_millis(200));
+        clock.timed(|| {
+            compute(Duration::from_millis(300));
+            // As the callback sees it.
+            assert!(clock.used() >= Duration::from_millis(298));
+            assert!(clock.used_at(Instant::now()) >= Duration::from_millis(298));
+        });
+        let charged = used(&clock);
+        assert!(charged >= Duration::from_millis(298), "{charged:?}");
+        assert!(charged < Duration::from_millis(400), "{charged:?}");
+        assert_eq!(account.used(), charged);
+        assert!(clock.overran());
+        assert!(!clock.overran());
     }
 
     #[tokio::test]

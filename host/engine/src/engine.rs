@@ -283,7 +283,7 @@ pub fn describe_metrics() {
     );
     describe_counter!(
         "stepwell_slow_lane_calls_total",
-        "Calls that computed for so long that they went on at a low priority."
+        "Calls that computed for so long, or whose guest has so much memory, that they went on at a low priority."
     );
     describe_gauge!(
         "stepwell_slow_lane_calls_active",

@@ -87,8 +87,7 @@ impl Idle {
 
     /// Announces a call that waits for a slot: from now on no instance becomes idle without [`Idle::is_awaited`] being seen.
     pub(crate) fn wait(&self) -> Waiting<'_> {
-        self.0.waiting.fetch_add(1, Ordering::SeqCst);
-        Waiting(&self.0.waiting)
+        Waiting::new(&self.0.waiting)
     }
 
     /// Whether calls wait for a slot.
@@ -96,9 +95,10 @@ impl Idle {
         self.0.waiting.load(Ordering::SeqCst) > 0
     }
 
-    /// Ends the idle instances that have waited longest, at least so many if there are, and answers how many it were.
-    pub(crate) fn evict(&self, least: usize) -> usize {
-        self.0.evict(least, None)
+    /// Ends the idle instances that have waited longest, at least so many if there are, and answers how many it were. Only those
+    /// whose memory counts there if a share is given.
+    pub(crate) fn evict(&self, least: usize, of: Option<&Share>) -> usize {
+        self.0.evict(least, of)
     }
 
     pub(crate) fn evictor(&self) -> Evictor {
@@ -128,6 +128,14 @@ impl Drop for Idle {
     fn drop(&mut self) {
         self.0.lock().stop = true;
         self.0.changed.notify_one();
+    }
+}
+
+impl<'a> Waiting<'a> {
+    /// One more that waits, as this counts them.
+    pub(crate) fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::SeqCst);
+        Self(count)
     }
 }
 

@@ -1,11 +1,10 @@
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use http::{Request, Response};
 use stepwell_core::{ErrorKind, Event, Limits, Reuse, StepError};
-use tokio::sync::OwnedSemaphorePermit;
 use wasmtime::Store;
 use wasmtime_wasi_http::p2::bindings::Proxy;
 use wasmtime_wasi_http::p3::bindings::Service;
@@ -15,8 +14,9 @@ use crate::clock::CpuClock;
 use crate::crowd::Crowd;
 use crate::function::Body;
 use crate::idle::Resting;
-use crate::memory::Share;
+use crate::memory::{Share, Tenant};
 use crate::plugin::{Code, Plugin, process};
+use crate::slots::Slot;
 use crate::step::Step;
 use crate::store::{Bind, StoreState};
 
@@ -34,6 +34,8 @@ struct Pool<S: StoreState> {
     reuse: Reuse,
     /// How many slots an instance takes up.
     slots: u32,
+    /// Whose they are, when the first has been started; none: nobody's in particular.
+    tenant: OnceLock<Tenant>,
     idle: Mutex<IdleInstances<S>>,
     /// Those that answer several calls at once, where the component can.
     crowd: Option<Arc<Crowd<S>>>,
@@ -57,7 +59,7 @@ struct Instance<S: 'static> {
     clock: Arc<CpuClock>,
     calls: u32,
     since: Instant,
-    slot: OwnedSemaphorePermit,
+    slot: Slot,
 }
 
 /// What a call enters an instance through.
@@ -117,6 +119,7 @@ impl<S: StoreState> Kept<S> {
             limits,
             reuse,
             slots,
+            tenant: OnceLock::new(),
             idle: Mutex::new(IdleInstances {
                 instances: VecDeque::new(),
                 listed: false,
@@ -186,7 +189,12 @@ impl<S: StoreState> Kept<S> {
                 (call, Some(instance.exports), instance.calls)
             }
             None => {
-                let fresh = || bind.fresh();
+                let mut fresh = bind.fresh();
+                if let Some(tenant) = &fresh.base().environment.tenant
+                    && pool.tenant.get().is_none()
+                {
+                    let _ = pool.tenant.set(tenant.clone());
+                }
                 let begun = pool.shared.begin(fresh, pool.limits, pool.slots, deadline);
                 let call = begun.await?;
                 pool.shared.started.increment(1);
@@ -256,10 +264,12 @@ impl<S: StoreState> Lease<S> {
         let (Some(mut home), Some(exports)) = (self.home.take(), self.exports.take()) else {
             return;
         };
+        let now = Instant::now();
+        let over = matches!(outcome, Err(error) if error.kind == ErrorKind::Limit)
+            || self.call.clock().used_at(now) > self.call.limits.cpu;
         let base = self.call.store.data_mut().base();
         base.log.finish();
         let calls = home.calls.saturating_add(1);
-        let over = matches!(outcome, Err(error) if error.kind == ErrorKind::Limit);
         home.discard = home.discard.or(if over || base.meter.refused.is_some() {
             Some(Discard::Limit)
         } else if calls >= home.pool.reuse.max_calls {
@@ -276,7 +286,7 @@ impl<S: StoreState> Lease<S> {
                 exports,
                 clock,
                 calls,
-                since: Instant::now(),
+                since: now,
                 slot,
             };
             home.discard = home.pool.put(instance).err();
@@ -307,7 +317,7 @@ impl<S: StoreState> Pool<S> {
 
     /// Keeps an instance, unless it has to go.
     fn put(self: &Arc<Self>, instance: Instance<S>) -> Result<(), Discard> {
-        if self.shared.idle.is_awaited() {
+        if self.shared.is_awaited(self.tenant.get()) {
             return Err(Discard::Evicted);
         }
         let mut idle = self.lock();
@@ -328,7 +338,11 @@ impl<S: StoreState> Pool<S> {
         }
         // A call that did not find the instance idle and waits now for its slot.
         if self.shared.idle.is_awaited() {
-            self.shared.idle.evict(1);
+            self.shared.idle.evict(1, None);
+        } else if let Some(tenant) = self.tenant.get()
+            && self.shared.is_awaited(Some(tenant))
+        {
+            self.shared.idle.evict(1, Some(&tenant.0));
         }
         Ok(())
     }
@@ -366,10 +380,16 @@ impl<S: StoreState> Resting for Pool<S> {
 
     fn evict(&self) -> bool {
         let oldest = self.lock().instances.pop_front();
-        if oldest.is_some() {
-            Discard::Evicted.count();
+        let Some(mut oldest) = oldest else {
+            return false;
+        };
+        Discard::Evicted.count();
+        if oldest.clock.is_large() {
+            // Its memory counts as free at once, and is so a moment later: whoever needs room is not the one to clear it.
+            oldest.store.data_mut().base().meter.release();
+            self.shared.idle.retire(Box::new(oldest));
         }
-        oldest.is_some()
+        true
     }
 
     fn sweep(&self, now: Instant) -> Instant {

@@ -29,7 +29,8 @@ pub(crate) struct SlowLane {
 
 /// A future that goes on in the lane. Dropping it ends the future at its next pause.
 pub(crate) struct Moved<T> {
-    task: Arc<Task>,
+    /// None: somebody else ends it.
+    task: Option<Arc<Task>>,
     outcome: oneshot::Receiver<thread::Result<T>>,
     _active: Active,
 }
@@ -83,9 +84,35 @@ impl SlowLane {
         self.taken.increment(1);
         self.active.increment(1);
         Moved {
-            task,
+            task: Some(task),
             outcome,
             _active: Active(self.active.clone()),
+        }
+    }
+
+    /// Drops a future in the lane, before anything else is done there: for one that takes long to drop.
+    pub(crate) fn discard(&self, future: impl Send + 'static) {
+        // Without a runtime nobody else is kept waiting.
+        if let Ok(runtime) = Handle::try_current() {
+            let task = Task {
+                state: AtomicU8::new(CANCELLED),
+                future: Mutex::new(Some(Box::pin(async move { drop(future) }))),
+                queue: self.queue.clone(),
+                runtime,
+            };
+            self.queue.push_first(Arc::new(task));
+        }
+    }
+}
+
+impl<T> Moved<T> {
+    /// Ends the future as dropping this does, but never on the calling thread.
+    pub(crate) fn discard(mut self) {
+        if let Some(task) = self.task.take()
+            && task.state.swap(CANCELLED, Ordering::AcqRel) == IDLE
+        {
+            let queue = task.queue.clone();
+            queue.push_first(task);
         }
     }
 }
@@ -120,9 +147,11 @@ impl<T> Future for Moved<T> {
 
 impl<T> Drop for Moved<T> {
     fn drop(&mut self) {
-        if self.task.state.swap(CANCELLED, Ordering::AcqRel) == IDLE {
+        if let Some(task) = &self.task
+            && task.state.swap(CANCELLED, Ordering::AcqRel) == IDLE
+        {
             // Otherwise the thread that runs it, or is about to, does this.
-            self.task.discard();
+            task.discard();
         }
     }
 }
@@ -150,13 +179,22 @@ struct Ready {
 
 impl Queue {
     fn push(&self, task: Arc<Task>) {
+        self.add(task, VecDeque::push_back);
+    }
+
+    /// For what holds what others may be waiting for.
+    fn push_first(&self, task: Arc<Task>) {
+        self.add(task, VecDeque::push_front);
+    }
+
+    fn add(&self, task: Arc<Task>, add: fn(&mut VecDeque<Arc<Task>>, Arc<Task>)) {
         let mut ready = self.lock();
         if ready.closed {
             drop(ready);
             task.discard();
             return;
         }
-        ready.tasks.push_back(task);
+        add(&mut ready.tasks, task);
         drop(ready);
         self.pushed.notify_one();
     }
@@ -376,6 +414,50 @@ mod tests {
         drop::<Moved<()>>(runs);
         reaches(&dropped, 2).await;
         assert_eq!(lane.take(async { 1 }).await.unwrap(), 1);
+    }
+
+    /// Tells on which thread it is dropped.
+    struct Told(std::sync::mpsc::Sender<Option<String>>);
+
+    impl Drop for Told {
+        fn drop(&mut self) {
+            let name = thread::current().name().map(str::to_owned);
+            let _ = self.0.send(name);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_takes_long_to_drop_is_dropped_in_the_lane_before_others_run() {
+        let lane = SlowLane::start(1).unwrap();
+        let (sender, dropped) = std::sync::mpsc::channel();
+        let told = Told(sender.clone());
+        let waits = lane.take(async move {
+            let _told = told;
+            std::future::pending::<()>().await;
+        });
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let spinning: Vec<Moved<()>> = (0..100)
+            .map(|_| {
+                lane.take(async {
+                    loop {
+                        thread::sleep(Duration::from_millis(1));
+                        tokio::task::yield_now().await;
+                    }
+                })
+            })
+            .collect();
+        let began = std::time::Instant::now();
+        waits.discard();
+        let told = Told(sender);
+        lane.discard(async move {
+            let _told = told;
+        });
+        for _ in 0..2 {
+            assert_eq!(dropped.recv().unwrap().as_deref(), Some("guest-slow"));
+        }
+        // A round of all the others takes a hundred.
+        assert!(began.elapsed() < Duration::from_millis(70));
+        drop(spinning);
     }
 
     #[tokio::test]

@@ -41,6 +41,7 @@ mod residents;
 mod room;
 mod seat;
 mod service;
+mod slots;
 mod step;
 mod store;
 mod temper;

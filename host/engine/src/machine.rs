@@ -135,6 +135,7 @@ impl<S: StoreState> Machine<S> {
         let idle =
             Idle::start().map_err(|error| EngineError(format!("its idle instances: {error}")))?;
         commons.memory.evicts(idle.evictor());
+        commons.memory.interrupts(engine.weak());
         let shared = Shared {
             engine,
             ticker,
@@ -142,6 +143,7 @@ impl<S: StoreState> Machine<S> {
             memory: commons.memory.nobodys(),
             slots: Arc::new(Semaphore::new(slots as usize)),
             all_slots: slots,
+            flavor,
             idle,
             host_call_bytes: config.host_call_bytes,
             log_bytes: config.log_bytes,

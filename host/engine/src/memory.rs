@@ -1,13 +1,16 @@
 use std::collections::HashMap;
-use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::{fmt, fs};
 
 use stepwell_core::StepError;
+use wasmtime::EngineWeak;
 
+use crate::config::Flavor;
 use crate::idle::Evictor;
 use crate::meter::Exceeded;
+use crate::slots::Places;
 
 /// The linear memory that all guests of a host hold together. Each instance takes from it what its memories have grown to, and gives
 /// it back when it goes.
@@ -21,7 +24,12 @@ pub(crate) struct GuestMemory {
     deployed: AtomicUsize,
     /// The engines' idle instances, which make room.
     idle: Mutex<Vec<Evictor>>,
+    /// The engines, whose guests can be told to yield.
+    engines: Mutex<Vec<Guests>>,
 }
+
+/// Those of one engine.
+struct Guests(EngineWeak);
 
 /// Whose guests hold some of it.
 #[derive(Debug)]
@@ -29,11 +37,15 @@ pub(crate) struct Share {
     held: AtomicU64,
     /// Whether it is a namespace's, and so bounded while there are others.
     bounded: bool,
+    /// What its instances take up of each engine's slots.
+    lean: Places,
+    concurrent: Places,
     of: Arc<GuestMemory>,
 }
 
 /// A namespace whose guests' memory counts together, as [`Engine::tenant`](crate::Engine::tenant) gives it. While steps of other
-/// namespaces are deployed, it may hold three quarters of `limits.guest_memory`.
+/// namespaces are deployed, it may hold three quarters of `limits.guest_memory`, and of the
+/// places for instances.
 #[derive(Clone, Debug)]
 pub struct Tenant(pub(crate) Arc<Share>);
 
@@ -53,6 +65,12 @@ pub(crate) enum NoMemory {
     OfTenant(u64),
 }
 
+impl fmt::Debug for Guests {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Guests").finish_non_exhaustive()
+    }
+}
+
 impl GuestMemory {
     pub(crate) fn new(limit: u64) -> Self {
         Self {
@@ -61,6 +79,7 @@ impl GuestMemory {
             tenants: Mutex::default(),
             deployed: AtomicUsize::new(0),
             idle: Mutex::default(),
+            engines: Mutex::default(),
         }
     }
 
@@ -73,11 +92,18 @@ impl GuestMemory {
         lock(&self.idle).push(idle);
     }
 
+    /// Has this engine's guests yield when one of them has become large.
+    pub(crate) fn interrupts(&self, engine: EngineWeak) {
+        lock(&self.engines).push(Guests(engine));
+    }
+
     /// The share of whoever is no namespace.
     pub(crate) fn nobodys(self: &Arc<Self>) -> Arc<Share> {
         Arc::new(Share {
             held: AtomicU64::new(0),
             bounded: false,
+            lean: Places::default(),
+            concurrent: Places::default(),
             of: self.clone(),
         })
     }
@@ -91,6 +117,8 @@ impl GuestMemory {
         let share = Arc::new(Share {
             held: AtomicU64::new(0),
             bounded: true,
+            lean: Places::default(),
+            concurrent: Places::default(),
             of: self.clone(),
         });
         tenants.insert(namespace.to_owned(), Arc::downgrade(&share));
@@ -148,6 +176,16 @@ impl Share {
         Ok(())
     }
 
+    /// Has every guest yield once, before its next loop, call or instruction that fills or copies: the one that has just become
+    /// large goes on elsewhere before it touches what it was given.
+    pub(crate) fn interrupt(&self) {
+        for guests in lock(&self.of.engines).iter() {
+            if let Some(engine) = guests.0.upgrade() {
+                engine.increment_epoch();
+            }
+        }
+    }
+
     pub(crate) fn give_back(&self, bytes: u64) {
         self.held.fetch_sub(bytes, Ordering::Relaxed);
         self.of.held.fetch_sub(bytes, Ordering::Relaxed);
@@ -155,8 +193,24 @@ impl Share {
 
     /// What it may hold, if that is less than all.
     fn most(&self) -> Option<u64> {
-        let alone = !self.bounded || self.of.deployed.load(Ordering::Relaxed) < 2;
-        (!alone).then(|| self.of.limit - self.of.limit / 4)
+        let limit = self.of.limit;
+        (!self.is_alone()).then_some(limit - limit / 4)
+    }
+
+    fn is_alone(&self) -> bool {
+        !self.bounded || self.of.deployed.load(Ordering::Relaxed) < 2
+    }
+
+    pub(crate) fn places(&self, flavor: Flavor) -> &Places {
+        match flavor {
+            Flavor::Lean => &self.lean,
+            Flavor::Concurrent => &self.concurrent,
+        }
+    }
+
+    /// What its instances may take up of so many slots, if that is less than all.
+    pub(crate) fn most_slots(&self, all: u32) -> Option<u32> {
+        (!self.is_alone()).then_some(all - all / 4)
     }
 }
 

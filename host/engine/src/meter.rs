@@ -5,6 +5,7 @@ use std::time::Duration;
 use stepwell_core::{Blame, ByteSize, ErrorKind, Limits, StepError, show_duration};
 use wasmtime::ResourceLimiter;
 
+use crate::clock::CpuClock;
 use crate::config::{CORE_INSTANCES, MEMORIES, TABLE_ELEMENTS, TABLES};
 use crate::memory::{NoMemory, Share};
 
@@ -122,12 +123,17 @@ impl From<NoMemory> for Exceeded {
     }
 }
 
+/// Memory of one store from which on it is large: writing all of it takes milliseconds, and so does giving it back.
+pub(crate) const LARGE: u64 = 16 << 20;
+
 /// Counts what one store holds: all of its memories together, all of its tables together.
 pub(crate) struct Meter {
     pub(crate) limits: Limits,
     memory: u64,
     /// What the memory is taken from, and given back to with this.
     of_host: Option<Arc<Share>>,
+    /// Who is told when the memory has become large.
+    clock: Option<Arc<CpuClock>>,
     /// What its HTTP handles hold, and what they held until a little while ago.
     held: u64,
     tables: usize,
@@ -143,8 +149,21 @@ impl Meter {
             memory: 0,
             held: 0,
             of_host,
+            clock: None,
             tables: 0,
             refused: None,
+        }
+    }
+
+    /// Tells this clock when the memory has become large.
+    pub(crate) fn tells(&mut self, clock: Arc<CpuClock>) {
+        self.clock = Some(clock);
+    }
+
+    /// Gives the memory back ahead of the store, which others are about to drop: whoever needs the memory need not wait for it.
+    pub(crate) fn release(&mut self) {
+        if let Some(of_host) = self.of_host.take() {
+            of_host.give_back(self.memory + of_all(self.held));
         }
     }
 
@@ -227,6 +246,15 @@ impl ResourceLimiter for Meter {
             }
         }
         self.memory = total;
+        if total > LARGE
+            && let Some(clock) = &self.clock
+            && !clock.is_large()
+        {
+            clock.be_large();
+            if let Some(of_host) = &self.of_host {
+                of_host.interrupt();
+            }
+        }
         Ok(true)
     }
 
@@ -263,9 +291,7 @@ impl ResourceLimiter for Meter {
 
 impl Drop for Meter {
     fn drop(&mut self) {
-        if let Some(of_host) = &self.of_host {
-            of_host.give_back(self.memory + of_all(self.held));
-        }
+        self.release();
     }
 }
 
@@ -347,6 +373,30 @@ mod tests {
         let full = other.hold(3 << 20, || 0);
         assert_eq!(full, Err(Exceeded::GuestMemory(3 << 20)));
         drop((one, other));
+        assert_eq!(host.held(), 0);
+    }
+
+    #[test]
+    fn a_clock_learns_once_that_the_memory_is_large() {
+        let mut meter = meter(1 << 30);
+        let clock = Arc::new(CpuClock::new(Duration::from_secs(1), None));
+        meter.tells(clock.clone());
+        let half = LARGE as usize / 2;
+        assert!(meter.memory_growing(0, half, None).unwrap());
+        assert!(meter.memory_growing(0, half, None).unwrap());
+        assert!(!clock.is_large());
+        assert!(meter.memory_growing(half, half + 1, None).unwrap());
+        assert!(clock.is_large());
+    }
+
+    #[test]
+    fn what_was_released_is_not_given_back_again() {
+        let host = Arc::new(GuestMemory::new(3 << 20));
+        let mut one = of(Some(&host.nobodys()), 2 << 20);
+        assert!(one.memory_growing(0, 2 << 20, None).unwrap());
+        one.release();
+        assert_eq!(host.held(), 0);
+        drop(one);
         assert_eq!(host.held(), 0);
     }
 

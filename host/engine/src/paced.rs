@@ -9,7 +9,7 @@ use crate::store::StoreState;
 
 /// The guest of an instance that answers several calls: it is executed by whoever polls this as long as its calls pay for it, and in
 /// the slow lane otherwise.
-pub(crate) struct Paced<S: StoreState, T> {
+pub(crate) struct Paced<S: StoreState, T: 'static> {
     room: Arc<Room<S>>,
     at: At<T>,
 }
@@ -56,6 +56,19 @@ impl<S: StoreState, T: Send + 'static> Paced<S, T> {
             }
         });
         self.room.lane().take(turn)
+    }
+}
+
+impl<S: StoreState, T: 'static> Drop for Paced<S, T> {
+    fn drop(&mut self) {
+        if self.room.is_large() {
+            // Giving its memory back takes as long as many calls.
+            match std::mem::replace(&mut self.at, At::Ended) {
+                At::Here(guest) => self.room.lane().discard(guest),
+                At::Lane(moved) => moved.discard(),
+                At::Ended => {}
+            }
+        }
     }
 }
 

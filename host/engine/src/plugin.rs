@@ -58,7 +58,7 @@ impl<S: StoreState> Plugin<S> {
         let Code::Step(pre) = &self.code else {
             return Err(self.wrong_world("an event"));
         };
-        let begun = self.shared.begin(|| state, limits, self.slots, deadline);
+        let begun = self.shared.begin(state, limits, self.slots, deadline);
         let call = begun.await?;
         process(&self.shared, pre, Lease::fresh(call), event).await
     }
@@ -78,7 +78,7 @@ impl<S: StoreState> Plugin<S> {
         if matches!(self.code, Code::Step(_)) {
             return Err(self.wrong_world("an HTTP request"));
         }
-        let begun = self.shared.begin(|| state, limits, self.slots, deadline);
+        let begun = self.shared.begin(state, limits, self.slots, deadline);
         let call = begun.await?;
         self.answer(Lease::fresh(call), request).await
     }

@@ -23,6 +23,7 @@ pub(crate) enum Lane {
 /// A slot; dropping it hands it to the next.
 pub(crate) struct Slot {
     queue: Arc<Queue>,
+    lane: Lane,
 }
 
 /// As many wait as may.
@@ -31,6 +32,11 @@ pub(crate) struct Full;
 
 struct State {
     free: usize,
+    /// What a tenant may have of the slots: all but one, since whoever comes meanwhile would wait for as long as one
+    /// compilation may take.
+    most: usize,
+    /// The lanes of the slots that are taken.
+    taken: Vec<Lane>,
     waiting: usize,
     /// Those that have anybody waiting, the next one first.
     lanes: VecDeque<(Lane, VecDeque<oneshot::Sender<Slot>>)>,
@@ -42,6 +48,8 @@ impl Queue {
         Arc::new(Self {
             state: Mutex::new(State {
                 free: slots.max(1),
+                most: slots.saturating_sub(1).max(1),
+                taken: Vec::new(),
                 waiting: 0,
                 lanes: VecDeque::new(),
             }),
@@ -53,9 +61,11 @@ impl Queue {
     pub(crate) async fn slot(self: &Arc<Self>, lane: Lane) -> Result<Slot, Full> {
         let waiting = {
             let mut state = self.lock();
-            if state.free > 0 {
+            if state.free > 0 && state.may_take(&lane) {
                 state.free -= 1;
-                return Ok(self.taken());
+                state.taken.push(lane.clone());
+                drop(state);
+                return Ok(self.taken(lane));
             }
             state.forget_gone();
             let known = state.lanes.iter().position(|(other, _)| *other == lane);
@@ -84,24 +94,29 @@ impl Queue {
         self.lock().waiting
     }
 
-    fn taken(self: &Arc<Self>) -> Slot {
+    fn taken(self: &Arc<Self>, lane: Lane) -> Slot {
         Slot {
             queue: self.clone(),
+            lane,
         }
     }
 
-    /// Somebody to hand a slot to; nobody: the slot is free.
-    fn next(&self) -> Option<oneshot::Sender<Slot>> {
+    /// Somebody to hand a slot of this lane's to; nobody: the slot is free.
+    fn next(&self, left: &Lane) -> Option<(Lane, oneshot::Sender<Slot>)> {
         let mut state = self.lock();
-        while let Some((lane, mut waiters)) = state.lanes.pop_front() {
+        if let Some(index) = state.taken.iter().position(|lane| lane == left) {
+            state.taken.swap_remove(index);
+        }
+        while let Some((lane, mut waiters)) = state.next_lane() {
             let next = waiters.pop_front();
             if !waiters.is_empty() {
-                state.lanes.push_back((lane, waiters));
+                state.lanes.push_back((lane.clone(), waiters));
             }
             if let Some(next) = next {
                 state.waiting = state.waiting.saturating_sub(1);
                 if !next.is_closed() {
-                    return Some(next);
+                    state.taken.push(lane.clone());
+                    return Some((lane, next));
                 }
             }
         }
@@ -115,6 +130,20 @@ impl Queue {
 }
 
 impl State {
+    fn may_take(&self, lane: &Lane) -> bool {
+        let own = self.taken.iter().filter(|taken| *taken == lane).count();
+        !matches!(lane, Lane::Tenant(_)) || own < self.most
+    }
+
+    /// The next of those lanes that may have one more slot.
+    fn next_lane(&mut self) -> Option<(Lane, VecDeque<oneshot::Sender<Slot>>)> {
+        let index = self
+            .lanes
+            .iter()
+            .position(|(lane, _)| self.may_take(lane))?;
+        self.lanes.remove(index)
+    }
+
     /// Whoever has stopped waiting takes up no room.
     fn forget_gone(&mut self) {
         for (_, waiters) in &mut self.lanes {
@@ -127,9 +156,9 @@ impl State {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        if let Some(next) = self.queue.next() {
+        if let Some((lane, next)) = self.queue.next(&self.lane) {
             // Whoever went away in between drops the slot, and so hands it on.
-            let _ = next.send(self.queue.taken());
+            let _ = next.send(self.queue.taken(lane));
         }
     }
 }
@@ -177,6 +206,38 @@ mod tests {
         );
         assert_eq!(queue.waiting(), 0);
         assert!(queue.slot(Lane::Calls).await.is_ok(), "the slot is free");
+    }
+
+    #[tokio::test]
+    async fn a_tenant_leaves_one_slot_to_the_others() {
+        let queue = Queue::new(3, 100);
+        let greedy = || tenant("greedy");
+        let first = queue.slot(greedy()).await.unwrap();
+        let _second = queue.slot(greedy()).await.unwrap();
+        let served = Arc::default();
+        for _ in 0..3 {
+            wait(&queue, greedy(), &served);
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert_eq!(*served.lock().unwrap(), []);
+        let held = queue.slot(tenant("modest")).await.unwrap();
+        wait(&queue, Lane::Calls, &served);
+        tokio::task::yield_now().await;
+        drop(held);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert_eq!(*served.lock().unwrap(), [Lane::Calls]);
+        drop(first);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert_eq!(
+            *served.lock().unwrap(),
+            [Lane::Calls, greedy(), greedy(), greedy()]
+        );
+        assert_eq!(queue.waiting(), 0);
+        // What the host does for itself may have all.
+        let _all = [
+            queue.slot(Lane::Ahead).await.unwrap(),
+            queue.slot(Lane::Ahead).await.unwrap(),
+        ];
     }
 
     #[tokio::test]

@@ -13,8 +13,8 @@ use wasmtime::UpdateDeadline;
 use wasmtime::component::Accessor;
 use wasmtime_wasi_http::p3::bindings::{Service, ServicePre};
 
-use crate::call::{Call, SLICE, Shared, closed};
-use crate::clock::CpuClock;
+use crate::call::{Call, SLICE, Shared, closed, overdrawn};
+use crate::clock::{CpuClock, OVERRUN};
 use crate::keep::Discard;
 use crate::lane::SlowLane;
 use crate::memory::Share;
@@ -138,14 +138,15 @@ impl<S: StoreState> Room<S> {
         if inside.closed.is_none() {
             inside.closed = unfinished;
         }
-        if inside.seats == 0 && inside.closed.is_none() && self.shared.idle.is_awaited() {
+        if inside.seats == 0 && inside.closed.is_none() && self.is_awaited() {
             inside.closed = Some(Discard::Evicted);
             inside.until = inside.since;
         }
         let used = self.used();
+        let mine = used.saturating_sub(std::mem::replace(&mut inside.noted, used));
         self.environment
             .temper
-            .note(used.saturating_sub(std::mem::replace(&mut inside.noted, used)));
+            .note(mine, self.clock.get().is_some_and(|clock| clock.overran()));
         // Never more than before: what the call has not used stays for what the guest does after its response.
         let most = total(used, self.limits.cpu, inside.seats);
         self.allowance.fetch_min(most, Ordering::Relaxed);
@@ -172,7 +173,23 @@ impl<S: StoreState> Room<S> {
 
     /// Whether whoever polls the guest may execute it; otherwise it is for the slow lane.
     pub(crate) fn is_light(&self) -> bool {
-        nanos(self.used()) < self.light.load(Ordering::Relaxed)
+        !self.is_large() && nanos(self.used()) < self.light.load(Ordering::Relaxed)
+    }
+
+    /// Whether calls wait for its slot.
+    fn is_awaited(&self) -> bool {
+        self.shared.is_awaited(self.environment.tenant.as_ref())
+    }
+
+    /// Whether the guest has so much memory that one of its instructions may take long.
+    pub(crate) fn is_large(&self) -> bool {
+        self.clock.get().is_some_and(|clock| clock.is_large())
+    }
+
+    /// Whether it has used more than its calls have brought without a yield at which it could be told so.
+    fn is_overdrawn(&self) -> bool {
+        let allowed = self.allowance.load(Ordering::Relaxed);
+        nanos(self.used()) > allowed.saturating_add(OVERRUN)
     }
 
     /// Executes the guest for one poll. It may have no call just now, and needs the engine's clock all the same.
@@ -182,10 +199,14 @@ impl<S: StoreState> Room<S> {
         cx: &mut Context<'_>,
     ) -> Poll<F::Output> {
         let _executing = self.shared.ticker.executing();
-        match self.clock.get() {
-            Some(clock) => clock.timed(|| guest.poll(cx)),
-            None => guest.poll(cx),
+        let Some(clock) = self.clock.get() else {
+            return guest.poll(cx);
+        };
+        let polled = clock.timed(|| guest.poll(cx));
+        if self.is_overdrawn() {
+            self.changed.notify_one();
         }
+        polled
     }
 
     pub(crate) fn lane(&self) -> &SlowLane {
@@ -264,7 +285,7 @@ pub(crate) async fn work<S: StoreState>(
     inbox: mpsc::UnboundedReceiver<Ticket<S>>,
     fate: Fate,
 ) {
-    let begun = room.shared.begin(|| state, room.limits, slots, deadline);
+    let begun = room.shared.begin(state, room.limits, slots, deadline);
     let begun = begun.await;
     let (outcome, call) = match begun {
         Ok(call) => run(&room, call, pre, inbox).await,
@@ -292,7 +313,10 @@ pub(crate) async fn work<S: StoreState>(
         // Said before the store goes, and with it the guest's ends of the bodies.
         fate.send_replace(Some(error));
     }
-    drop(call);
+    if room.is_large() {
+        // Giving its memory back takes as long as many calls.
+        room.shared.idle.retire(Box::new(call));
+    }
 }
 
 async fn run<S: StoreState>(
@@ -311,6 +335,9 @@ async fn run<S: StoreState>(
     });
     let mut guest = pin!(guest);
     loop {
+        if room.is_overdrawn() {
+            return (Err(overdrawn(room.limits.cpu)), None);
+        }
         // Told here, not inside: a guest that computes or waits for a host function keeps its other tasks waiting.
         let wake = room.wake();
         let time = async {

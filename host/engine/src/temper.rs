@@ -22,7 +22,14 @@ impl Temper {
     }
 
     /// Learns from a call. Calls that end at the same time may overwrite each other's lesson, which does no harm.
-    pub(crate) fn note(&self, used: Duration) {
+    ///
+    /// `overran`: it kept its thread although it was told to yield. One such call weighs as much as a hundred light ones, since
+    /// everybody on that thread waited for it.
+    pub(crate) fn note(&self, used: Duration, overran: bool) {
+        if overran {
+            self.0.store(MOST, Ordering::Relaxed);
+            return;
+        }
         let used = u32::try_from(used.as_micros()).unwrap_or(MOST).min(MOST);
         let mean = self.0.load(Ordering::Relaxed);
         let next = mean - mean / WINDOW + used / WINDOW;
@@ -41,22 +48,36 @@ mod tests {
         let temper = Temper::default();
         assert!(!temper.is_heavy());
         for _ in 0..1000 {
-            temper.note(Duration::from_micros(250));
+            temper.note(Duration::from_micros(250), false);
         }
         assert!(!temper.is_heavy());
         // One call in hundred that is slow says nothing.
-        temper.note(Duration::from_millis(1));
-        temper.note(Duration::from_micros(50));
+        temper.note(Duration::from_millis(1), false);
+        temper.note(Duration::from_micros(50), false);
         assert!(!temper.is_heavy());
-        temper.note(Duration::from_secs(100));
+        temper.note(Duration::from_secs(100), false);
         assert!(temper.is_heavy());
         for _ in 0..100 {
-            temper.note(Duration::from_micros(50));
+            temper.note(Duration::from_micros(50), false);
         }
         assert!(!temper.is_heavy());
         for _ in 0..100 {
-            temper.note(Duration::from_micros(700));
+            temper.note(Duration::from_micros(700), false);
         }
         assert!(temper.is_heavy());
+    }
+
+    #[test]
+    fn one_call_that_does_not_yield_is_remembered_for_a_hundred() {
+        let temper = Temper::default();
+        temper.note(Duration::from_millis(5), true);
+        for _ in 0..100 {
+            assert!(temper.is_heavy());
+            temper.note(Duration::from_micros(20), false);
+        }
+        for _ in 0..100 {
+            temper.note(Duration::from_micros(20), false);
+        }
+        assert!(!temper.is_heavy());
     }
 }

@@ -13,6 +13,7 @@ mod crowded;
 mod function;
 mod hand_made;
 mod hostile;
+mod large;
 mod load;
 mod memory;
 mod neighbours;
