@@ -118,6 +118,17 @@ impl Catalog {
             .unwrap_or_else(|_| Err(CatalogError::unavailable("it did not answer in time")))
     }
 
+    /// Whether changes can be stored, which a full disk or another process may prevent while [`Catalog::ping`] succeeds. It is
+    /// known from the last change, and tried out only where that failed.
+    ///
+    /// # Errors
+    /// [`CatalogError`], after a few seconds at most.
+    pub async fn check_writes(&self) -> Result<(), CatalogError> {
+        timeout(PING, self.db.check_writes())
+            .await
+            .unwrap_or_else(|_| Err(CatalogError::unavailable("it did not answer in time")))
+    }
+
     /// Tells of changes: the value is the newest generation that this host has heard of. A change made through this `Catalog`
     /// is told at once; one that another host makes in PostgreSQL usually at once, and within seconds if its
     /// notification got lost. Several changes may be told as one.
