@@ -3,8 +3,7 @@
 
 use std::future::Future;
 use std::str::FromStr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use sqlx::migrate::Migrator;
@@ -50,16 +49,21 @@ pub(crate) struct Db {
 /// Whether the last change could be stored: a full disk or another process may keep changes out and let reads in.
 #[derive(Default)]
 pub(crate) struct LastWrite {
-    failed: AtomicBool,
+    /// When it failed, and why.
+    failed: Mutex<Option<(Instant, &'static str)>>,
 }
 
 impl LastWrite {
     /// Only what the database is to blame for counts.
     fn note<T>(&self, result: Result<T, CatalogError>) -> Result<T, CatalogError> {
-        if matches!(result, Err(CatalogError::Unavailable { .. })) {
-            self.failed.store(true, Ordering::Relaxed);
+        if let Err(CatalogError::Unavailable { reason, .. }) = &result {
+            *self.lock() = Some((Instant::now(), reason));
         }
         result
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<(Instant, &'static str)>> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -155,10 +159,16 @@ impl Db {
         self.last_write.note(self.begin_write().await)
     }
 
-    /// Whether changes can be stored, as far as is known. Something is written only where the last change failed.
-    pub(crate) async fn check_writes(&self) -> Result<(), CatalogError> {
-        if !self.last_write.failed.load(Ordering::Relaxed) {
-            return Ok(());
+    /// Whether changes can be stored, as far as is known. Something is written only where the last change failed this long ago:
+    /// there may be room for so little, and none for what others try.
+    pub(crate) async fn check_writes(&self, quiet: Duration) -> Result<(), CatalogError> {
+        let failed = *self.last_write.lock();
+        match failed {
+            None => return Ok(()),
+            Some((at, reason)) if at.elapsed() < quiet => {
+                return Err(CatalogError::unavailable(reason));
+            }
+            Some(_) => {}
         }
         let mut tx = self.write().await?;
         tx.execute(
@@ -345,7 +355,7 @@ async fn end(inner: Inner, last_write: Option<&LastWrite>) -> Result<(), Catalog
         return ended;
     };
     if ended.is_ok() {
-        last.failed.store(false, Ordering::Relaxed);
+        *last.lock() = None;
     }
     last.note(ended)
 }
@@ -613,11 +623,15 @@ mod tests {
             );
             drop(tx);
             assert!(catalog.ping().await.is_ok());
-            assert!(catalog.db.last_write.failed.load(Ordering::Relaxed));
+            let check = catalog.check_writes().await;
+            assert!(
+                matches!(check, Err(CatalogError::Unavailable { .. })),
+                "{check:?}"
+            );
         }
         most_pages(&catalog, 1 << 30).await;
+        catalog.db.check_writes(Duration::ZERO).await.unwrap();
         catalog.check_writes().await.unwrap();
-        assert!(!catalog.db.last_write.failed.load(Ordering::Relaxed));
         for number in 1..=5 {
             refusal(number).await.unwrap();
             let seen = catalog.audit(&AuditQuery::default()).await.unwrap();
