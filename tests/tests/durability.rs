@@ -547,3 +547,57 @@ async fn a_data_directory_has_one_host() {
     host.restart().await.unwrap();
     assert_eq!(host.get("/livez").await.unwrap().status, StatusCode::OK);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_pipeline_is_named_and_the_others_serve() {
+    let mut host = Host::start(&Config::default()).await.unwrap();
+    host.upload("tagger", "1.0.0", "tagger").await.unwrap();
+    for name in ["damaged", "sound"] {
+        host.apply(name, &tagged(name, "a")).await.unwrap();
+    }
+    for column in ["document", "steps"] {
+        assert_eq!(host.stop().unwrap(), 0);
+        let mut catalog = SqliteConnectOptions::new()
+            .filename(host.directory().join("data/catalog.sqlite"))
+            .connect()
+            .await
+            .unwrap();
+        let damage =
+            format!("UPDATE pipeline_revisions SET {column} = '{{' WHERE name = 'damaged'");
+        let changed = sqlx::query(sqlx::AssertSqlSafe(damage))
+            .execute(&mut catalog)
+            .await
+            .unwrap();
+        assert!(changed.rows_affected() > 0);
+        sqlx::Connection::close(catalog).await.unwrap();
+        host.restart().await.unwrap();
+
+        let sound = host.post("/sound", "text/plain", "").await.unwrap();
+        assert_eq!(sound.body, "a ");
+        let damaged = host.post("/damaged", "text/plain", "").await.unwrap();
+        assert_eq!(damaged.status, StatusCode::NOT_FOUND);
+        let ready = host.get("/readyz").await.unwrap().json();
+        assert_eq!(ready["status"], "degraded", "{ready}");
+        let reason = ready.to_string();
+        assert!(
+            reason.contains("default/damaged revision ") && reason.contains("cannot be read"),
+            "{reason}"
+        );
+        let list = "/api/v1/namespaces/default/pipelines";
+        let list = host.get(list).await.unwrap();
+        let names: Vec<Value> = list.json()["items"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|one| one["name"].clone())
+            .collect();
+        assert_eq!(names, ["sound"]);
+
+        host.apply("damaged", &tagged("damaged", "b"))
+            .await
+            .unwrap();
+        let mended = host.post("/damaged", "text/plain", "").await.unwrap();
+        assert_eq!(mended.body, "b ");
+        assert_eq!(host.part("pipelines").await.unwrap(), "ok");
+    }
+}

@@ -181,6 +181,52 @@ async fn metrics_say_what_has_happened() {
 }
 
 #[tokio::test]
+async fn metrics_of_a_pipeline_go_with_it_and_those_of_others_count_on() {
+    let host = Host::start(&Config::default()).await.unwrap();
+    host.upload("probe", "1.0.0", "hostile").await.unwrap();
+    host.apply("probe", PROBE).await.unwrap();
+    for what in ["echo", "invalid:x"] {
+        ask(&host, what, None).await;
+    }
+    for number in 0..10 {
+        let name = format!("brief{number}");
+        let document = PROBE.replace("name: probe", &format!("name: {name}"));
+        let document = document.replace("/probe", &format!("/{name}"));
+        host.apply(&name, &document).await.unwrap();
+        host.post(&format!("/{name}"), "text/plain", "x")
+            .await
+            .unwrap();
+        assert!(metrics(&host).await.contains(&format!("\"{name}\"")));
+        let path = format!("/api/v1/namespaces/default/pipelines/{name}");
+        let deleted = send(host.admin_request(Method::DELETE, &path)).await;
+        assert_eq!(deleted.unwrap().status, StatusCode::NO_CONTENT);
+    }
+    let end = Instant::now() + Duration::from_secs(30);
+    loop {
+        let text = metrics(&host).await;
+        if !text.contains("brief") {
+            break;
+        }
+        assert!(Instant::now() < end, "{text}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    ask(&host, "invalid:x", None).await;
+    let text = metrics(&host).await;
+    let of_probe = |name, label| value(&text, name, &["pipeline=\"probe\"", label]);
+    for (name, label, expected) in [
+        ("stepwell_runs_total", "outcome=\"delivered\"", 1.0),
+        ("stepwell_runs_total", "outcome=\"invalid\"", 2.0),
+        ("stepwell_http_requests_total", "status=\"422\"", 2.0),
+        ("stepwell_step_errors_total", "kind=\"invalid\"", 2.0),
+        ("stepwell_step_seconds_count", "", 3.0),
+        ("stepwell_run_seconds_count", "", 3.0),
+        ("stepwell_http_request_seconds_count", "", 3.0),
+    ] {
+        assert_eq!(of_probe(name, label), Some(expected), "{name}: {text}");
+    }
+}
+
+#[tokio::test]
 async fn the_lag_of_a_subscription_is_a_metric() {
     let host = Host::start(&Config::default()).await.unwrap();
     host.upload("probe", "1.0.0", "hostile").await.unwrap();

@@ -4,6 +4,11 @@ use time::OffsetDateTime;
 use crate::db::{Row, Tx, Value, millis, now, signed};
 use crate::{Catalog, CatalogError, Page, Paged};
 
+/// The newest records, which are kept however old they are: a clock that is wrong for a while must not wipe the log.
+const KEPT: i64 = 1_000;
+/// The most records that are kept however young they are: some hundred MB.
+const MOST: i64 = 1_000_000;
+
 /// A record of the audit log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Audited {
@@ -115,15 +120,30 @@ impl Catalog {
         tx.commit_quietly().await
     }
 
-    /// Deletes records that are older than this.
+    /// Deletes records that are older than this, except the newest thousand; and of the others, those beyond the newest million.
     ///
     /// # Errors
     /// [`CatalogError`]
     pub async fn forget_audit(&self, before: OffsetDateTime) -> Result<(), CatalogError> {
+        self.forget_audit_within(before, KEPT, MOST).await
+    }
+
+    async fn forget_audit_within(
+        &self,
+        before: OffsetDateTime,
+        kept: i64,
+        most: i64,
+    ) -> Result<(), CatalogError> {
         let mut tx = self.db.write().await?;
+        // Numbers of records follow each other, so that nothing has to be counted.
         tx.execute(
-            "DELETE FROM audit WHERE at < $1",
-            &[Value::Int(millis(before))],
+            "DELETE FROM audit WHERE at < $1 AND id <= (SELECT MAX(id) FROM audit) - $2",
+            &[Value::Int(millis(before)), Value::Int(kept)],
+        )
+        .await?;
+        tx.execute(
+            "DELETE FROM audit WHERE id <= (SELECT MAX(id) FROM audit) - $1",
+            &[Value::Int(most)],
         )
         .await?;
         tx.commit_quietly().await
@@ -227,4 +247,38 @@ fn read(row: &Row) -> Result<Audited, CatalogError> {
             _ => Outcome::Done,
         },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::Location;
+
+    #[tokio::test]
+    async fn the_newest_records_are_kept_and_never_too_many() {
+        let directory = tempfile::tempdir().unwrap();
+        let location = Location::Sqlite(directory.path().join("catalog.sqlite"));
+        let catalog = Catalog::new(&location).unwrap();
+        for number in 0..10 {
+            let subject = number.to_string();
+            catalog.record_refusal("test", subject).await.unwrap();
+        }
+        let left = async || {
+            let found = catalog.audit(&AuditQuery::default()).await.unwrap();
+            let subjects = found.items.into_iter().map(|record| record.subject);
+            subjects.collect::<Vec<_>>()
+        };
+        let now = OffsetDateTime::now_utc();
+        // Far in the future, all of them are old.
+        let future = now + Duration::from_secs(100 * 86_400);
+        catalog.forget_audit(future).await.unwrap();
+        assert_eq!(left().await.len(), 10);
+        catalog.forget_audit_within(future, 4, 8).await.unwrap();
+        assert_eq!(left().await, ["9", "8", "7", "6"]);
+        let past = now - Duration::from_secs(86_400);
+        catalog.forget_audit_within(past, 1, 3).await.unwrap();
+        assert_eq!(left().await, ["9", "8", "7"]);
+    }
 }

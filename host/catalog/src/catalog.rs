@@ -13,6 +13,9 @@ use crate::{CatalogError, InvalidLocation, Location};
 /// How long the database has to answer a [`Catalog::ping`].
 const PING: Duration = Duration::from_secs(3);
 
+/// How long after a change that failed it is tried out whether changes can be stored again.
+const QUIET: Duration = Duration::from_secs(30);
+
 /// How much a catalog keeps where nothing else says so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CatalogLimits {
@@ -114,6 +117,17 @@ impl Catalog {
     pub async fn ping(&self) -> Result<u64, CatalogError> {
         let ping = async { self.db.read().await?.generation().await };
         timeout(PING, ping)
+            .await
+            .unwrap_or_else(|_| Err(CatalogError::unavailable("it did not answer in time")))
+    }
+
+    /// Whether changes can be stored, which a full disk or another process may prevent while [`Catalog::ping`] succeeds. It is
+    /// known from the last change, and tried out only some time after one that failed.
+    ///
+    /// # Errors
+    /// [`CatalogError`], after a few seconds at most.
+    pub async fn check_writes(&self) -> Result<(), CatalogError> {
+        timeout(PING, self.db.check_writes(QUIET))
             .await
             .unwrap_or_else(|_| Err(CatalogError::unavailable("it did not answer in time")))
     }

@@ -3,15 +3,15 @@
 
 use std::future::Future;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgRow, Postgres};
 use sqlx::query::Query;
 use sqlx::sqlite::{
-    Sqlite, SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow,
-    SqliteSynchronous,
+    Sqlite, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool,
+    SqlitePoolOptions, SqliteRow, SqliteSynchronous,
 };
 use sqlx::{ConnectOptions, Connection, Database, Encode, Row as _, Transaction, Type};
 use time::OffsetDateTime;
@@ -42,7 +42,29 @@ pub(crate) struct Db {
     migrated: OnceCell<()>,
     /// Changes of this host are made one at a time; across hosts, the database sees to it.
     writer: Arc<Semaphore>,
+    last_write: Arc<LastWrite>,
     generation: watch::Sender<u64>,
+}
+
+/// Whether the last change could be stored: a full disk or another process may keep changes out and let reads in.
+#[derive(Default)]
+pub(crate) struct LastWrite {
+    /// When it failed, and why.
+    failed: Mutex<Option<(Instant, &'static str)>>,
+}
+
+impl LastWrite {
+    /// Only what the database is to blame for counts.
+    fn note<T>(&self, result: Result<T, CatalogError>) -> Result<T, CatalogError> {
+        if let Err(CatalogError::Unavailable { reason, .. }) = &result {
+            *self.lock() = Some((Instant::now(), reason));
+        }
+        result
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<(Instant, &'static str)>> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 enum Pool {
@@ -57,6 +79,10 @@ impl Db {
                 SqlitePoolOptions::new()
                     .max_connections(5)
                     .acquire_timeout(TURN)
+                    .before_acquire(|connection, _| {
+                        let is_at_rest = is_at_rest(connection);
+                        Box::pin(async move { Ok(is_at_rest) })
+                    })
                     .connect_lazy_with(
                         SqliteConnectOptions::new()
                             .filename(path)
@@ -80,6 +106,7 @@ impl Db {
             pool,
             migrated: OnceCell::new(),
             writer: Arc::new(Semaphore::new(1)),
+            last_write: Arc::default(),
             generation: watch::Sender::new(0),
         })
     }
@@ -129,6 +156,30 @@ impl Db {
 
     /// A transaction that changes the catalog: no other does until it ends.
     pub(crate) async fn write(&self) -> Result<Tx, CatalogError> {
+        self.last_write.note(self.begin_write().await)
+    }
+
+    /// Whether changes can be stored, as far as is known. Something is written only where the last change failed this long ago:
+    /// there may be room for so little, and none for what others try.
+    pub(crate) async fn check_writes(&self, quiet: Duration) -> Result<(), CatalogError> {
+        let failed = *self.last_write.lock();
+        match failed {
+            None => return Ok(()),
+            Some((at, reason)) if at.elapsed() < quiet => {
+                return Err(CatalogError::unavailable(reason));
+            }
+            Some(_) => {}
+        }
+        let mut tx = self.write().await?;
+        tx.execute(
+            "UPDATE catalog_state SET generation = generation WHERE id = 1",
+            &[],
+        )
+        .await?;
+        tx.commit_quietly().await
+    }
+
+    async fn begin_write(&self) -> Result<Tx, CatalogError> {
         self.migrate().await?;
         let turn = timeout(TURN, self.writer.clone().acquire_owned());
         let Ok(Ok(permit)) = turn.await else {
@@ -164,6 +215,7 @@ impl Db {
     fn transaction(&self, inner: Inner, permit: Option<OwnedSemaphorePermit>) -> Tx {
         Tx {
             inner,
+            last_write: permit.is_some().then(|| self.last_write.clone()),
             _permit: permit,
             generation: self.generation.clone(),
             acts: Vec::new(),
@@ -176,6 +228,8 @@ pub(crate) struct Tx {
     inner: Inner,
     /// After the transaction, so that it is given back when that has ended.
     _permit: Option<OwnedSemaphorePermit>,
+    /// Told how a change went; none: this only reads.
+    last_write: Option<Arc<LastWrite>>,
     generation: watch::Sender<u64>,
     /// What was recorded: told to the log once it has happened.
     pub(crate) acts: Vec<Act>,
@@ -206,23 +260,25 @@ impl Tx {
         values: &[Value<'_>],
     ) -> Result<Vec<Row>, CatalogError> {
         check(values)?;
-        match &mut self.inner {
+        let rows = match &mut self.inner {
             Inner::Sqlite(tx) => {
                 let rows = bind(sql, values).fetch_all(&mut **tx);
-                Ok(within(STATEMENT, rows)
-                    .await?
-                    .into_iter()
-                    .map(Row::Sqlite)
-                    .collect())
+                let rows = within(STATEMENT, rows).await;
+                rows.map(|rows| rows.into_iter().map(Row::Sqlite).collect())
             }
             Inner::Postgres(tx) => {
                 let rows = bind(sql, values).fetch_all(&mut **tx);
-                Ok(within(STATEMENT, rows)
-                    .await?
-                    .into_iter()
-                    .map(Row::Postgres)
-                    .collect())
+                let rows = within(STATEMENT, rows).await;
+                rows.map(|rows| rows.into_iter().map(Row::Postgres).collect())
             }
+        };
+        self.noted(rows)
+    }
+
+    fn noted<T>(&self, result: Result<T, CatalogError>) -> Result<T, CatalogError> {
+        match &self.last_write {
+            Some(last) => last.note(result),
+            None => result,
         }
     }
 
@@ -242,15 +298,17 @@ impl Tx {
         values: &[Value<'_>],
     ) -> Result<(), CatalogError> {
         check(values)?;
-        match &mut self.inner {
+        let done = match &mut self.inner {
             Inner::Sqlite(tx) => {
-                within(STATEMENT, bind(sql, values).execute(&mut **tx)).await?;
+                let done = within(STATEMENT, bind(sql, values).execute(&mut **tx)).await;
+                done.map(drop)
             }
             Inner::Postgres(tx) => {
-                within(STATEMENT, bind(sql, values).execute(&mut **tx)).await?;
+                let done = within(STATEMENT, bind(sql, values).execute(&mut **tx)).await;
+                done.map(drop)
             }
-        }
-        Ok(())
+        };
+        self.noted(done)
     }
 
     /// The generation that this transaction sees.
@@ -264,10 +322,7 @@ impl Tx {
 
     /// Makes the change last without telling anybody: of what no host keeps a copy.
     pub(crate) async fn commit_quietly(self) -> Result<(), CatalogError> {
-        match self.inner {
-            Inner::Sqlite(tx) => within(STATEMENT, tx.commit()).await?,
-            Inner::Postgres(tx) => within(STATEMENT, tx.commit()).await?,
-        }
+        end(self.inner, self.last_write.as_deref()).await?;
         self.acts.iter().for_each(Act::log);
         Ok(())
     }
@@ -280,18 +335,29 @@ impl Tx {
         )
         .await?;
         let generation = self.generation().await?;
-        match self.inner {
-            Inner::Sqlite(tx) => within(STATEMENT, tx.commit()).await?,
-            Inner::Postgres(mut tx) => {
-                let notify = sqlx::query("SELECT pg_notify($1, '')").bind(CHANNEL);
-                within(STATEMENT, notify.execute(&mut *tx)).await?;
-                within(STATEMENT, tx.commit()).await?;
-            }
+        if let Inner::Postgres(tx) = &mut self.inner {
+            let notify = sqlx::query("SELECT pg_notify($1, '')").bind(CHANNEL);
+            within(STATEMENT, notify.execute(&mut **tx)).await?;
         }
+        end(self.inner, self.last_write.as_deref()).await?;
         publish(&self.generation, generation);
         self.acts.iter().for_each(Act::log);
         Ok(generation)
     }
+}
+
+async fn end(inner: Inner, last_write: Option<&LastWrite>) -> Result<(), CatalogError> {
+    let ended = match inner {
+        Inner::Sqlite(tx) => within(STATEMENT, tx.commit()).await,
+        Inner::Postgres(tx) => within(STATEMENT, tx.commit()).await,
+    };
+    let Some(last) = last_write else {
+        return ended;
+    };
+    if ended.is_ok() {
+        *last.lock() = None;
+    }
+    last.note(ended)
 }
 
 /// A row of either database.
@@ -407,6 +473,13 @@ pub(crate) fn now() -> i64 {
     millis(OffsetDateTime::now_utc())
 }
 
+/// Whether a connection of the pool may be used. When the disk is full, SQLite ends a transaction by itself; sqlx then has
+/// nothing to undo, takes it for open all the same, and makes the next one a part of it: nothing would be stored any more,
+/// without a word, and reads would see what was there then.
+fn is_at_rest(connection: &SqliteConnection) -> bool {
+    !connection.is_in_transaction()
+}
+
 fn publish(sender: &watch::Sender<u64>, generation: u64) {
     sender.send_if_modified(|known| {
         let newer = generation > *known;
@@ -508,4 +581,65 @@ fn newest(migrations: &Migrator) -> i64 {
         .map(|migration| migration.version)
         .max()
         .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use stepwell_core::Principal;
+
+    use super::*;
+    use crate::{AuditQuery, Catalog};
+
+    /// How large the file may grow, in pages, as its connections see it: a full disk, as far as SQLite can tell.
+    async fn most_pages(catalog: &Catalog, pages: u32) {
+        let Pool::Sqlite(pool) = &catalog.db.pool else {
+            panic!("not SQLite")
+        };
+        let mut all = Vec::new();
+        for _ in 0..pool.options().get_max_connections() {
+            let mut connection = pool.acquire().await.unwrap();
+            let pragma = sqlx::AssertSqlSafe(format!("PRAGMA max_page_count = {pages}"));
+            sqlx::query(pragma).execute(&mut *connection).await.unwrap();
+            all.push(connection);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_acknowledged_after_the_disk_was_full_is_stored() {
+        let directory = tempfile::tempdir().unwrap();
+        let location = Location::Sqlite(directory.path().join("catalog.sqlite"));
+        let catalog = Catalog::new(&location).unwrap();
+        let refusal = |number: usize| catalog.record_refusal("test", format!("number {number}"));
+        refusal(0).await.unwrap();
+        for _ in 0..2 {
+            // No more than there is.
+            most_pages(&catalog, 1).await;
+            let large = Act::new("test", None, "x".repeat(1 << 20));
+            let mut tx = catalog.db.write().await.unwrap();
+            let full = tx.record(&Principal::host(), large).await;
+            assert!(
+                matches!(full, Err(CatalogError::Unavailable { .. })),
+                "{full:?}"
+            );
+            drop(tx);
+            assert!(catalog.ping().await.is_ok());
+            let check = catalog.check_writes().await;
+            assert!(
+                matches!(check, Err(CatalogError::Unavailable { .. })),
+                "{check:?}"
+            );
+        }
+        most_pages(&catalog, 1 << 30).await;
+        catalog.db.check_writes(Duration::ZERO).await.unwrap();
+        catalog.check_writes().await.unwrap();
+        for number in 1..=5 {
+            refusal(number).await.unwrap();
+            let seen = catalog.audit(&AuditQuery::default()).await.unwrap();
+            assert_eq!(seen.items.len(), number + 1);
+        }
+        drop(catalog);
+        let again = Catalog::new(&location).unwrap();
+        let stored = again.audit(&AuditQuery::default()).await.unwrap();
+        assert_eq!(stored.items.len(), 6);
+    }
 }

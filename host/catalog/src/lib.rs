@@ -24,7 +24,7 @@ pub use error::CatalogError;
 pub use location::{InvalidLocation, Location};
 pub use model::{
     Applied, Change, Expected, NewPluginVersion, NewRevision, Page, Paged, PinnedStep,
-    PipelineRevision, Plugin, PluginVersion, Precondition, PutVersion, Snapshot,
+    PipelineRevision, Plugin, PluginVersion, Precondition, PutVersion, Snapshot, Unreadable,
 };
 pub use namespaces::{Namespace, Usage};
 pub use tokens::{NewToken, Token};

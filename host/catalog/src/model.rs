@@ -171,8 +171,23 @@ pub struct Snapshot {
     pub complete: bool,
     /// In the order of namespaces and names.
     pub pipelines: Vec<PipelineRevision>,
+    /// Those of them whose stored form is damaged.
+    pub unreadable: Vec<Unreadable>,
     /// Namespaces and names of those that were deleted; of no interest where all that are left are there.
     pub deleted: Vec<(Name, Name)>,
+}
+
+/// A pipeline whose current revision is there and cannot be read. Applying it anew mends it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unreadable {
+    /// The tenant.
+    pub namespace: Name,
+    /// The pipeline.
+    pub name: Name,
+    /// Its current revision.
+    pub revision: u64,
+    /// What is wrong with it.
+    pub reason: String,
 }
 
 /// Which part of a list is wanted.

@@ -1,13 +1,14 @@
 use std::collections::BTreeSet;
 
 use stepwell_core::{Name, Principal};
+use tracing::{error, warn};
 
 use crate::audit::Act;
 use crate::db::{Row, Tx, Value, now, signed};
 use crate::namespaces;
 use crate::{
     Applied, Catalog, CatalogError, CatalogLimits, Change, Expected, NewRevision, Page, Paged,
-    PinnedStep, PipelineRevision, Precondition, Snapshot,
+    PinnedStep, PipelineRevision, Precondition, Snapshot, Unreadable,
 };
 
 /// Bytes of the documents of one part of a list; a document that is larger than that is a part by itself.
@@ -63,13 +64,17 @@ impl Catalog {
         let head = head(&mut tx, namespace, name).await?;
         check(&mut tx, precondition, head.current()).await?;
         if let Some(number) = head.current() {
-            let current = revision(&mut tx, namespace, name, number).await?;
-            if current.document == new.document && current.steps == new.steps {
-                return Ok(Applied {
-                    change: Change::Unchanged,
-                    revision: current,
-                    generation: tx.generation().await?,
-                });
+            match revision(&mut tx, namespace, name, number).await {
+                Ok(current) if current.document == new.document && current.steps == new.steps => {
+                    return Ok(Applied {
+                        change: Change::Unchanged,
+                        revision: current,
+                        generation: tx.generation().await?,
+                    });
+                }
+                // What is damaged, or gone, is mended by the revision that takes its place.
+                Ok(_) | Err(CatalogError::Corrupt(_) | CatalogError::NotFound(_)) => {}
+                Err(error) => return Err(error),
             }
         }
         let quotas = namespaces::quotas(&mut tx, namespace).await?;
@@ -126,7 +131,7 @@ impl Catalog {
         revision(&mut tx, namespace, name, current).await
     }
 
-    /// The current revisions of a namespace's pipelines, in the order of their names.
+    /// The current revisions of a namespace's pipelines, in the order of their names, without those that cannot be read.
     ///
     /// # Errors
     /// [`CatalogError`]
@@ -159,10 +164,11 @@ impl Catalog {
                 &[space, after, Value::Int(part as i64)],
             )
             .await?;
-        let items = rows.iter().map(read).collect::<Result<Vec<_>, _>>()?;
-        let more = sizes.len() > part;
-        let last = items.last().filter(|_| more);
-        let next = last.map(|item| item.name.to_string());
+        let next = match sizes.get(part.saturating_sub(1)) {
+            Some(last) if sizes.len() > part => Some(last.text(0)?),
+            _ => None,
+        };
+        let items = readable(&rows);
         Ok(Paged { items, next })
     }
 
@@ -189,15 +195,17 @@ impl Catalog {
                 &[],
             )
             .await?;
+        let (pipelines, unreadable) = sorted_out(&rows);
         Ok(Snapshot {
             generation,
             complete: true,
-            pipelines: rows.iter().map(read).collect::<Result<_, _>>()?,
+            pipelines,
+            unreadable,
             deleted: Vec::new(),
         })
     }
 
-    /// The revisions of a pipeline, the newest first.
+    /// The revisions of a pipeline, the newest first, without those that cannot be read.
     ///
     /// # Errors
     /// [`CatalogError::NotFound`] among them. A cursor that this has not given out starts at the newest.
@@ -238,10 +246,11 @@ impl Catalog {
                 &[space, pipeline, below, Value::Int(part as i64)],
             )
             .await?;
-        let items = rows.iter().map(read).collect::<Result<Vec<_>, _>>()?;
-        let more = sizes.len() > part;
-        let last = items.last().filter(|_| more);
-        let next = last.map(|item| item.revision.to_string());
+        let next = match sizes.get(part.saturating_sub(1)) {
+            Some(last) if sizes.len() > part => Some(last.int(0)?.to_string()),
+            _ => None,
+        };
+        let items = readable(&rows);
         Ok(Paged { items, next })
     }
 
@@ -532,10 +541,12 @@ async fn changes(tx: &mut Tx, generation: u64, since: u64) -> Result<Snapshot, C
             &[since],
         )
         .await?;
+    let (pipelines, unreadable) = sorted_out(&rows);
     Ok(Snapshot {
         generation,
         complete: false,
-        pipelines: rows.iter().map(read).collect::<Result<_, _>>()?,
+        pipelines,
+        unreadable,
         deleted: deleted
             .iter()
             .map(|row| Ok((row.parsed(0)?, row.parsed(1)?)))
@@ -641,6 +652,42 @@ fn read(row: &Row) -> Result<PipelineRevision, CatalogError> {
         steps: row.json(6)?,
         created_at: row.time(7)?,
     })
+}
+
+/// One damaged row is one pipeline that fails, not all of them.
+fn sorted_out(rows: &[Row]) -> (Vec<PipelineRevision>, Vec<Unreadable>) {
+    let (mut pipelines, mut unreadable) = (Vec::with_capacity(rows.len()), Vec::new());
+    for row in rows {
+        match read(row) {
+            Ok(revision) => pipelines.push(revision),
+            Err(error) => unreadable.extend(unreadable_of(row, &error)),
+        }
+    }
+    (pipelines, unreadable)
+}
+
+/// None where not even the name can be read.
+fn unreadable_of(row: &Row, error: &CatalogError) -> Option<Unreadable> {
+    let named = || {
+        Ok::<_, CatalogError>(Unreadable {
+            namespace: row.parsed(0)?,
+            name: row.parsed(1)?,
+            revision: row.unsigned(2)?,
+            reason: format!("its stored revision cannot be read: {error}; apply the pipeline anew"),
+        })
+    };
+    named()
+        .inspect_err(|name| error!(%error, %name, "a pipeline without a readable name is left out"))
+        .ok()
+}
+
+/// The revisions of a list; others are in the log.
+fn readable(rows: &[Row]) -> Vec<PipelineRevision> {
+    let (pipelines, unreadable) = sorted_out(rows);
+    for one in unreadable {
+        warn!(namespace = %one.namespace, pipeline = %one.name, revision = one.revision, reason = one.reason, "left out of a list");
+    }
+    pipelines
 }
 
 fn no_pipeline(name: &Name) -> CatalogError {

@@ -167,17 +167,17 @@ impl Catalog {
         row.map(|row| row.text(0)).transpose()
     }
 
-    /// The world of every component, of all namespaces: for a host that starts with many.
+    /// The world of every component, of all namespaces: for a host that starts with many. One that cannot be read is left out.
     ///
     /// # Errors
     /// [`CatalogError`]
     pub async fn worlds(&self) -> Result<Vec<(Digest, String)>, CatalogError> {
         let mut tx = self.db.read().await?;
-        tx.rows("SELECT DISTINCT digest, world FROM plugin_versions", &[])
-            .await?
-            .iter()
-            .map(|row| Ok((row.parsed(0)?, row.text(1)?)))
-            .collect()
+        let rows = tx
+            .rows("SELECT DISTINCT digest, world FROM plugin_versions", &[])
+            .await?;
+        let world = |row: &Row| Some((row.parsed(0).ok()?, row.text(1).ok()?));
+        Ok(rows.iter().filter_map(world).collect())
     }
 
     /// Deletes a version, and its bytes unless another version has the same. Old revisions of pipelines may still pin it: they

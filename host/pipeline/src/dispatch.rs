@@ -171,9 +171,16 @@ impl Dispatcher {
         self.0.tasks.is_empty()
     }
 
-    /// Drops the accounts of pipelines that are neither deployed nor run any more; to be called now and then.
-    pub fn forget_unused(&self) {
-        self.0.accounts.forget_unused();
+    /// Drops the accounts of pipelines that are neither deployed nor run any more, and of namespaces that have none of them and
+    /// are gone, and the metric handles of deployments that are gone; to be called now and then. Answers whether there were any.
+    pub fn forget_unused(&self) -> bool {
+        let accounts = self.0.accounts.forget_unused();
+        self.0.metrics.forget_unused() | accounts
+    }
+
+    /// Whether there is such a namespace, as far as this knows: it has been told of it, or something of it is deployed or runs.
+    pub fn knows(&self, namespace: &Name) -> bool {
+        self.0.accounts.has(namespace)
     }
 
     /// Runs one event to its outcome, as a task of its own.

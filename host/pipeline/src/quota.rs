@@ -1,7 +1,7 @@
 //! What each namespace may use of this host, and what it has used.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,14 +16,19 @@ pub(crate) const SOON: Duration = Duration::from_secs(1);
 /// The quotas of every namespace, and what they have used. One dispatcher owns it.
 pub(crate) struct Accounts {
     all: ArcSwap<HashMap<Name, Arc<Account>>>,
+    /// Held while accounts come, go, or get their quotas.
+    changing: Mutex<()>,
     /// What one namespace may hold of all permits while there are others.
     share: usize,
     began: Instant,
 }
 
-/// One namespace's. It lives as long as the process, so that a change of quotas forgets nothing.
+/// One namespace's. It lives as long as the namespace does, or anything of it is deployed or runs, so that a change of quotas
+/// forgets nothing.
 pub(crate) struct Account {
     quotas: ArcSwapOption<Quotas>,
+    /// The catalog has this namespace.
+    is_listed: AtomicBool,
     running: AtomicUsize,
     cpu: Arc<CpuAccount>,
     pipelines: Mutex<HashMap<Name, Arc<CpuAccount>>>,
@@ -43,18 +48,21 @@ impl Accounts {
     pub(crate) fn new(permits: usize) -> Self {
         Self {
             all: ArcSwap::default(),
+            changing: Mutex::default(),
             share: permits.saturating_mul(3).div_ceil(4),
             began: Instant::now(),
         }
     }
 
-    /// Sets the quotas of all namespaces at once; those that are not named have none.
+    /// Sets the quotas of all namespaces at once; those that are not named have none, and their accounts go once nothing of
+    /// theirs is left.
     pub(crate) fn set(&self, mut quotas: HashMap<Name, Quotas>) {
+        let changing = lock(&self.changing);
         for (name, account) in self.all.load().iter() {
             account.set(quotas.remove(name));
         }
         for (name, quotas) in quotas {
-            self.of(&name).set(Some(quotas));
+            self.found(&name, &changing).set(Some(quotas));
         }
     }
 
@@ -62,14 +70,38 @@ impl Accounts {
         if let Some(account) = self.all.load().get(namespace) {
             return account.clone();
         }
-        let new = Arc::new(Account::new(namespace));
-        self.all.rcu(|all| {
-            let mut all = HashMap::clone(all);
-            all.entry(namespace.clone()).or_insert_with(|| new.clone());
-            all
-        });
+        self.found(namespace, &lock(&self.changing))
+    }
+
+    /// The account of a namespace, which is made if there is none; none goes meanwhile.
+    fn found(&self, namespace: &Name, _changing: &MutexGuard<'_, ()>) -> Arc<Account> {
         let all = self.all.load();
-        all.get(namespace).cloned().unwrap_or(new)
+        if let Some(account) = all.get(namespace) {
+            return account.clone();
+        }
+        let new = Arc::new(Account::new(namespace));
+        let mut next = HashMap::clone(&all);
+        next.insert(namespace.clone(), new.clone());
+        self.all.store(Arc::new(next));
+        new
+    }
+
+    /// Drops the accounts of namespaces that are gone: else each would count as another for ever, and take its memory. Answers
+    /// whether there were any.
+    fn drop_unused(&self, _changing: &MutexGuard<'_, ()>) -> bool {
+        let all = self.all.load();
+        let is_used = |account: &Arc<Account>| {
+            account.is_listed.load(Ordering::Relaxed)
+                || account.running.load(Ordering::Acquire) > 0
+                || !lock(&account.pipelines).is_empty()
+        };
+        if all.values().all(is_used) {
+            return false;
+        }
+        let used = all.iter().filter(|(_, account)| is_used(account));
+        let used = used.map(|(name, account)| (name.clone(), account.clone()));
+        self.all.store(Arc::new(used.collect()));
+        true
     }
 
     /// Counts a run of this namespace, unless its quotas of runs at once and of CPU time are used up.
@@ -99,7 +131,7 @@ impl Accounts {
 
     /// The account of what the guests of one pipeline use.
     pub(crate) fn cpu(&self, namespace: &Name, pipeline: &Name) -> Arc<CpuAccount> {
-        let account = self.of(namespace);
+        let account = self.found(namespace, &lock(&self.changing));
         let mut pipelines = lock(&account.pipelines);
         pipelines
             .entry(pipeline.clone())
@@ -121,15 +153,25 @@ impl Accounts {
         }
     }
 
-    /// Drops the accounts of pipelines that are gone: whatever is deployed or runs holds its own.
-    pub(crate) fn forget_unused(&self) {
+    /// Drops the accounts of pipelines and namespaces that are gone: whatever is deployed or runs holds its own.
+    /// Answers whether there were any.
+    pub(crate) fn forget_unused(&self) -> bool {
+        let changing = lock(&self.changing);
+        let mut any = false;
         for account in self.all.load().values() {
             let mut pipelines = lock(&account.pipelines);
+            let before = pipelines.len();
             pipelines.retain(|_, cpu| Arc::strong_count(cpu) > 1);
+            any |= pipelines.len() < before;
             if pipelines.capacity() > pipelines.len().saturating_mul(4) {
                 pipelines.shrink_to_fit();
             }
         }
+        self.drop_unused(&changing) | any
+    }
+
+    pub(crate) fn has(&self, namespace: &Name) -> bool {
+        self.all.load().contains_key(namespace)
     }
 
     pub(crate) fn now(&self) -> Duration {
@@ -165,6 +207,7 @@ impl Account {
     fn new(namespace: &Name) -> Self {
         Self {
             quotas: ArcSwapOption::empty(),
+            is_listed: AtomicBool::new(false),
             running: AtomicUsize::new(0),
             cpu: Arc::default(),
             pipelines: Mutex::default(),
@@ -176,6 +219,7 @@ impl Account {
     }
 
     fn set(&self, quotas: Option<Quotas>) {
+        self.is_listed.store(quotas.is_some(), Ordering::Relaxed);
         let wants_cpu = |quotas: &Quotas| quotas.cpu_per_minute.is_some();
         let before = self.quotas.swap(quotas.map(Arc::new));
         if quotas.as_ref().is_some_and(wants_cpu) && !before.as_deref().is_some_and(wants_cpu) {
@@ -339,6 +383,46 @@ mod tests {
         assert!(lock(&account.pipelines).capacity() < 1_000);
         // What is deployed is counted on.
         assert_eq!(accounts.cpu(&namespace, &name("stays")).used(), ms(7));
+    }
+
+    #[test]
+    fn a_namespace_that_is_gone_is_no_other_any_more() {
+        let name = |text: &str| text.parse::<Name>().unwrap();
+        let (here, gone) = (name("here"), name("gone"));
+        let accounts = Accounts::new(4);
+        let listed = |names: &[&Name]| {
+            let all = names
+                .iter()
+                .map(|name| (Name::clone(name), Quotas::default()));
+            accounts.set(all.collect());
+        };
+        listed(&[&here, &gone]);
+        let run = || accounts.enter(&here);
+        let shared = [run(), run(), run(), run()];
+        assert_eq!(shared.iter().filter(|run| run.is_ok()).count(), 3);
+        drop(shared);
+        // What it deployed or runs is counted on, though the catalog has it no more.
+        let deployed = accounts.cpu(&gone, &name("p"));
+        let running = accounts.enter(&gone).unwrap();
+        listed(&[&here]);
+        accounts.forget_unused();
+        assert_eq!(accounts.all.load().len(), 2);
+        drop(deployed);
+        accounts.forget_unused();
+        assert_eq!(accounts.all.load().len(), 2);
+        drop(running);
+        accounts.forget_unused();
+        assert_eq!(accounts.all.load().len(), 1);
+        let alone = [run(), run(), run(), run()];
+        assert!(alone.iter().all(Result::is_ok));
+        // Namespaces that come and go leave nothing.
+        for number in 0..100 {
+            listed(&[&here, &name(&format!("n{number}"))]);
+        }
+        listed(&[&here]);
+        assert!(accounts.forget_unused());
+        assert_eq!(accounts.all.load().len(), 1);
+        assert!(!accounts.forget_unused());
     }
 
     #[test]

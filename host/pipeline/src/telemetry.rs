@@ -186,6 +186,23 @@ impl MetricsCache {
     }
 }
 
+impl MetricsCache {
+    /// Drops what is of deployments that are gone; answers whether there were any.
+    pub(crate) fn forget_unused(&self) -> bool {
+        let is_gone = |entry: &Entry| entry.deployment.strong_count() == 0;
+        if !self.0.load().values().any(is_gone) {
+            return false;
+        }
+        self.0.rcu(|current| {
+            let mut next = HashMap::clone(current);
+            next.retain(|_, entry| !is_gone(entry));
+            next.shrink_to_fit();
+            next
+        });
+        true
+    }
+}
+
 impl Entry {
     fn metrics(&self, deployment: &Deployment) -> Arc<RunMetrics> {
         self.metrics

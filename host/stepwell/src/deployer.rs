@@ -37,6 +37,8 @@ pub(crate) struct Deployer {
     known: tokio::sync::Mutex<Known>,
     /// Revisions that could not be deployed, and why.
     failures: Mutex<BTreeMap<Key, (u64, String)>>,
+    /// Why what is deployed may not be what the catalog says.
+    behind: Mutex<Option<String>>,
 }
 
 /// What the catalog said last: each look at it asks for what is new since then.
@@ -102,6 +104,7 @@ impl Deployer {
             ahead,
             known: tokio::sync::Mutex::default(),
             failures: Mutex::default(),
+            behind: Mutex::default(),
         }
     }
 
@@ -290,7 +293,16 @@ impl Deployer {
     /// deployed is reported, and the one before it stays.
     pub(crate) async fn reconcile(&self) -> Result<(), CatalogError> {
         let mut known = self.known.lock().await;
-        self.refresh(&mut known).await
+        let result = self.refresh(&mut known).await;
+        let behind = result.as_ref().err().map(ToString::to_string);
+        *self.behind.lock().unwrap_or_else(PoisonError::into_inner) = behind;
+        result
+    }
+
+    /// Why what is deployed may not be what the catalog says; none: it is.
+    pub(crate) fn behind(&self) -> Option<String> {
+        let behind = self.behind.lock();
+        behind.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     async fn refresh(&self, known: &mut Known) -> Result<(), CatalogError> {
@@ -301,6 +313,12 @@ impl Deployer {
                 .pipelines
                 .iter()
                 .map(|revision| (&revision.namespace, &revision.name))
+                .chain(
+                    snapshot
+                        .unreadable
+                        .iter()
+                        .map(|one| (&one.namespace, &one.name)),
+                )
                 .collect();
             let missing = |key: &&Key| !there.contains(&(&key.0, &key.1));
             known.pipelines.keys().filter(missing).cloned().collect()
@@ -313,6 +331,13 @@ impl Deployer {
             self.ahead.remove(&key);
             self.failed().remove(&key);
             changed |= self.registry.remove(&key.0, &key.1);
+        }
+        for one in snapshot.unreadable {
+            let (number, reason) = (one.revision, one.reason);
+            error!(namespace = %one.namespace, pipeline = %one.name, revision = number, reason, "revision not deployed");
+            let key = (one.namespace, one.name);
+            known.undeployed.remove(&key);
+            self.failed().insert(key, (number, reason));
         }
         let mut wanted = std::mem::take(&mut known.undeployed);
         for revision in snapshot.pipelines {

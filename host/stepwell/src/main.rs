@@ -21,6 +21,7 @@ mod new;
 mod output;
 mod readiness;
 mod runtimes;
+mod series;
 mod serve;
 mod services;
 mod spans;

@@ -38,7 +38,8 @@ impl Health {
     pub(crate) async fn readiness(&self, with_names: bool) -> Readiness {
         let Seen { catalog, bindings } = self.remote.seen().await;
         let mut parts = vec![catalog];
-        parts.push(pipelines(&self.deployer.failures(), with_names));
+        let behind = self.deployer.behind();
+        parts.push(pipelines(&self.deployer.failures(), behind, with_names));
         let subscriptions = self.kafka.state().into_iter();
         let errors = subscriptions.map(|one| (one.group, one.error));
         parts.extend(subscriptions_of(errors.collect(), with_names));
@@ -101,11 +102,19 @@ impl Remote {
     async fn seen(&self) -> Seen {
         let (catalog, services) = (self.catalog.clone(), self.services.clone());
         let look = async move {
-            let (ping, bindings) = tokio::join!(catalog.ping(), bindings(&services));
-            let catalog = match ping {
-                Ok(_) => part("catalog", State::Ok, None),
-                Err(error) => part("catalog", State::Down, Some(error.to_string())),
+            let catalog = async {
+                if let Err(error) = catalog.ping().await {
+                    return part("catalog", State::Down, Some(error.to_string()));
+                }
+                match catalog.check_writes().await {
+                    Ok(()) => part("catalog", State::Ok, None),
+                    Err(error) => {
+                        let reason = format!("changes cannot be stored: {error}");
+                        part("catalog", State::Degraded, Some(reason))
+                    }
+                }
             };
+            let (catalog, bindings) = tokio::join!(catalog, bindings(&services));
             Seen { catalog, bindings }
         };
         match self.last.get(look).await {
@@ -145,8 +154,17 @@ impl<T: Clone + Send + 'static> Shared<T> {
     }
 }
 
-/// Revisions that cannot be deployed, which `failures` has as `NAMESPACE/PIPELINE revision N`.
-fn pipelines(failures: &BTreeMap<String, String>, with_names: bool) -> Part {
+/// Revisions that cannot be deployed, which `failures` has as `NAMESPACE/PIPELINE revision N`, and why changes are not deployed
+/// at all.
+fn pipelines(
+    failures: &BTreeMap<String, String>,
+    behind: Option<String>,
+    with_names: bool,
+) -> Part {
+    if let Some(error) = behind {
+        let reason = format!("changes are not deployed: {error}");
+        return part("pipelines", State::Degraded, Some(reason));
+    }
     let reason = match failures.len() {
         0 => return part("pipelines", State::Ok, None),
         _ if with_names => {
@@ -305,18 +323,26 @@ mod tests {
         ]
         .map(|(name, reason)| (name.to_owned(), reason.to_owned()))
         .into();
-        let named = pipelines(&failures, true);
+        let named = pipelines(&failures, None, true);
         assert_eq!(
             named.reason.as_deref(),
             Some("team-a/p revision 3: plugin x is gone; team-b/q revision 1: no")
         );
-        let counted = pipelines(&failures, false);
+        let counted = pipelines(&failures, None, false);
         assert_eq!(
             counted.reason.as_deref(),
             Some("2 revisions cannot be deployed")
         );
         assert_eq!(counted.status, State::Degraded);
-        assert_eq!(pipelines(&BTreeMap::new(), false).status, State::Ok);
+        assert_eq!(pipelines(&BTreeMap::new(), None, false).status, State::Ok);
+        let behind = pipelines(&BTreeMap::new(), Some("it is locked".to_owned()), false);
+        assert_eq!(
+            (behind.status, behind.reason.as_deref()),
+            (
+                State::Degraded,
+                Some("changes are not deployed: it is locked")
+            )
+        );
 
         let groups = |error: Option<&str>| {
             let failing = ("team-b.q".to_owned(), error.map(str::to_owned));

@@ -43,6 +43,7 @@ use crate::jwks::Fetcher;
 use crate::management::Host;
 use crate::readiness::{Health, Remote};
 use crate::runtimes::{Runtimes, opened_on};
+use crate::series::{Living, Series};
 use crate::services::{Services, start_models};
 use crate::telemetry::Telemetry;
 use crate::tls::LiveTls;
@@ -237,7 +238,7 @@ async fn host(
         warn!(%error, "no pipelines yet");
     }
     let tidy = engine.clone();
-    let metrics = telemetry.metrics.clone();
+    let (metrics, deployed) = (telemetry.metrics.clone(), registry.clone());
     let host = Arc::new(Host {
         catalog: catalog.clone(),
         directory: directory.clone(),
@@ -321,6 +322,8 @@ async fn host(
     let upkeep = tokio::spawn(upkeep(
         telemetry.metrics.clone(),
         dispatcher.clone(),
+        deployed,
+        kafka.clone(),
         stopping.clone(),
     ));
     let is_development = tokens.is_development();
@@ -497,26 +500,36 @@ async fn hold_to_quotas(
     }
 }
 
-/// Lets the metrics recorder drain its histograms now and then, whether or not anybody scrapes, and the dispatcher forget what
-/// is no more. Memory that bursts have left behind is given back when nothing runs.
+/// Forgets, now and then, what is no more: what the dispatcher holds of it, and its metrics. Memory that bursts have left behind is
+/// given back when nothing runs.
 async fn upkeep(
-    metrics: metrics_exporter_prometheus::PrometheusHandle,
+    metrics: Arc<Series>,
     dispatcher: Dispatcher,
+    registry: Arc<Registry>,
+    kafka: Arc<KafkaTriggers>,
     stopping: CancellationToken,
 ) {
     let mut ticks = tokio::time::interval(Duration::from_secs(5));
+    // Somebody may hold a series a while longer, who counts with it or renders it.
+    let mut looks = 0_u32;
     let mut allocator = Allocator::default();
     loop {
         tokio::select! {
             () = stopping.cancelled() => return,
-            _ = ticks.tick() => {
-                metrics.run_upkeep();
-                dispatcher.forget_unused();
-                if allocator.has_grown() && dispatcher.is_idle() {
-                    let _ = tokio::task::spawn_blocking(allocator::trim).await;
-                    allocator.was_trimmed();
-                }
-            }
+            _ = ticks.tick() => {}
+        }
+        if dispatcher.forget_unused() {
+            looks = 3;
+        }
+        // As long as nothing goes, a host of many pipelines does not look at all their series.
+        if looks > 0 {
+            looks -= 1;
+            let groups = kafka.state().into_iter().map(|one| one.group).collect();
+            metrics.retain(&Living::new(&registry.all(), &dispatcher, &groups));
+        }
+        if allocator.has_grown() && dispatcher.is_idle() {
+            let _ = tokio::task::spawn_blocking(allocator::trim).await;
+            allocator.was_trimmed();
         }
     }
 }

@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 use std::io::IsTerminal as _;
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use opentelemetry::propagation::TextMapPropagator as _;
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_otlp::WithExportConfig as _;
@@ -19,23 +19,18 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _};
 
+use crate::series::Series;
 use crate::spans::SpansWhenLogged;
 
 /// What must be flushed when the host stops.
 pub(crate) struct Telemetry {
     traces: Option<SdkTracerProvider>,
     every_span: bool,
-    pub(crate) metrics: PrometheusHandle,
+    pub(crate) metrics: Arc<Series>,
 }
 
 /// Which log lines are wanted, in `tracing`'s own words (`info`, `stepwell=debug,sqlx=warn`).
 const LOG_VARIABLE: &str = "STEPWELL_LOG";
-
-/// Latencies from a function's few microseconds to a run's many seconds.
-const SECONDS: [f64; 16] = [
-    0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1,
-    0.5, 1.0, 5.0, 30.0,
-];
 
 impl Telemetry {
     /// Starts logging to stderr (for people on a terminal, JSON elsewhere), tracing to `otlp_endpoint` if there is one, and counting.
@@ -75,10 +70,10 @@ impl Telemetry {
             SpansWhenLogged(subscriber).try_init()
         }
         .context("logging is already set up")?;
-        let metrics = PrometheusBuilder::new()
-            .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &SECONDS)
-            .and_then(PrometheusBuilder::install_recorder)
-            .context("metrics")?;
+        let metrics = Arc::new(Series::default());
+        metrics::set_global_recorder(metrics.clone())
+            .ok()
+            .context("metrics are already set up")?;
         Ok(Self {
             traces,
             every_span,

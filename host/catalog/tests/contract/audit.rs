@@ -7,7 +7,7 @@ use stepwell_catalog::{
 use stepwell_core::{Name, Principal, Quotas, Role};
 use time::OffsetDateTime;
 
-use crate::place::{Place, name, plugin, push, revision};
+use crate::place::{Place, name, ns, plugin, push, revision};
 
 crate::contract!(
     every_change_is_recorded_with_who_and_what,
@@ -223,9 +223,34 @@ async fn old_records_are_forgotten(place: Place) {
     place
         .meddle("UPDATE audit SET at = at - 7200000 WHERE subject LIKE '%1.0.0'")
         .await;
+    // The newest thousand stay, however old they are.
+    let copy = |namespace: &str, of: &str| {
+        format!(
+            "INSERT INTO audit (at, who, who_name, action, namespace, subject, outcome) \
+             SELECT at, who, who_name, action, {namespace}, subject, outcome FROM audit WHERE {of}"
+        )
+    };
+    place
+        .meddle(&copy("'other'", "subject LIKE '%1.0.1'"))
+        .await;
+    for _ in 0..10 {
+        place
+            .meddle(&copy("namespace", "namespace = 'other'"))
+            .await;
+    }
+    let query = AuditQuery {
+        namespace: Some(ns()),
+        ..AuditQuery::default()
+    };
+    let left = async || {
+        let found = catalog.audit(&query).await.unwrap().items;
+        let subjects = found.into_iter().map(|record| record.subject);
+        subjects.collect::<Vec<_>>()
+    };
+    assert_eq!(left().await.len(), 2);
     let directory = Directory::new(&catalog, Duration::from_secs(3600));
     let forgotten = async {
-        while all(&catalog).await.len() != 1 {
+        while left().await.len() != 1 {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
@@ -233,5 +258,5 @@ async fn old_records_are_forgotten(place: Place) {
         () = directory.follow() => panic!("it follows for ever"),
         done = tokio::time::timeout(Duration::from_secs(30), forgotten) => done.unwrap(),
     }
-    assert_eq!(all(&catalog).await[0].subject, "plugin decode@1.0.1");
+    assert_eq!(left().await, ["plugin decode@1.0.1"]);
 }

@@ -2,7 +2,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
-use stepwell_catalog::{CatalogError, CatalogLimits, Change, Expected, Page, Precondition};
+use stepwell_catalog::{
+    CatalogError, CatalogLimits, Change, Expected, Page, PipelineRevision, Precondition,
+};
 use stepwell_core::Digest;
 use tokio::time::timeout;
 
@@ -18,6 +20,7 @@ crate::contract!(
     a_pin_must_be_there_with_the_same_bytes,
     pipelines_and_revisions_are_listed_in_parts,
     a_snapshot_has_every_current_revision,
+    one_damaged_revision_is_one_pipeline_that_fails,
     a_change_is_told_and_a_refusal_is_not,
     old_revisions_go_when_new_ones_come,
     a_list_of_large_documents_comes_in_small_parts,
@@ -403,6 +406,68 @@ async fn a_snapshot_has_every_current_revision(place: Place) {
     // Whoever knows of a later generation knew another catalog.
     let other = catalog.snapshot(Some(7)).await.unwrap();
     assert_eq!((other.complete, other.pipelines.len()), (true, 3));
+}
+
+async fn one_damaged_revision_is_one_pipeline_that_fails(place: Place) {
+    let catalog = place.open().await;
+    let put = async |pipeline: &str, text: &str| {
+        let new = revision(text, &[]);
+        let (ns, name) = (ns(), name(pipeline));
+        let put = catalog.put_pipeline(&ns, &name, &new, &ANY);
+        put.await.unwrap()
+    };
+    for pipeline in ["a", "b", "c"] {
+        put(pipeline, "1").await;
+    }
+    let names = |revisions: &[PipelineRevision]| {
+        let names = revisions.iter().map(|one| one.name.to_string());
+        names.collect::<Vec<_>>()
+    };
+    for column in ["document", "steps"] {
+        let damage = format!("UPDATE pipeline_revisions SET {column} = '{{' WHERE name = 'b'");
+        place.meddle(&damage).await;
+        for since in [None, Some(0)] {
+            let snapshot = catalog.snapshot(since).await.unwrap();
+            assert_eq!(names(&snapshot.pipelines), ["a", "c"]);
+            let [unreadable] = &snapshot.unreadable[..] else {
+                panic!("{:?}", snapshot.unreadable)
+            };
+            assert_eq!(unreadable.name.as_str(), "b");
+            assert!(unreadable.reason.contains("apply the pipeline anew"));
+        }
+        // Lists have the others, part by part.
+        let mut page = Page {
+            limit: 1,
+            cursor: None,
+        };
+        let mut listed = Vec::new();
+        loop {
+            let part = catalog.pipelines(&ns(), &page).await.unwrap();
+            listed.extend(names(&part.items));
+            page.cursor = part.next;
+            if page.cursor.is_none() {
+                break;
+            }
+        }
+        assert_eq!(listed, ["a", "c"]);
+        // Another can be applied, and the same document mends this one.
+        put("d", column).await;
+        let mended = put("b", "1").await;
+        assert_eq!(mended.change, Change::Changed);
+        let snapshot = catalog.snapshot(None).await.unwrap();
+        assert_eq!(names(&snapshot.pipelines), ["a", "b", "c", "d"]);
+        assert_eq!(snapshot.unreadable, []);
+        let revisions = catalog
+            .pipeline_revisions(&ns(), &name("b"), &Page::default())
+            .await
+            .unwrap();
+        let numbers: Vec<u64> = revisions.items.iter().map(|one| one.revision).collect();
+        assert_eq!(numbers, [mended.revision.revision]);
+        catalog
+            .delete_pipeline(&ns(), &name("d"), &ANY)
+            .await
+            .unwrap();
+    }
 }
 
 async fn a_change_is_told_and_a_refusal_is_not(place: Place) {

@@ -1,8 +1,10 @@
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use sqlx::Connection as _;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
     SqliteSynchronous,
@@ -21,6 +23,8 @@ const READERS: u32 = 4;
 pub struct SqliteStore {
     file: PathBuf,
     pools: OnceCell<Pools>,
+    /// The last write could not be stored; a full disk lets reads in.
+    writes_fail: AtomicBool,
 }
 
 struct Pools {
@@ -35,7 +39,19 @@ impl SqliteStore {
         Self {
             file: file.into(),
             pools: OnceCell::new(),
+            writes_fail: AtomicBool::new(false),
         }
+    }
+
+    /// Notes how a write went.
+    fn noted<T>(&self, written: Result<T, ClientError>) -> Result<T, ClientError> {
+        // What is refused for its value says nothing of the disk.
+        match &written {
+            Ok(_) => self.writes_fail.store(false, Ordering::Relaxed),
+            Err(ClientError::Unavailable { .. }) => self.writes_fail.store(true, Ordering::Relaxed),
+            Err(_) => {}
+        }
+        written
     }
 
     async fn pools(&self) -> Result<&Pools, ClientError> {
@@ -55,7 +71,7 @@ async fn open(file: &std::path::Path) -> Result<Pools, ClientError> {
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(SqliteSynchronous::Full)
         .busy_timeout(Duration::from_secs(5));
-    let writer = SqlitePoolOptions::new()
+    let writer = pool()
         .max_connections(1)
         .connect_with(options.clone())
         .await?;
@@ -70,11 +86,20 @@ async fn open(file: &std::path::Path) -> Result<Pools, ClientError> {
     )
     .execute(&writer)
     .await?;
-    let readers = SqlitePoolOptions::new()
+    let readers = pool()
         .max_connections(READERS)
         .connect_with(options)
         .await?;
     Ok(Pools { writer, readers })
+}
+
+/// When the disk is full, SQLite ends a transaction by itself; sqlx then has nothing to undo, takes it for open all the same,
+/// and makes the next one a part of it: nothing would be stored any more, without a word. Such a connection is closed.
+fn pool() -> SqlitePoolOptions {
+    SqlitePoolOptions::new().before_acquire(|connection, _| {
+        let is_at_rest = !connection.is_in_transaction();
+        Box::pin(async move { Ok(is_at_rest) })
+    })
 }
 
 const SELECT: &str = "SELECT value FROM entries WHERE key = ?1";
@@ -90,14 +115,20 @@ impl KeyValueClient for SqliteStore {
     }
 
     async fn set(&self, key: &str, value: Bytes) -> Result<(), ClientError> {
-        let mut connection = self.pools().await?.writer.acquire().await?;
-        upsert(&mut connection, key, &value).await
+        let write = async {
+            let mut connection = self.pools().await?.writer.acquire().await?;
+            upsert(&mut connection, key, &value).await
+        };
+        self.noted(write.await)
     }
 
     async fn delete(&self, key: &str) -> Result<(), ClientError> {
-        let query = sqlx::query(DELETE).bind(key.as_bytes());
-        query.execute(&self.pools().await?.writer).await?;
-        Ok(())
+        let write = async {
+            let query = sqlx::query(DELETE).bind(key.as_bytes());
+            query.execute(&self.pools().await?.writer).await?;
+            Ok(())
+        };
+        self.noted(write.await)
     }
 
     async fn exists(&self, key: &str) -> Result<bool, ClientError> {
@@ -138,15 +169,18 @@ impl KeyValueClient for SqliteStore {
     }
 
     async fn increment(&self, key: &str, delta: i64) -> Result<i64, ClientError> {
-        let mut transaction = self.pools().await?.writer.begin().await?;
-        let current = match select(&mut transaction, key).await? {
-            None => 0,
-            Some(value) => number(&value).ok_or(ClientError::NotANumber)?,
+        let write = async {
+            let mut transaction = self.pools().await?.writer.begin().await?;
+            let current = match select(&mut transaction, key).await? {
+                None => 0,
+                Some(value) => number(&value).ok_or(ClientError::NotANumber)?,
+            };
+            let sum = current.checked_add(delta).ok_or(ClientError::Overflow)?;
+            upsert(&mut transaction, key, sum.to_string().as_bytes()).await?;
+            transaction.commit().await?;
+            Ok(sum)
         };
-        let sum = current.checked_add(delta).ok_or(ClientError::Overflow)?;
-        upsert(&mut transaction, key, sum.to_string().as_bytes()).await?;
-        transaction.commit().await?;
-        Ok(sum)
+        self.noted(write.await)
     }
 
     async fn swap(
@@ -168,8 +202,11 @@ impl KeyValueClient for SqliteStore {
             .bind(key.as_bytes())
             .bind(&*value),
         };
-        let done = query.execute(&self.pools().await?.writer).await?;
-        Ok(done.rows_affected() == 1)
+        let write = async {
+            let done = query.execute(&self.pools().await?.writer).await?;
+            Ok(done.rows_affected() == 1)
+        };
+        self.noted(write.await)
     }
 
     async fn get_many(&self, keys: &[String]) -> Result<Vec<Option<Bytes>>, ClientError> {
@@ -183,29 +220,45 @@ impl KeyValueClient for SqliteStore {
     }
 
     async fn set_many(&self, entries: &[(String, Bytes)]) -> Result<(), ClientError> {
-        let mut transaction = self.pools().await?.writer.begin().await?;
-        for (key, value) in entries {
-            upsert(&mut transaction, key, value).await?;
-        }
-        transaction.commit().await?;
-        Ok(())
+        let write = async {
+            let mut transaction = self.pools().await?.writer.begin().await?;
+            for (key, value) in entries {
+                upsert(&mut transaction, key, value).await?;
+            }
+            transaction.commit().await?;
+            Ok(())
+        };
+        self.noted(write.await)
     }
 
     async fn delete_many(&self, keys: &[String]) -> Result<(), ClientError> {
-        let mut transaction = self.pools().await?.writer.begin().await?;
-        for key in keys {
-            let query = sqlx::query(DELETE).bind(key.as_bytes());
-            query.execute(&mut *transaction).await?;
-        }
-        transaction.commit().await?;
-        Ok(())
+        let write = async {
+            let mut transaction = self.pools().await?.writer.begin().await?;
+            for key in keys {
+                let query = sqlx::query(DELETE).bind(key.as_bytes());
+                query.execute(&mut *transaction).await?;
+            }
+            transaction.commit().await?;
+            Ok(())
+        };
+        self.noted(write.await)
     }
 
     async fn probe(&self) -> Result<(), ClientError> {
         sqlx::query("SELECT 1 FROM entries LIMIT 1")
             .execute(&self.pools().await?.readers)
             .await?;
-        Ok(())
+        if !self.writes_fail.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let write = async {
+            // It writes a page, and changes nothing that anybody reads.
+            sqlx::query("PRAGMA user_version = 0")
+                .execute(&self.pools().await?.writer)
+                .await?;
+            Ok(())
+        };
+        self.noted(write.await)
     }
 }
 
@@ -266,6 +319,44 @@ mod tests {
             "x",
         ] {
             assert_eq!(number(bad.as_bytes()), None, "{bad}");
+        }
+    }
+
+    /// How large the file may grow, in pages, as its connection sees it: a full disk, as far as SQLite can tell.
+    async fn most_pages(store: &SqliteStore, pages: u32) {
+        let pragma = sqlx::AssertSqlSafe(format!("PRAGMA max_page_count = {pages}"));
+        let writer = &store.pools().await.unwrap().writer;
+        sqlx::query(pragma).execute(writer).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_is_acknowledged_after_the_disk_was_full_is_stored() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("a.sqlite");
+        let store = SqliteStore::new(&file);
+        assert_eq!(store.increment("count", 1).await.unwrap(), 1);
+        for _ in 0..2 {
+            // No more than there is.
+            most_pages(&store, 1).await;
+            let large = ("large".to_owned(), Bytes::from(vec![b'x'; 1 << 20]));
+            let full = store.set_many(&[large]).await;
+            assert!(
+                matches!(full, Err(ClientError::Unavailable { .. })),
+                "{full:?}"
+            );
+        }
+        most_pages(&store, 1 << 30).await;
+        for count in 2..=5 {
+            assert_eq!(store.increment("count", 1).await.unwrap(), count);
+        }
+        store.set("set", Bytes::from("here")).await.unwrap();
+        let many = ("many".to_owned(), Bytes::from("here"));
+        store.set_many(&[many]).await.unwrap();
+        let keys = ["count", "set", "many"].map(str::to_owned);
+        let expected = ["5", "here", "here"].map(|value| Some(Bytes::from(value)));
+        // Another connection sees only what is stored.
+        for store in [&store, &SqliteStore::new(&file)] {
+            assert_eq!(store.get_many(&keys).await.unwrap(), expected);
         }
     }
 

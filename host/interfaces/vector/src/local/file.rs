@@ -16,6 +16,8 @@ const FORMAT: i64 = 1;
 /// The open file; whoever has it is the only process that does.
 pub(crate) struct File {
     connection: SqliteConnection,
+    /// The last transaction may not have ended.
+    in_doubt: bool,
 }
 
 /// What one call changes in one namespace.
@@ -89,16 +91,40 @@ impl File {
             .await?;
         prepare(&mut connection, dimension).await?;
         let spaces = load(&mut connection, dimension, max_bytes).await?;
-        Ok((Self { connection }, spaces))
+        let file = Self {
+            connection,
+            in_doubt: false,
+        };
+        Ok((file, spaces))
     }
 
     /// Writes one call's changes, all or none of them, and has them on disk when it returns.
+    ///
+    /// When the disk is full, SQLite ends a transaction by itself. sqlx's own ones then count as open all the same, and the next
+    /// would be a part of one that nobody commits: so these statements are ours, and `BEGIN` fails within a transaction.
     pub(crate) async fn commit(
         &mut self,
         space: &str,
         changes: &Changes,
     ) -> Result<(), sqlx::Error> {
-        let mut transaction = self.connection.begin().await?;
+        if self.in_doubt {
+            // It fails where there is nothing to undo any more.
+            let _ = self.execute("ROLLBACK").await;
+        }
+        self.in_doubt = true;
+        self.execute("BEGIN IMMEDIATE").await?;
+        self.write(space, changes).await?;
+        self.execute("COMMIT").await?;
+        self.in_doubt = false;
+        Ok(())
+    }
+
+    async fn execute(&mut self, sql: &'static str) -> Result<(), sqlx::Error> {
+        sqlx::query(sql).execute(&mut self.connection).await?;
+        Ok(())
+    }
+
+    async fn write(&mut self, space: &str, changes: &Changes) -> Result<(), sqlx::Error> {
         match changes {
             Changes::Put(vectors) => {
                 for vector in vectors {
@@ -111,7 +137,7 @@ impl File {
                     .bind(dense_bytes(&vector.values))
                     .bind(vector.sparse.as_ref().map(sparse_bytes))
                     .bind(vector.metadata.as_ref().and_then(|metadata| serde_json::to_string(metadata).ok()))
-                    .execute(&mut *transaction)
+                    .execute(&mut self.connection)
                     .await?;
                 }
             }
@@ -120,18 +146,18 @@ impl File {
                     sqlx::query("DELETE FROM vectors WHERE space = ? AND id = ?")
                         .bind(space)
                         .bind(id)
-                        .execute(&mut *transaction)
+                        .execute(&mut self.connection)
                         .await?;
                 }
             }
             Changes::Clear => {
                 sqlx::query("DELETE FROM vectors WHERE space = ?")
                     .bind(space)
-                    .execute(&mut *transaction)
+                    .execute(&mut self.connection)
                     .await?;
             }
         }
-        transaction.commit().await
+        Ok(())
     }
 
     /// Whether the file can still be read.
@@ -281,4 +307,42 @@ fn read_sparse(bytes: &[u8]) -> Option<SparseValues> {
             .map(|bytes| f32::from_le_bytes(*bytes))
             .collect(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vector(id: &str, size: usize) -> Vector {
+        Vector {
+            id: id.to_owned(),
+            values: vec![1.0; size],
+            sparse: None,
+            metadata: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_acknowledged_after_the_disk_was_full_is_stored() {
+        const DIMENSION: u32 = 1 << 10;
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.sqlite");
+        let (mut file, _) = File::open(&path, DIMENSION, 1 << 30).await.unwrap();
+        for round in 0..2 {
+            // No more than there is: a full disk, as far as SQLite can tell.
+            file.execute("PRAGMA max_page_count = 1").await.unwrap();
+            let large = (0..100).map(|id| vector(&format!("large{id}"), DIMENSION as usize));
+            let full = file.commit("s", &Changes::Put(large.collect())).await;
+            assert!(full.is_err());
+            file.execute("PRAGMA max_page_count = 1073741823")
+                .await
+                .unwrap();
+            let small = vec![vector(&format!("small{round}"), DIMENSION as usize)];
+            file.commit("s", &Changes::Put(small)).await.unwrap();
+        }
+        file.close().await;
+        let (_, spaces) = File::open(&path, DIMENSION, 1 << 30).await.unwrap();
+        let ids = spaces["s"].page("", None, 10).0;
+        assert_eq!(ids, ["small0", "small1"]);
+    }
 }
