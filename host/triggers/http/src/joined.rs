@@ -51,16 +51,17 @@ impl Stall {
         }
     }
 
-    /// Looks at how a write went; one that waits for too long is an error.
-    fn watch<T>(
-        &mut self,
-        context: &mut Context<'_>,
-        written: Poll<io::Result<T>>,
-    ) -> Poll<io::Result<T>> {
-        if written.is_ready() {
-            self.deadline = None;
-            return written;
-        }
+    pub(crate) fn listener(&self) -> &'static str {
+        self.listener
+    }
+
+    /// Something goes out.
+    pub(crate) fn moves(&mut self) {
+        self.deadline = None;
+    }
+
+    /// Nothing goes out; ready when that has been so for too long.
+    pub(crate) fn waits(&mut self, context: &mut Context<'_>) -> Poll<()> {
         let patience = self.patience;
         let deadline = *self
             .deadline
@@ -70,13 +71,27 @@ impl Stall {
             .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline.into())));
         while timer.as_mut().poll(context).is_ready() {
             if deadline <= Instant::now() {
-                given_up(self.listener, "stalled");
-                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+                return Poll::Ready(());
             }
             // It was set for an earlier write.
             timer.as_mut().reset(deadline.into());
         }
         Poll::Pending
+    }
+
+    /// Looks at how a write went; one that waits for too long is an error.
+    fn watch<T>(
+        &mut self,
+        context: &mut Context<'_>,
+        written: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.moves();
+            return written;
+        }
+        std::task::ready!(self.waits(context));
+        given_up(self.listener, "stalled");
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
