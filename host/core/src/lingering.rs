@@ -1,10 +1,15 @@
 use std::any::Any;
 use std::mem;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 /// What lasts as long as a function's guest that has not returned when its response is there: in the extensions of that response.
+/// A response that is not there as a whole has it in any case.
 #[derive(Clone)]
-pub struct Lingering(Arc<Mutex<Kept>>);
+pub struct Lingering {
+    kept: Arc<Mutex<Kept>>,
+    until: Instant,
+}
 
 /// The guest's end; it is gone when this is dropped.
 pub struct Gone(Arc<Mutex<Kept>>);
@@ -15,15 +20,21 @@ enum Kept {
 }
 
 impl Lingering {
-    /// Of a guest that is still there.
-    pub fn new() -> (Self, Gone) {
+    /// Of a guest that is still there, and whose time is up at `until`.
+    pub fn new(until: Instant) -> (Self, Gone) {
         let kept = Arc::new(Mutex::new(Kept::UntilGone(Vec::new())));
-        (Self(kept.clone()), Gone(kept))
+        let of_guest = Gone(kept.clone());
+        (Self { kept, until }, of_guest)
+    }
+
+    /// When the guest's time is up. Its response must have been read by then: who does not read it keeps the guest from going on.
+    pub fn until(&self) -> Instant {
+        self.until
     }
 
     /// Drops this when the guest is gone; at once if it is.
     pub fn keep(&self, what: impl Send + 'static) {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if let Kept::UntilGone(kept) = &mut *kept {
             kept.push(Box::new(what));
             return;
@@ -50,7 +61,7 @@ mod tests {
 
     #[test]
     fn what_is_kept_goes_with_the_guest() {
-        let (lingering, gone) = Lingering::new();
+        let (lingering, gone) = Lingering::new(Instant::now());
         let (early, late) = (Arc::new(()), Arc::new(()));
         lingering.clone().keep(early.clone());
         assert_eq!(Arc::strong_count(&early), 2);

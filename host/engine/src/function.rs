@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use http::response::Parts;
@@ -94,7 +95,8 @@ const CODE: usize = 300;
 pub(crate) type Guest = Pin<Box<dyn Future<Output = Result<(), StepError>> + Send>>;
 
 /// Calls an HTTP function. The guest runs inside the caller's task: first until the response's head is there, then whenever the
-/// body is polled. Its instance is free for the next call when it has returned: what it has written by then lives elsewhere.
+/// body is polled. While nobody polls it, it does not hear that its time is up: whoever holds the body must drop it by then
+/// ([`Lingering::until`]). Its instance is free for the next call when it has returned: what it has written by then lives elsewhere.
 pub(crate) async fn handle<S: StoreState>(
     shared: &Arc<Shared>,
     pre: Arc<ProxyPre<S>>,
@@ -109,7 +111,7 @@ pub(crate) async fn handle<S: StoreState>(
         .new_incoming_request(scheme, request)
         .map_err(unanswered)?;
     let outparam = view.new_response_outparam(sender).map_err(unanswered)?;
-    let shared = shared.clone();
+    let (shared, until) = (shared.clone(), lease.call.until());
     let (guard, failed) = (lease.call.guard(), Arc::new(AtomicBool::new(false)));
     let of_guest = failed.clone();
     let guest: Guest = Box::pin(guard.run(async move {
@@ -135,7 +137,7 @@ pub(crate) async fn handle<S: StoreState>(
         outcome
     }));
 
-    respond(guest, failed, head, terms).await
+    respond(guest, failed, head, terms, until).await
 }
 
 /// Runs a guest until it sends the head of its response or the error that it answers with; it goes on while the body is read.
@@ -145,6 +147,7 @@ pub(crate) async fn respond<E: fmt::Debug>(
     failed: Arc<AtomicBool>,
     head: oneshot::Receiver<Result<Response<WasiBody>, E>>,
     terms: Terms,
+    until: Instant,
 ) -> Result<Response<Body>, StepError> {
     let mut head = Some(head);
     let (response, outcome) = poll_fn(|cx| {
@@ -170,7 +173,7 @@ pub(crate) async fn respond<E: fmt::Debug>(
         None => State::Running(guest, None),
         Some(outcome) => State::Ended(outcome.err()),
     };
-    deliver(response, state, failed, terms).await
+    deliver(response, state, failed, terms, until).await
 }
 
 /// The response of a guest that runs in a task of its own, and says in `fate` why its body ends before its end.
@@ -178,9 +181,10 @@ pub(crate) async fn deliver_from(
     response: Response<WasiBody>,
     fate: Arc<OnceLock<StepError>>,
     terms: Terms,
+    until: Instant,
 ) -> Result<Response<Body>, StepError> {
     let failed = Arc::new(AtomicBool::new(false));
-    deliver(response, State::Elsewhere(fate), failed, terms).await
+    deliver(response, State::Elsewhere(fate), failed, terms, until).await
 }
 
 async fn deliver(
@@ -188,12 +192,14 @@ async fn deliver(
     state: State,
     failed: Arc<AtomicBool>,
     terms: Terms,
+    until: Instant,
 ) -> Result<Response<Body>, StepError> {
     let (mut parts, body) = response.into_parts();
     let announced = terms.announced(&parts)?;
     strip(&mut parts);
     let body = GuestBody {
         state,
+        until,
         failed,
         body,
         ready: VecDeque::new(),
@@ -303,8 +309,9 @@ async fn collapse(mut body: GuestBody) -> Result<(Body, Option<Lingering>), Step
             return Err(error);
         }
     };
-    let lingering = body.linger();
-    if !whole || body.ready.iter().any(Frame::is_trailers) {
+    let whole = whole && !body.ready.iter().any(Frame::is_trailers);
+    let lingering = body.linger(whole);
+    if !whole {
         body.ready.extend(only.map(Frame::data));
         return Ok((body.boxed_unsync(), lingering));
     }
@@ -324,6 +331,8 @@ async fn collapse(mut body: GuestBody) -> Result<(Body, Option<Lingering>), Step
 /// A response's body together with the guest that is still writing it.
 struct GuestBody {
     state: State,
+    /// When the guest's time is up.
+    until: Instant,
     /// Whether the guest has come to a bad end, on whatever thread, which `state` may not know yet.
     failed: Arc<AtomicBool>,
     body: WasiBody,
@@ -349,13 +358,15 @@ enum State {
 }
 
 impl GuestBody {
-    /// What lasts as long as the guest, if it has not come to its end.
-    fn linger(&mut self) -> Option<Lingering> {
-        let State::Running(_, gone) = &mut self.state else {
+    /// What lasts as long as the guest, if it has not come to its end, or there is more of the body to read.
+    fn linger(&mut self, whole: bool) -> Option<Lingering> {
+        if whole && !matches!(self.state, State::Running(..)) {
             return None;
-        };
-        let (lingering, of_guest) = Lingering::new();
-        *gone = Some(of_guest);
+        }
+        let (lingering, of_guest) = Lingering::new(self.until);
+        if let State::Running(_, gone) = &mut self.state {
+            *gone = Some(of_guest);
+        }
         Some(lingering)
     }
 
@@ -480,9 +491,11 @@ impl http_body::Body for GuestBody {
 }
 
 impl Drop for GuestBody {
-    /// A guest may go on when its response is complete, and when its caller has hung up: until its time is up.
+    /// A guest may go on when its response is complete, and when its caller has hung up: until its time is up. One whose time ran
+    /// out while nobody read what it wrote is not told: it was not its fault.
     fn drop(&mut self) {
         if let State::Running(guest, gone) = std::mem::replace(&mut self.state, State::Ended(None))
+            && Instant::now() < self.until
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
             runtime.spawn(async move {

@@ -71,7 +71,7 @@ impl<S: StoreState> Seat<S> {
         };
         // Whoever hangs up from now on is seen by the guest when it writes.
         self.unfinished = None;
-        let fate = Arc::new(OnceLock::new());
+        let (fate, until) = (Arc::new(OnceLock::new()), self.until);
         let of_body = fate.clone();
         let response = response.map(|body| {
             SeatedBody {
@@ -82,7 +82,7 @@ impl<S: StoreState> Seat<S> {
             }
             .boxed_unsync()
         });
-        deliver_from(response, fate, terms).await
+        deliver_from(response, fate, terms, until).await
     }
 
     /// Why the instance has dropped the call.

@@ -37,7 +37,7 @@ pub(crate) async fn handle<S: StoreState>(
     request: Request<Body>,
 ) -> Result<http::Response<Body>, StepError> {
     let shared = shared.clone();
-    let terms = Terms::of(&request, lease.call.limits);
+    let (terms, until) = (Terms::of(&request, lease.call.limits), lease.call.until());
     let (sender, head) = oneshot::channel();
     let (guard, failed) = (lease.call.guard(), Arc::new(AtomicBool::new(false)));
     let of_guest = failed.clone();
@@ -67,7 +67,7 @@ pub(crate) async fn handle<S: StoreState>(
         lease.end(&outcome);
         outcome
     }));
-    respond(guest, failed, head, terms).await
+    respond(guest, failed, head, terms, until).await
 }
 
 /// Gives one request to an instance, and sends on the head of its response.

@@ -15,6 +15,9 @@ use crate::dispatch::{Run, Shared};
 /// How often bodies that nobody reads are looked for.
 const SWEEP: Duration = Duration::from_secs(1);
 
+/// How a run ended whose caller did not take the response: it is no failure of the pipeline.
+const UNREAD: &str = "unread";
+
 type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Whether a body is there as a whole, so that nothing is left for its function to do. A body that is still being written must not
@@ -26,12 +29,15 @@ pub(crate) fn is_whole(body: &Body) -> bool {
 /// A function's response body: the run ends with it.
 ///
 /// A caller that goes away does not stop the function: the rest is read by a task and thrown away. A caller that stays and
-/// reads nothing cannot keep the run beyond its deadline: [`sweep`] takes it away.
+/// reads nothing cannot keep the run beyond its deadline, nor the guest beyond its time, which does nothing while nobody reads and so
+/// does not hear that it is up: [`sweep`] takes them away.
 pub(crate) struct RunBody(Arc<Slot>);
 
 /// The body and its run, until one of the holders ends them.
 pub(crate) struct Slot {
     deadline: Instant,
+    /// The deadline, or when the guest's time is up if that is sooner.
+    until: Instant,
     state: Mutex<State>,
 }
 
@@ -47,13 +53,23 @@ enum State {
 struct Open {
     inner: Body,
     run: Run,
+    /// Whether the reader was told to wait for the guest; otherwise it is the reader's turn.
+    awaited: bool,
 }
 
 impl RunBody {
     pub(crate) fn new(inner: Body, run: Run, deadline: Instant) -> Self {
-        let running = run.running.clone();
-        let state = Mutex::new(State::Open(Open { inner, run }));
-        let slot = Arc::new(Slot { deadline, state });
+        let (running, guest) = (run.running.clone(), run.guest_until());
+        let state = Mutex::new(State::Open(Open {
+            inner,
+            run,
+            awaited: false,
+        }));
+        let slot = Arc::new(Slot {
+            deadline,
+            until: guest.map_or(deadline, |guest| guest.min(deadline)),
+            state,
+        });
         running.set_body(&slot);
         Self(slot)
     }
@@ -137,6 +153,7 @@ impl http_body::Body for RunBody {
             }
         };
         let frame = Pin::new(&mut open.inner).poll_frame(context);
+        open.awaited = frame.is_pending();
         // Nothing comes after trailers, and nobody asks whether something does.
         let last = match &frame {
             Poll::Ready(Some(Ok(frame))) => frame.is_trailers(),
@@ -190,7 +207,8 @@ impl Drop for RunBody {
     }
 }
 
-/// Ends the runs whose time is up and whose responses nobody reads, as long as the dispatcher lives.
+/// Ends the runs whose time is up and whose responses nobody reads, as long as the dispatcher lives. Whoever waits for the guest
+/// hears by itself that its time is up, and is left a moment for it.
 pub(crate) async fn sweep(shared: Weak<Shared>) {
     loop {
         tokio::time::sleep(SWEEP).await;
@@ -203,19 +221,24 @@ pub(crate) async fn sweep(shared: Weak<Shared>) {
             .all()
             .iter()
             .filter_map(|running| running.body())
-            .filter(|slot| slot.deadline < now)
+            .filter(|slot| slot.until < now)
             .collect();
         for slot in slots {
-            let open = match slot.state.try_lock() {
-                Ok(mut state) => state.take(State::Swept),
-                Err(TryLockError::Poisoned(state)) => state.into_inner().take(State::Swept),
+            let mut state = match slot.state.try_lock() {
+                Ok(state) => state,
+                Err(TryLockError::Poisoned(state)) => state.into_inner(),
                 // It is being read at this moment.
-                Err(TryLockError::WouldBlock) => None,
+                Err(TryLockError::WouldBlock) => continue,
             };
+            let awaited = state.open().is_some_and(|open| open.awaited);
+            if awaited && now < slot.until + 2 * SWEEP {
+                continue;
+            }
+            let open = state.take(State::Swept);
+            drop(state);
             if let Some(mut open) = open {
                 let error = StepError::new(ErrorKind::Timeout, "the response was not read in time");
-                let error = error.blamed(Blame::Caller);
-                open.run.end(error.kind.as_str(), Some(&error));
+                open.run.end(UNREAD, Some(&error.blamed(Blame::Caller)));
             }
         }
     }

@@ -414,6 +414,11 @@ impl Run {
         result
     }
 
+    /// When the time of a guest is up that its response's head has not ended.
+    pub(crate) fn guest_until(&self) -> Option<Instant> {
+        self.lingering.as_ref().map(Lingering::until)
+    }
+
     pub(crate) fn has_ended(&self) -> bool {
         self.ended
     }

@@ -559,6 +559,7 @@ async fn a_body_that_is_there_with_its_head_keeps_no_run() {
 /// A function whose guest is gone when the other end says so.
 struct Lingers {
     body: fn() -> Body,
+    time: Duration,
     gone: Mutex<Option<Gone>>,
 }
 
@@ -569,7 +570,7 @@ impl Function for Lingers {
         _: &Call,
         _: http::Request<Body>,
     ) -> Result<http::Response<Body>, StepError> {
-        let (lingering, gone) = Lingering::new();
+        let (lingering, gone) = Lingering::new(Instant::now() + self.time);
         *self.gone.lock().unwrap() = Some(gone);
         let mut response = http::Response::new((self.body)());
         response.extensions_mut().insert(lingering);
@@ -588,6 +589,7 @@ async fn a_guest_that_goes_on_after_its_response_keeps_its_permit() {
         let dispatcher = Dispatcher::with(1, None, Some(ends.clone()));
         let code = Arc::new(Lingers {
             body: hello,
+            time: LONG,
             gone: Mutex::default(),
         });
         let lingers = Arc::new(Deployment {
@@ -679,9 +681,45 @@ async fn a_caller_that_reads_nothing_cannot_keep_a_run() {
         assert!(started.elapsed() < LONG, "the run is taken from its caller");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    assert_eq!(ends.0.lock().unwrap()[0].1, "timeout");
+    assert_eq!(ends.0.lock().unwrap()[0].1, "unread");
     let error = response.into_body().collect().await.unwrap_err();
     assert_eq!(error.to_string(), "the response was not read in time");
+}
+
+#[tokio::test]
+async fn a_caller_that_reads_nothing_cannot_keep_a_guest_beyond_its_time() {
+    let endless: fn() -> Body = || {
+        let frame = || Ok(http_body::Frame::data(Bytes::from_static(b"x")));
+        StreamBody::new(futures::stream::repeat_with(frame)).boxed_unsync()
+    };
+    for (time, kept) in [(Duration::from_millis(50), false), (LONG, true)] {
+        let ends = Arc::new(Ends::default());
+        let dispatcher = Dispatcher::with(1, None, Some(ends.clone()));
+        let lingers = Deployment {
+            namespace: Name::default_namespace(),
+            name: "f".parse().unwrap(),
+            revision: 1,
+            triggers: Vec::new(),
+            body: Deployed::Function(DeployedFunction {
+                scope: scope("only"),
+                function: Arc::new(Lingers {
+                    body: endless,
+                    time,
+                    gone: Mutex::default(),
+                }),
+            }),
+        };
+        // The run itself would have the time.
+        let mut response = handle(&dispatcher, &Arc::new(lingers), LONG).await.unwrap();
+        response.body_mut().frame().await.unwrap().unwrap();
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let ended: Vec<_> = ends.0.lock().unwrap().iter().map(|end| end.1).collect();
+        let next = response.body_mut().frame().await.unwrap();
+        match kept {
+            true => assert!(next.is_ok() && ended.is_empty(), "{ended:?}"),
+            false => assert!(next.is_err() && ended == ["unread"], "{ended:?}"),
+        }
+    }
 }
 
 #[tokio::test]

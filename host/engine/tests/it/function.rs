@@ -1,7 +1,7 @@
 //! HTTP functions: heads, streams, and bodies that do not end as they should.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
@@ -329,6 +329,30 @@ async fn a_guest_that_outlives_its_response_keeps_what_it_is_given() {
         assert!(logged() && Arc::strong_count(&kept) == 1, "{path}");
         host.lines.clear();
     }
+}
+
+#[tokio::test]
+async fn a_response_that_is_not_whole_says_until_when_it_can_be_read() {
+    let (host, plugin) = function().await;
+    let limits = Limits {
+        wall: Duration::from_millis(300),
+        ..generous()
+    };
+    let started = Instant::now();
+    let mut response = get(&host, &plugin, limits, "/big/500000").await.unwrap();
+    let lingering: Lingering = response.extensions_mut().remove().unwrap();
+    let time = lingering.until() - started;
+    assert!(time >= limits.wall && time < limits.wall * 10, "{time:?}");
+    let kept = Arc::new(());
+    lingering.keep(kept.clone());
+    tokio::time::sleep(2 * limits.wall).await;
+    assert_eq!(Arc::strong_count(&kept), 2, "nobody has told it to go");
+    // The guest goes with a response that was not read in its time.
+    drop(response);
+    assert_eq!(Arc::strong_count(&kept), 1);
+
+    let response = get(&host, &plugin, limits, "/big/5").await.unwrap();
+    assert!(response.extensions().get::<Lingering>().is_none());
 }
 
 #[tokio::test]

@@ -1,4 +1,5 @@
-//! Room for the bodies of requests that are held in memory as a whole: on all connections together there is so much of it.
+//! Room for bodies that are held in memory as a whole: on all connections together there is so much of it for those of requests, and
+//! as much for those of responses.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,6 +16,9 @@ pub(crate) const DEFAULT: u64 = 256 << 20;
 
 /// A body of at most so many bytes that comes at once is not counted: it waits for nothing but its run.
 pub(crate) const SMALL: usize = 64 << 10;
+
+/// A response of at most so many bytes is not counted until its client has taken it.
+pub(crate) const SMALL_REPLY: u64 = 16 << 10;
 
 /// How much of the room is taken, and by whom.
 pub(crate) struct Bodies {
@@ -62,6 +66,18 @@ impl Bodies {
         self.taken.load(Ordering::Relaxed)
     }
 
+    /// Whether a namespace may have no more for now.
+    pub(crate) fn is_full(&self, namespace: &Name) -> bool {
+        let taken = self.taken();
+        if taken < self.share {
+            return false;
+        }
+        let tenants = self.tenants.load();
+        let own = tenants.get(namespace);
+        let over_share = own.is_some_and(|own| own.load(Ordering::Relaxed) >= self.share);
+        taken >= self.limit || over_share && tenants.len() > 1
+    }
+
     fn tenant(&self, namespace: &Name) -> Arc<AtomicU64> {
         if let Some(tenant) = self.tenants.load().get(namespace) {
             return tenant.clone();
@@ -103,6 +119,13 @@ impl Held {
             return Err(Problem::NoRoom);
         }
         Ok(())
+    }
+
+    /// Takes room that is needed whether there is any or not.
+    pub(crate) fn must_take(&mut self, more: u64) {
+        self.tenant.fetch_add(more, Ordering::Relaxed);
+        self.bodies.taken.fetch_add(more, Ordering::Relaxed);
+        self.bytes += more;
     }
 
     /// The same bytes, which hold the room for as long as any of them are in memory.
@@ -161,6 +184,28 @@ mod tests {
         drop((first, second));
         assert_eq!(bodies.taken(), 0);
         hold(&a).take(75).unwrap();
+    }
+
+    #[test]
+    fn what_must_be_held_leaves_no_room_for_the_next() {
+        let bodies = Bodies::new(100);
+        let (a, b) = (name("a"), name("b"));
+        let hold = |namespace, bytes| {
+            let bodies = &bodies;
+            let mut held = Room { bodies, namespace }.hold();
+            held.must_take(bytes);
+            held
+        };
+        let first = hold(&a, 99);
+        assert!(!bodies.is_full(&a), "alone it may have everything");
+        let beyond = hold(&a, 70);
+        assert!(bodies.is_full(&a));
+        drop((first, beyond));
+        bodies.set_namespaces([&a, &b].into_iter());
+        let _share = hold(&a, 75);
+        assert_eq!((bodies.is_full(&a), bodies.is_full(&b)), (true, false));
+        let _rest = hold(&b, 25);
+        assert!(bodies.is_full(&b));
     }
 
     #[test]

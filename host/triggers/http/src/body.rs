@@ -7,17 +7,32 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
-use http::header::EXPECT;
+use http::header::{
+    AUTHORIZATION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderName, PROXY_AUTHORIZATION,
+    TRANSFER_ENCODING,
+};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::{BodyExt as _, Empty, Full};
 use stepwell_pipeline::Body;
 
-use crate::bodies::{Room, SMALL};
+use crate::auth::SUBJECT;
+use crate::bodies::{Held, Room, SMALL};
 use crate::problem::Problem;
 
 /// What is read, and for how long, of a body that nobody wants.
 const DISCARD_BYTES: u64 = 16 << 20;
 const DISCARD_TIME: Duration = Duration::from_secs(1);
+
+/// What nobody may say after a body: who calls, and for whom and how long the request is.
+const NO_TRAILERS: [HeaderName; 7] = [
+    SUBJECT,
+    AUTHORIZATION,
+    PROXY_AUTHORIZATION,
+    COOKIE,
+    HOST,
+    CONTENT_LENGTH,
+    TRANSFER_ENCODING,
+];
 
 pub(crate) type BoxError = Box<dyn Error + Send + Sync>;
 
@@ -41,6 +56,7 @@ pub(crate) async fn read<B>(
     limit: u64,
     timeout: Duration,
     room: Room<'_>,
+    progress: &Progress,
 ) -> Result<Bytes, Problem>
 where
     B: HttpBody<Data = Bytes>,
@@ -49,15 +65,19 @@ where
         return Ok(Bytes::new());
     }
     if body.size_hint().lower() > limit {
-        discard(headers, body).await;
+        discard(headers, body, progress).await;
         return Err(Problem::TooLarge { limit });
     }
+    progress.set_unread(true);
     let mut body = pin!(body);
     let read = tokio::time::timeout(timeout, collect(body.as_mut(), limit, room)).await;
     let result = read.unwrap_or(Err(Problem::TooSlow));
-    if matches!(result, Err(Problem::TooLarge { .. } | Problem::NoRoom)) {
-        drain(body).await;
-    }
+    let read = match &result {
+        Ok(_) => true,
+        Err(Problem::TooLarge { .. } | Problem::NoRoom) => drain(body).await,
+        Err(_) => false,
+    };
+    progress.set_unread(!read);
     result
 }
 
@@ -98,31 +118,85 @@ where
 
 /// Throws away a body that is not wanted, within reason. A connection that is closed while the client still sends is reset, and
 /// takes the reply with it that says why; a client that asked first has not sent anything and needs none of this.
-pub(crate) async fn discard<B>(headers: &HeaderMap, body: B)
+pub(crate) async fn discard<B>(headers: &HeaderMap, body: B, progress: &Progress)
 where
     B: HttpBody<Data = Bytes>,
 {
+    if body.is_end_stream() {
+        return;
+    }
+    progress.set_unread(true);
     let unsent = headers.contains_key(EXPECT) || body.size_hint().lower() > DISCARD_BYTES;
-    if !unsent && !body.is_end_stream() {
-        drain(pin!(body)).await;
+    if !unsent {
+        progress.set_unread(!drain(pin!(body)).await);
     }
 }
 
-async fn drain<B>(mut body: Pin<&mut B>)
+/// Whether that was all of it.
+async fn drain<B>(mut body: Pin<&mut B>) -> bool
 where
     B: HttpBody<Data = Bytes>,
 {
     let rest = async {
         let mut left = DISCARD_BYTES;
-        while let Some(Ok(frame)) = body.frame().await {
+        loop {
+            let frame = match body.frame().await {
+                None => return true,
+                Some(Err(_)) => return false,
+                Some(Ok(frame)) => frame,
+            };
             let length = frame.data_ref().map_or(0, Bytes::len) as u64;
             match left.checked_sub(length) {
                 Some(less) => left = less,
-                None => break,
+                None => return false,
             }
         }
     };
-    let _ = tokio::time::timeout(DISCARD_TIME, rest).await;
+    tokio::time::timeout(DISCARD_TIME, rest)
+        .await
+        .unwrap_or(false)
+}
+
+/// A response's body that is there as a whole and holds room: until its bytes are in no buffer any more, once it has given them.
+pub(crate) struct Counted {
+    inner: Body,
+    held: Option<Held>,
+}
+
+impl Counted {
+    pub(crate) fn new(inner: Body, held: Held) -> Self {
+        Self {
+            inner,
+            held: Some(held),
+        }
+    }
+}
+
+impl HttpBody for Counted {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = &mut *self;
+        let frame = Pin::new(&mut this.inner).poll_frame(context);
+        frame.map_ok(|frame| {
+            frame.map_data(|data| match this.held.take() {
+                Some(held) => held.keep(data),
+                None => data,
+            })
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
 }
 
 /// A body on its way to a function, which ends in an error where it becomes too long.
@@ -132,7 +206,7 @@ pub(crate) struct Limited<B> {
     progress: Progress,
 }
 
-/// How far a [`Limited`] body was read.
+/// How far a request's body was read.
 #[derive(Clone, Default)]
 pub(crate) struct Progress(Arc<Flags>);
 
@@ -152,6 +226,10 @@ impl Progress {
     pub(crate) fn is_unread(&self) -> bool {
         self.0.unread.load(Ordering::Relaxed)
     }
+
+    fn set_unread(&self, unread: bool) {
+        self.0.unread.store(unread, Ordering::Relaxed);
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -160,7 +238,7 @@ struct TooLong;
 
 impl<B> Limited<B> {
     pub(crate) fn new(inner: B, limit: u64, progress: Progress) -> Self {
-        progress.0.unread.store(true, Ordering::Relaxed);
+        progress.set_unread(true);
         Self {
             inner,
             left: limit,
@@ -185,11 +263,18 @@ where
         }
         let frame = match std::task::ready!(Pin::new(&mut self.inner).poll_frame(context)) {
             None => {
-                self.progress.0.unread.store(false, Ordering::Relaxed);
+                self.progress.set_unread(false);
                 return Poll::Ready(None);
             }
             Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
-            Some(Ok(frame)) => frame,
+            Some(Ok(mut frame)) => {
+                if let Some(trailers) = frame.trailers_mut() {
+                    NO_TRAILERS
+                        .iter()
+                        .for_each(|name| drop(trailers.remove(name)));
+                }
+                frame
+            }
         };
         let length = frame.data_ref().map_or(0, Bytes::len) as u64;
         let Some(left) = self.left.checked_sub(length) else {
@@ -198,7 +283,7 @@ where
         };
         self.left = left;
         if self.inner.is_end_stream() {
-            self.progress.0.unread.store(false, Ordering::Relaxed);
+            self.progress.set_unread(false);
         }
         Poll::Ready(Some(Ok(frame)))
     }
@@ -243,7 +328,8 @@ mod tests {
     {
         let namespace = &Name::default_namespace();
         let room = Room { bodies, namespace };
-        read(&HeaderMap::new(), body, limit, timeout, room).await
+        let progress = Progress::default();
+        read(&HeaderMap::new(), body, limit, timeout, room, &progress).await
     }
 
     async fn read_all<B>(body: B, limit: u64) -> Result<Bytes, Problem>

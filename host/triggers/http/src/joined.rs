@@ -20,15 +20,19 @@ const SMALL: usize = 8 << 10;
 pub(crate) struct Joined<S> {
     inner: TokioIo<S>,
     pieces: Vec<u8>,
-    stall: Stall,
+    writes: Writes,
 }
 
 impl<S> Joined<S> {
-    pub(crate) fn new(stream: S, stall: Stall) -> Self {
+    pub(crate) fn new(stream: S, stall: Stall, seat: Arc<Seat>) -> Self {
         Self {
             inner: TokioIo::new(stream),
             pieces: Vec::new(),
-            stall,
+            writes: Writes {
+                stall,
+                seat,
+                waits: None,
+            },
         }
     }
 }
@@ -38,42 +42,33 @@ impl<S> Joined<S> {
 pub(crate) struct Stall {
     patience: Duration,
     listener: &'static str,
-    seat: Arc<Seat>,
-    /// A connection whose client has something to take yet is not idle.
-    waits: Option<Exchange>,
     /// When the write under way has waited for too long.
     deadline: Option<Instant>,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl Stall {
-    pub(crate) fn new(patience: Duration, listener: &'static str, seat: Arc<Seat>) -> Self {
+    pub(crate) fn new(patience: Duration, listener: &'static str) -> Self {
         Self {
             patience,
             listener,
-            seat,
-            waits: None,
             deadline: None,
             timer: None,
         }
     }
 
-    /// Looks at how a write went; one that waits for too long is an error.
-    fn watch<T>(
-        &mut self,
-        context: &mut Context<'_>,
-        written: Poll<io::Result<T>>,
-    ) -> Poll<io::Result<T>> {
-        if written.is_ready() {
-            if self.deadline.take().is_some() {
-                self.waits = None;
-            }
-            return written;
-        }
+    pub(crate) fn listener(&self) -> &'static str {
+        self.listener
+    }
+
+    /// Something goes out; answers whether that had to wait.
+    pub(crate) fn moves(&mut self) -> bool {
+        self.deadline.take().is_some()
+    }
+
+    /// Nothing goes out; ready when that has been so for too long.
+    pub(crate) fn waits(&mut self, context: &mut Context<'_>) -> Poll<()> {
         let patience = self.patience;
-        if self.waits.is_none() {
-            self.waits = Some(self.seat.begin());
-        }
         let deadline = *self
             .deadline
             .get_or_insert_with(|| Instant::now() + patience);
@@ -82,13 +77,42 @@ impl Stall {
             .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline.into())));
         while timer.as_mut().poll(context).is_ready() {
             if deadline <= Instant::now() {
-                given_up(self.listener, "stalled");
-                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+                return Poll::Ready(());
             }
             // It was set for an earlier write.
             timer.as_mut().reset(deadline.into());
         }
         Poll::Pending
+    }
+}
+
+/// Watches over the writes of a connection.
+struct Writes {
+    stall: Stall,
+    seat: Arc<Seat>,
+    /// A connection whose client has something to take yet is not idle.
+    waits: Option<Exchange>,
+}
+
+impl Writes {
+    /// Looks at how a write went; one that waits for too long is an error.
+    fn watch<T>(
+        &mut self,
+        context: &mut Context<'_>,
+        written: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            if self.stall.moves() {
+                self.waits = None;
+            }
+            return written;
+        }
+        if self.waits.is_none() {
+            self.waits = Some(self.seat.begin());
+        }
+        std::task::ready!(self.stall.waits(context));
+        given_up(self.stall.listener(), "stalled");
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
@@ -109,17 +133,17 @@ impl<S: AsyncWrite + Unpin> Write for Joined<S> {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.inner).poll_write(context, bytes);
-        self.stall.watch(context, written)
+        self.writes.watch(context, written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let written = Pin::new(&mut self.inner).poll_flush(context);
-        self.stall.watch(context, written)
+        self.writes.watch(context, written)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let written = Pin::new(&mut self.inner).poll_shutdown(context);
-        self.stall.watch(context, written)
+        self.writes.watch(context, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -135,14 +159,14 @@ impl<S: AsyncWrite + Unpin> Write for Joined<S> {
         let length: usize = pieces.iter().map(|piece| piece.len()).sum();
         if pieces.len() < 2 || length > SMALL {
             let written = Pin::new(&mut this.inner).poll_write_vectored(context, pieces);
-            return this.stall.watch(context, written);
+            return this.writes.watch(context, written);
         }
         this.pieces.clear();
         pieces
             .iter()
             .for_each(|piece| this.pieces.extend_from_slice(piece));
         let written = Pin::new(&mut this.inner).poll_write(context, &this.pieces);
-        this.stall.watch(context, written)
+        this.writes.watch(context, written)
     }
 }
 
@@ -172,7 +196,8 @@ mod tests {
             let writer = tokio::spawn(async move {
                 let mut near = Joined::new(
                     near,
-                    Stall::new(Duration::from_secs(60), "data", seat.clone()),
+                    Stall::new(Duration::from_secs(60), "data"),
+                    seat.clone(),
                 );
                 while !rest.is_empty() {
                     let mut left = &rest[..];
@@ -201,7 +226,7 @@ mod tests {
     async fn who_takes_nothing_is_given_up_and_who_takes_little_is_not() {
         let patience = Duration::from_millis(100);
         let (near, mut far) = tokio::io::duplex(100);
-        let mut near = Joined::new(near, Stall::new(patience, "data", seat().await));
+        let mut near = Joined::new(near, Stall::new(patience, "data"), seat().await);
         let writer = tokio::spawn(async move {
             loop {
                 let wrote = poll_fn(|context| Pin::new(&mut near).poll_write(context, &[0; 100]));

@@ -27,12 +27,14 @@ pub(crate) enum Problem {
     TooLarge { limit: u64 },
     #[error("the request's body did not arrive in time")]
     TooSlow,
-    #[error("the host is busy: it holds as much of requests' bodies as it can")]
+    #[error("the host is busy: it holds as much of requests' and responses' bodies as it can")]
     NoRoom,
     #[error("the request's body broke off")]
     BrokenBody,
     #[error("{0}")]
     Malformed(String),
+    #[error("{0}")]
+    Unsupported(&'static str),
     #[error("{0}")]
     NotAdmitted(#[from] NotAdmitted),
     #[error("{}", .0.public())]
@@ -52,6 +54,7 @@ impl Problem {
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::TooSlow => StatusCode::REQUEST_TIMEOUT,
             Self::BrokenBody | Self::Malformed(_) => StatusCode::BAD_REQUEST,
+            Self::Unsupported(_) => StatusCode::NOT_IMPLEMENTED,
             Self::NoRoom
             | Self::NotAdmitted(NotAdmitted::Busy { .. } | NotAdmitted::Quota { .. }) => {
                 StatusCode::TOO_MANY_REQUESTS
@@ -80,6 +83,7 @@ impl Problem {
             Self::TooSlow => "too-slow",
             Self::BrokenBody => "broken-body",
             Self::Malformed(_) => "malformed",
+            Self::Unsupported(_) => "unsupported",
             Self::NoRoom | Self::NotAdmitted(NotAdmitted::Busy { .. }) => "busy",
             Self::NotAdmitted(NotAdmitted::Quota { .. }) => "quota",
             Self::NotAdmitted(NotAdmitted::ShuttingDown) => "shutting-down",

@@ -52,7 +52,7 @@ pub(crate) struct Seat {
 }
 
 /// A connection's place; it is given back when this is dropped.
-pub(crate) struct Taken {
+pub(crate) struct Place {
     number: u64,
     pub(crate) seat: Arc<Seat>,
     seats: Arc<Seats>,
@@ -73,7 +73,7 @@ impl Seats {
     }
 
     /// A place for one connection. Where there is none, whoever is idle longest loses theirs.
-    pub(crate) async fn enter(self: &Arc<Self>) -> Taken {
+    pub(crate) async fn enter(self: &Arc<Self>) -> Place {
         let place = match self.places.clone().try_acquire_owned() {
             Ok(place) => Some(place),
             Err(_) => loop {
@@ -96,7 +96,7 @@ impl Seats {
         let number = all.next;
         all.next += 1;
         all.taken.insert(number, seat.clone());
-        Taken {
+        Place {
             number,
             seat,
             seats: self.clone(),
@@ -187,7 +187,7 @@ impl Drop for Exchange {
     }
 }
 
-impl Drop for Taken {
+impl Drop for Place {
     fn drop(&mut self) {
         self.seats.lock().taken.remove(&self.number);
     }
@@ -233,12 +233,12 @@ mod tests {
     use super::*;
 
     /// Sets since when a connection is as it is: so many seconds of the listener's life.
-    fn since(taken: &Taken, seconds: u64) {
+    fn since(taken: &Place, seconds: u64) {
         let since = &taken.seat.since;
         since.store(seconds * 1_000_000, Ordering::Relaxed);
     }
 
-    async fn is_told(taken: &Taken) -> bool {
+    async fn is_told(taken: &Place) -> bool {
         timeout(Duration::from_millis(5), taken.seat.lost())
             .await
             .is_ok()

@@ -11,7 +11,7 @@ use http::{Request, Response, Version};
 use http_body::Body as HttpBody;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper_util::rt::TokioTimer;
 use hyper_util::server::conn::auto::Builder;
 use stepwell_pipeline::Body;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -22,14 +22,20 @@ use tokio_util::task::TaskTracker;
 
 use crate::body::BoxError;
 use crate::joined::{Joined, Stall};
+use crate::proper;
 use crate::quiet::quietly;
-use crate::seats::{Lasting, Seat, Seats, Taken};
+use crate::seats::{Lasting, Place, Seat, Seats};
+use crate::taken::{Streams, Taken};
 use crate::timer::HeadTimer;
 use crate::tls::Tls;
 use crate::trigger::HttpTrigger;
 
 /// How long a new connection may take to bring its first request once the host stops.
 const FIRST_REQUEST: Duration = Duration::from_secs(1);
+
+/// Bytes of one HTTP/2 stream that may wait in the connection's buffers. Their client may leave them there for as long as it may take
+/// nothing, on each of its streams.
+const SEND_BUFFER: usize = 64 << 10;
 
 /// Connections that may wait to be accepted when the host stops: what the kernel queues for us.
 const BACKLOG: usize = 1024;
@@ -50,7 +56,10 @@ impl Answers for HttpTrigger {
     type Body = Body;
 
     async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
-        self.handle(request).await
+        match proper::check(&request) {
+            Ok(()) => self.handle(request).await,
+            Err(problem) => self.refuse(request, problem).await,
+        }
     }
 }
 
@@ -109,20 +118,17 @@ pub async fn serve<A: Answers>(
     let _abort_on_drop = abort.clone().drop_guard();
     let seats = Seats::new(config.connections, config.displaces_busy);
     let mut waiting = None;
-    let builder = builder(&config);
-    let take = |(stream, taken): (TcpStream, Taken)| {
-        let seat = taken.seat.clone();
+    let config = Arc::new(config);
+    let take = |(stream, place): (TcpStream, Place)| {
+        let seat = place.seat.clone();
         let speaker = Speaker {
             answers: answers.clone(),
-            builder: builder.clone(),
+            config: config.clone(),
             shutdown: shutdown.clone(),
-            listener: config.listener,
-            header_timeout: config.header_timeout,
-            write_timeout: config.write_timeout,
             seat: seat.clone(),
         };
         let listener = config.listener;
-        let connection = connection(stream, config.tls.clone(), speaker, taken);
+        let connection = connection(stream, speaker, place);
         let abort = abort.clone();
         connections.spawn(async move {
             tokio::select! {
@@ -170,7 +176,7 @@ async fn accept(
     listener: &TcpListener,
     seats: &Arc<Seats>,
     waiting: &mut Option<TcpStream>,
-) -> (TcpStream, Taken) {
+) -> (TcpStream, Place) {
     loop {
         if waiting.is_none() {
             match listener.accept().await {
@@ -183,17 +189,18 @@ async fn accept(
                 }
             }
         }
-        let taken = seats.enter().await;
+        let place = seats.enter().await;
         if let Some(stream) = waiting.take() {
-            return (stream, taken);
+            return (stream, place);
         }
     }
 }
 
-fn builder(config: &ServeConfig) -> Builder<TokioExecutor> {
-    let mut builder = Builder::new(TokioExecutor::new());
+fn builder(config: &ServeConfig, streams: Streams) -> Builder<Streams> {
+    let mut builder = Builder::new(streams);
     builder
         .http1()
+        .timer(HeadTimer::default())
         .header_read_timeout(config.header_timeout)
         .max_headers(config.headers)
         .max_buf_size(config.header_bytes);
@@ -202,33 +209,30 @@ fn builder(config: &ServeConfig) -> Builder<TokioExecutor> {
         .timer(TokioTimer::new())
         .keep_alive_interval(config.header_timeout)
         .max_header_list_size(u32::try_from(config.header_bytes).unwrap_or(u32::MAX))
-        .max_concurrent_streams(256);
+        .max_concurrent_streams(256)
+        .max_send_buf_size(SEND_BUFFER);
     builder
 }
 
 /// What a connection is served with.
 struct Speaker<A> {
     answers: Arc<A>,
-    builder: Builder<TokioExecutor>,
+    config: Arc<ServeConfig>,
     shutdown: CancellationToken,
-    listener: &'static str,
-    header_timeout: Duration,
-    write_timeout: Duration,
     seat: Arc<Seat>,
 }
 
 async fn connection<A: Answers>(
     stream: TcpStream,
-    tls: Option<Arc<Tls>>,
     speaker: Speaker<A>,
-    _taken: Taken,
+    _place: Place,
 ) {
-    let _open = Open::new(speaker.listener);
+    let _open = Open::new(speaker.config.listener);
     // Without it, a streamed response waits for the client's delayed acknowledgements.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY could not be set");
     }
-    let Some(tls) = tls else {
+    let Some(tls) = speaker.config.tls.clone() else {
         return speak(stream, false, speaker).await;
     };
     let told_to_stop = async {
@@ -252,22 +256,19 @@ where
 {
     let Speaker {
         answers,
-        mut builder,
+        config,
         shutdown,
-        listener,
-        header_timeout,
-        write_timeout,
         seat,
     } = speaker;
-    builder.http1().timer(HeadTimer::default());
+    let (listener, header_timeout) = (config.listener, config.header_timeout);
+    let streams = Streams::new(config.write_timeout, listener);
+    let builder = builder(&config, streams.clone());
     // Requests count on this connection's own, not on the one that every thread writes to.
     let answers = Arc::new(answers);
     let (begun, http2) = (AtomicU64::new(0), AtomicBool::new(false));
     let first = Notify::new();
     let service = service_fn(|mut request: Request<Incoming>| {
-        if secure {
-            say_https(&mut request);
-        }
+        say_scheme(&mut request, secure);
         // Nobody else writes: all of a connection is one task.
         let before = begun.load(Ordering::Relaxed);
         begun.store(before + 1, Ordering::Relaxed);
@@ -276,13 +277,15 @@ where
             first.notify_one();
         }
         let answers = answers.clone();
-        let exchange = seat.begin();
+        let (exchange, streamed) = (seat.begin(), request.version() == Version::HTTP_2);
         async move {
             let response = answers.answer(request).await;
-            Ok::<_, Infallible>(response.map(|body| Lasting::new(body, exchange)))
+            let lasting = |body| Taken::new(Lasting::new(body, exchange), streamed);
+            Ok::<_, Infallible>(response.map(lasting))
         }
     });
-    let stream = Joined::new(stream, Stall::new(write_timeout, listener, seat.clone()));
+    let stall = Stall::new(config.write_timeout, listener);
+    let stream = Joined::new(stream, stall, seat.clone());
     let connection = builder.serve_connection(stream, service);
     let mut connection = std::pin::pin!(connection);
     let stop = quietly(async {
@@ -320,7 +323,11 @@ where
             }
             // What is under way on it is still answered.
             connection.as_mut().graceful_shutdown();
-            connection.await
+            tokio::select! {
+                biased;
+                ended = connection => ended,
+                () = quietly(streams.left()) => return given_up(listener, "stalled"),
+            }
         }
     };
     if let Err(error) = ended {
@@ -334,8 +341,18 @@ pub(crate) fn given_up(listener: &'static str, reason: &'static str) {
         .increment(1);
 }
 
-/// HTTP/1.1 does not say in a request whether it came over TLS, and functions want to know.
-fn say_https<B>(request: &mut Request<B>) {
+/// Functions want to know whether a request came over TLS. HTTP/1.1 mostly does not say it, and a client may say what it likes.
+fn say_scheme<B>(request: &mut Request<B>, secure: bool) {
+    let scheme = match secure {
+        true => Scheme::HTTPS,
+        false => Scheme::HTTP,
+    };
+    match request.uri().scheme() {
+        Some(said) if *said == scheme => return,
+        // Nothing said is plain HTTP for functions.
+        None if !secure => return,
+        _ => {}
+    }
     let authority = request.uri().authority().cloned().or_else(|| {
         let host = request.headers().get(HOST)?;
         Authority::try_from(host.as_bytes()).ok()
@@ -344,7 +361,7 @@ fn say_https<B>(request: &mut Request<B>) {
         return;
     }
     let mut parts = request.uri().clone().into_parts();
-    parts.scheme = Some(Scheme::HTTPS);
+    parts.scheme = Some(scheme);
     parts.authority = authority;
     if let Ok(uri) = http::Uri::from_parts(parts) {
         *request.uri_mut() = uri;

@@ -28,12 +28,21 @@ pub fn describe_metrics() {
         "bytes of requests' bodies that pipelines of steps hold, or wait for the rest of"
     );
     metrics::describe_gauge!(
+        "stepwell_http_reply_bytes",
+        Unit::Bytes,
+        "bytes of responses' bodies that wait for their clients to take them"
+    );
+    metrics::describe_gauge!(
         "stepwell_api_connections",
         "open connections of the admin listener"
     );
     metrics::describe_counter!(
         "stepwell_connections_given_up_total",
         "connections that were closed because their client said nothing or took nothing, or was idle when others came, by listener and reason"
+    );
+    metrics::describe_counter!(
+        "stepwell_streams_given_up_total",
+        "HTTP/2 streams that were reset because their client took nothing, by listener"
     );
     metrics::describe_counter!(
         "stepwell_http_auth_refusals_total",
@@ -139,6 +148,7 @@ fn label(status: StatusCode) -> &'static str {
         422 => "422",
         429 => "429",
         500 => "500",
+        501 => "501",
         503 => "503",
         504 => "504",
         other => match other / 100 {

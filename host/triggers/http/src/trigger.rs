@@ -9,14 +9,14 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, Request, Response, Uri, Version};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
-use stepwell_core::RunId;
+use stepwell_core::{Name, RunId};
 use stepwell_pipeline::{
     Body, Deployed, Deployment, Dispatcher, HttpTriggerSpec, RunRequest, TriggerSpec,
 };
 
 use crate::auth::{self, Auth};
-use crate::bodies::{self, Bodies, Room};
-use crate::body::{self, BoxError, Limited, Progress};
+use crate::bodies::{self, Bodies, Room, SMALL_REPLY};
+use crate::body::{self, BoxError, Counted, Limited, Progress};
 use crate::problem::{Problem, with_run_id};
 use crate::route::{Found, RouteTable};
 use crate::telemetry::RouteMetrics;
@@ -35,6 +35,7 @@ pub struct HttpTrigger {
     auth: Option<Auth>,
     routes: ArcSwap<RouteTable>,
     bodies: Arc<Bodies>,
+    replies: Arc<Bodies>,
     unrouted: RouteMetrics,
 }
 
@@ -59,6 +60,7 @@ impl HttpTrigger {
             auth: None,
             routes: ArcSwap::default(),
             bodies: Bodies::new(bodies::DEFAULT),
+            replies: Bodies::new(bodies::DEFAULT),
             unrouted: RouteMetrics::new("", "", ""),
         }
     }
@@ -71,10 +73,12 @@ impl HttpTrigger {
         }
     }
 
-    /// The same with room for this many bytes of requests' bodies, which pipelines of steps are given as a whole.
+    /// The same with room for this many bytes of requests' bodies, which pipelines of steps are given as a whole, and for as many of
+    /// responses' bodies that their clients have not taken yet.
     pub fn with_body_bytes(self, bytes: u64) -> Self {
         Self {
             bodies: Bodies::new(bytes),
+            replies: Bodies::new(bytes),
             ..self
         }
     }
@@ -82,6 +86,7 @@ impl HttpTrigger {
     /// Sets the gauges of what is used; called before metrics are rendered.
     pub fn record_use(&self) {
         metrics::gauge!("stepwell_http_body_bytes").set(self.bodies.taken() as f64);
+        metrics::gauge!("stepwell_http_reply_bytes").set(self.replies.taken() as f64);
     }
 
     /// Makes the routes those of these deployments; requests that have found theirs keep it.
@@ -91,6 +96,7 @@ impl HttpTrigger {
             auth.prepare(routes.issuers());
         }
         self.bodies.set_namespaces(routes.namespaces());
+        self.replies.set_namespaces(routes.namespaces());
         self.routes.store(Arc::new(routes));
     }
 
@@ -108,13 +114,11 @@ impl HttpTrigger {
             Found::Route(route, values) => (route, values),
             missed => {
                 let measured = self.unrouted.begin();
-                let (parts, body) = request.into_parts();
-                body::discard(&parts.headers, body).await;
                 let problem = match missed {
                     Found::WrongMethod(allow) => Problem::WrongMethod { allow },
                     _ => Problem::NoRoute,
                 };
-                let response = problem.into_response(run);
+                let response = refused(run, problem, request).await;
                 measured.answered(response.status());
                 return response;
             }
@@ -124,9 +128,7 @@ impl HttpTrigger {
         let caller = match checked {
             Ok(caller) => caller,
             Err(problem) => {
-                let (parts, body) = request.into_parts();
-                body::discard(&parts.headers, body).await;
-                let response = problem.into_response(run);
+                let response = refused(run, problem, request).await;
                 measured.answered(response.status());
                 return response;
             }
@@ -142,6 +144,21 @@ impl HttpTrigger {
         };
         let response = self.answer(intake, request).await;
         measured.answered(response.status());
+        response
+    }
+
+    /// Answers a request that is not looked into any further.
+    pub(crate) async fn refuse<B>(&self, request: Request<B>, problem: Problem) -> Response<Body>
+    where
+        B: http_body::Body<Data = Bytes>,
+    {
+        let (measured, version) = (self.unrouted.begin(), request.version());
+        let mut response = refused(RunId::new(), problem, request).await;
+        measured.answered(response.status());
+        // Nobody can be sure that what comes next on it is what its client takes for the next request.
+        if version < Version::HTTP_2 {
+            close(&mut response);
+        }
         response
     }
 
@@ -182,9 +199,14 @@ impl HttpTrigger {
         B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static,
     {
         let (run, version) = (intake.run, request.version());
+        if self.replies.is_full(&intake.deployment.namespace) {
+            metrics::counter!("stepwell_limit_hits_total", "limit" => "replies").increment(1);
+            return refused(run, Problem::NoRoom, request).await;
+        }
+        let deployment = intake.deployment.clone();
         let progress = Progress::default();
-        let result = match intake.deployment.body {
-            Deployed::Steps(_) => self.steps(intake, request).await,
+        let result = match deployment.body {
+            Deployed::Steps(_) => self.steps(intake, request, &progress).await,
             Deployed::Function(_) => self.function(intake, request, &progress).await,
         };
         let mut response = match result {
@@ -197,13 +219,30 @@ impl HttpTrigger {
             && version < Version::HTTP_2
             && response.body().size_hint().exact().is_some()
         {
-            let headers = response.headers_mut();
-            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+            close(&mut response);
         }
-        response
+        self.counted(response, &deployment.namespace)
     }
 
-    async fn steps<B>(&self, intake: Intake, request: Request<B>) -> Result<Response<Body>, Problem>
+    /// The response, which holds room until its client has taken it if it is large. The run is over and can no more be refused; but
+    /// where there is no room left, the next one is.
+    fn counted(&self, response: Response<Body>, namespace: &Name) -> Response<Body> {
+        let size = response.body().size_hint().exact().unwrap_or_default();
+        if size <= SMALL_REPLY {
+            return response;
+        }
+        let bodies = &self.replies;
+        let mut held = Room { bodies, namespace }.hold();
+        held.must_take(size);
+        response.map(|inner| Counted::new(inner, held).boxed_unsync())
+    }
+
+    async fn steps<B>(
+        &self,
+        intake: Intake,
+        request: Request<B>,
+        progress: &Progress,
+    ) -> Result<Response<Body>, Problem>
     where
         B: http_body::Body<Data = Bytes>,
     {
@@ -217,7 +256,8 @@ impl HttpTrigger {
             bodies: &self.bodies,
             namespace: &intake.deployment.namespace,
         };
-        let body = body::read(&headers, body, intake.max_body, BODY_TIMEOUT, room).await?;
+        let limit = intake.max_body;
+        let body = body::read(&headers, body, limit, BODY_TIMEOUT, room, progress).await?;
         let incoming = event::from_request(&headers, body, intake.run, &intake.deployment)
             .map_err(|error| Problem::Malformed(error.to_string()))?;
         let mut event = incoming.event;
@@ -248,7 +288,7 @@ impl HttpTrigger {
         let limit = intake.max_body;
         if request.body().size_hint().lower() > limit {
             let (parts, body) = request.into_parts();
-            body::discard(&parts.headers, body).await;
+            body::discard(&parts.headers, body, progress).await;
             return Err(Problem::TooLarge { limit });
         }
         let permit = self.dispatcher.admit(&intake.deployment.namespace)?;
@@ -275,6 +315,27 @@ impl HttpTrigger {
         }
         Ok(response)
     }
+}
+
+/// The answer to a request whose body nobody reads.
+async fn refused<B>(run: RunId, problem: Problem, request: Request<B>) -> Response<Body>
+where
+    B: http_body::Body<Data = Bytes>,
+{
+    let (version, progress) = (request.version(), Progress::default());
+    let (parts, body) = request.into_parts();
+    body::discard(&parts.headers, body, &progress).await;
+    let mut response = problem.into_response(run);
+    if progress.is_unread() && version < Version::HTTP_2 {
+        close(&mut response);
+    }
+    response
+}
+
+/// Says that the connection ends with this response.
+fn close(response: &mut Response<Body>) {
+    let headers = response.headers_mut();
+    headers.insert(CONNECTION, HeaderValue::from_static("close"));
 }
 
 /// What the host alone says of a request, as extensions of its event.

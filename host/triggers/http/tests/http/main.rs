@@ -12,9 +12,11 @@ mod events;
 mod functions;
 mod invoke;
 mod jwt;
+mod proper;
 mod quotas;
 mod sockets;
 mod statuses;
+mod taken;
 mod tls;
 mod wire;
 

@@ -62,6 +62,18 @@ fn mirror() -> Deployed {
     })
 }
 
+/// Answers with the names of the request's trailers.
+fn trailer_names() -> Deployed {
+    function(|request| {
+        Box::pin(async move {
+            let body = request.into_body().collect().await.unwrap();
+            let trailers = body.trailers().cloned().unwrap_or_default();
+            let names: Vec<_> = trailers.keys().map(ToString::to_string).collect();
+            Ok(Response::new(whole(names.join(" "))))
+        })
+    })
+}
+
 async fn http2<B>(server: &Server) -> SendRequest<B>
 where
     B: http_body::Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>>
@@ -80,12 +92,18 @@ where
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn trailers_pass_both_ways() {
+    let (names, _) = server(trailer_names(), 4).await;
     let (server, dispatcher) = server(mirror(), 4).await;
     let mut sender = http2(&server).await;
     let trailers = HeaderMap::from_iter([("x-sum".parse().unwrap(), HeaderValue::from(42))]);
+    // Who calls is not for the caller to say, in front of the body or behind it.
+    let mut sent = trailers.clone();
+    for name in ["stepwell-auth-subject", "authorization", "cookie"] {
+        sent.insert(name, HeaderValue::from_static("root"));
+    }
     let frames = [
         Frame::data(Bytes::from_static(b"hi")),
-        Frame::trailers(trailers.clone()),
+        Frame::trailers(sent),
     ];
     let body = StreamBody::new(futures::stream::iter(frames.map(Ok::<_, std::io::Error>)));
     let request = Request::post(server.url("/x")).body(body).unwrap();
@@ -93,6 +111,12 @@ async fn trailers_pass_both_ways() {
     let body = reply.into_body().collect().await.unwrap();
     assert_eq!(body.trailers(), Some(&trailers));
     assert_eq!(body.to_bytes(), "hi");
+
+    // The same over HTTP/1.1.
+    let chunked = "POST /x HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n\
+                   2\r\nhi\r\n0\r\nx-sum: 42\r\nstepwell-auth-subject: root\r\nauthorization: q\r\n\r\n";
+    let answer = names.raw(chunked.as_bytes()).await;
+    assert!(answer.ends_with("\r\n\r\nx-sum"), "{answer}");
 
     // HTTP/1.1 has them in chunked bodies; a response may only have those that it announces, to clients that want them.
     let chunked = "POST /x HTTP/1.1\r\nhost: x\r\nte: trailers\r\ntransfer-encoding: chunked\r\n\
