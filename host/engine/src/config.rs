@@ -69,7 +69,7 @@ impl EngineConfig {
 }
 
 /// Which of the two engines.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Flavor {
     /// For components that are not async: half the cost of a call.
     Lean,
