@@ -1,4 +1,5 @@
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -36,6 +37,8 @@ pub struct HttpTrigger {
     routes: ArcSwap<RouteTable>,
     bodies: Arc<Bodies>,
     unrouted: RouteMetrics,
+    /// Whether its routes were ever set: until then it is not known what there is.
+    is_set: AtomicBool,
 }
 
 /// What a request is to be run with.
@@ -60,6 +63,7 @@ impl HttpTrigger {
             routes: ArcSwap::default(),
             bodies: Bodies::new(bodies::DEFAULT),
             unrouted: RouteMetrics::new("", "", ""),
+            is_set: AtomicBool::new(false),
         }
     }
 
@@ -92,6 +96,7 @@ impl HttpTrigger {
         }
         self.bodies.set_namespaces(routes.namespaces());
         self.routes.store(Arc::new(routes));
+        self.is_set.store(true, Ordering::Release);
     }
 
     /// Answers a request of any caller.
@@ -112,6 +117,7 @@ impl HttpTrigger {
                 body::discard(&parts.headers, body).await;
                 let problem = match missed {
                     Found::WrongMethod(allow) => Problem::WrongMethod { allow },
+                    _ if !self.is_set.load(Ordering::Acquire) => Problem::RoutesUnknown,
                     _ => Problem::NoRoute,
                 };
                 let response = problem.into_response(run);
