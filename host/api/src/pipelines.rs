@@ -57,6 +57,7 @@ pub(crate) struct ApplyQuery {
         (status = 201, description = "Created", body = Pipeline, headers(("etag" = String))),
         (status = 200, description = "Changed, unchanged, or only validated", body = Pipeline, headers(("etag" = String))),
         (status = 403, description = "`quota-exceeded`: the namespace keeps as many pipelines as it may; or `forbidden`", body = ProblemDetails, content_type = "application/problem+json"),
+        (status = 409, description = "`conflict`: somebody else changed the pipeline while its components were compiled", body = ProblemDetails, content_type = "application/problem+json"),
         (status = 412, description = "`stale`", body = ProblemDetails, content_type = "application/problem+json"),
         (status = 415, description = "`unsupported-encoding`", body = ProblemDetails, content_type = "application/problem+json"),
         (status = 422, description = "`invalid-pipeline`, with every mistake in `errors`", body = ProblemDetails, content_type = "application/problem+json"),
@@ -231,7 +232,7 @@ pub(crate) struct Rollback {
     request_body(content = Option<Rollback>, description = "None: the revision before the current"),
     responses(
         (status = 200, body = Pipeline, headers(("etag" = String))),
-        (status = 409, description = "`plugin-gone`: the revision needs a plugin version that was deleted, or deleted and pushed again with other bytes", body = ProblemDetails, content_type = "application/problem+json"),
+        (status = 409, description = "`plugin-gone`: the revision needs a plugin version that was deleted, or deleted and pushed again with other bytes; or `conflict`: somebody else changed the pipeline while its components were compiled", body = ProblemDetails, content_type = "application/problem+json"),
         (status = 412, description = "`stale`", body = ProblemDetails, content_type = "application/problem+json"),
         Failures,
     )

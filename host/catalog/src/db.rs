@@ -2,6 +2,7 @@
 //! `RETURNING`) and rows that are read the same way.
 
 use std::future::Future;
+use std::path::Path;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -33,6 +34,8 @@ pub(crate) const CHANNEL: &str = "stepwell_catalog";
 const CONNECT: Duration = Duration::from_secs(3);
 /// How long one statement may take; the largest carries a component's bytes.
 const STATEMENT: Duration = Duration::from_secs(60);
+/// How long a catalog's file may be empty when it is made.
+const EMPTY: Duration = Duration::from_secs(3);
 /// How long a change may wait for those before it.
 const TURN: Duration = Duration::from_secs(30);
 
@@ -540,6 +543,7 @@ async fn migrate_sqlite(options: &SqliteConnectOptions) -> Result<(), CatalogErr
             .await
             .map_err(sqlx::Error::Io)?;
     }
+    refuse_emptied(options.get_filename()).await?;
     let give_up = Instant::now() + TURN;
     loop {
         match try_migrate_sqlite(options).await {
@@ -549,6 +553,26 @@ async fn migrate_sqlite(options: &SqliteConnectOptions) -> Result<(), CatalogErr
             result => return result,
         }
     }
+}
+
+/// SQLite takes an empty file for a new database: a catalog that was cut to nothing would be a host without pipelines, and all would
+/// seem well.
+async fn refuse_emptied(path: &Path) -> Result<(), CatalogError> {
+    let give_up = Instant::now() + EMPTY;
+    while tokio::fs::metadata(path)
+        .await
+        .is_ok_and(|file| file.is_file() && file.len() == 0)
+    {
+        if Instant::now() >= give_up {
+            return Err(CatalogError::Corrupt(
+                "its file is there and empty: put a backup in its place, or delete it to begin with nothing"
+                    .to_owned(),
+            ));
+        }
+        // Another process that has just made it is about to write.
+        sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
 }
 
 async fn try_migrate_sqlite(options: &SqliteConnectOptions) -> Result<(), CatalogError> {

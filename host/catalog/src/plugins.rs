@@ -75,6 +75,18 @@ impl Catalog {
         Ok(PutVersion::Created(created))
     }
 
+    /// Whether a namespace has room for one more plugin version of this size, as it is now: asked before work is put into it.
+    ///
+    /// # Errors
+    /// [`CatalogError::QuotaExceeded`] and [`CatalogError::NotFound`] of the namespace among them.
+    pub async fn admits_plugin_version(
+        &self,
+        namespace: &Name,
+        size: u64,
+    ) -> Result<(), CatalogError> {
+        namespaces::admit(&mut self.db.read().await?, namespace, size).await
+    }
+
     /// One version of a plugin.
     ///
     /// # Errors

@@ -4,7 +4,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use metrics::counter;
@@ -16,15 +16,31 @@ use crate::config::Flavor;
 
 /// Compiled components on disk, by digest and by the compatibility of the engine that made them. The host is the only writer.
 ///
-/// Beside each file lies its SHA-256. What cannot be read, does not match its sum or is of another engine counts as missing: it
-/// is compiled again. That is why nothing here is synchronised to the disk: what a crash takes or tears is noticed.
+/// Beside each file lies its SHA-256. What does not match its sum or is of another engine is dropped and compiled again. That is
+/// why nothing here is synchronised to the disk: what a crash takes or tears is noticed. What merely cannot be read now stays.
 pub(crate) struct Cache {
     dir: PathBuf,
+    flavor: Flavor,
+    shelf: Arc<Shelf>,
+}
+
+/// What the caches of both engines share: their room, and what is known of what they hold.
+pub(crate) struct Shelf {
+    base: PathBuf,
     /// What this process has checked already, or written itself.
-    verified: Mutex<HashSet<Digest>>,
+    verified: Mutex<HashSet<(Flavor, Digest)>>,
     /// Of all files together, about; unknown until they have been counted.
     bytes: AtomicU64,
     most_bytes: u64,
+}
+
+/// Why compiled code is not loaded.
+enum Unusable {
+    Missing,
+    /// It is damaged, or another engine's: it never will be of use.
+    Unsound(String),
+    /// Reading it failed, as it does when the process has too many files open. It may be sound.
+    Unreadable(String),
 }
 
 /// Files that are being written, in a directory of their own: what a process left there when it was killed goes as a whole.
@@ -41,14 +57,75 @@ pub(crate) fn fingerprint(engine: &wasmtime::Engine) -> String {
     format!("{:016x}", hasher.finish())
 }
 
+impl Shelf {
+    pub(crate) fn new(base: &Path, most_bytes: u64) -> Arc<Self> {
+        Arc::new(Self {
+            base: base.to_owned(),
+            verified: Mutex::default(),
+            bytes: AtomicU64::new(0),
+            most_bytes,
+        })
+    }
+
+    /// Drops the components that were not loaded for longest until a tenth of the room is free, if there are too many: of both
+    /// engines, and of other versions of this program. One that is called again is compiled again.
+    fn prune(&self) {
+        let mut files: Vec<(SystemTime, u64, PathBuf, Digest)> = own_directories(&self.base)
+            .flat_map(|dir| fs::read_dir(dir.path()).into_iter().flatten().flatten())
+            .filter_map(|entry| {
+                let path = entry.path();
+                let metadata = entry.metadata().ok()?;
+                let digest = format!("sha256:{}", path.file_stem()?.to_str()?);
+                let is_code = path.extension()? == CODE;
+                let digest = digest.parse().ok()?;
+                is_code.then_some((metadata.modified().ok()?, metadata.len(), path, digest))
+            })
+            .collect();
+        let mut total: u64 = files.iter().map(|(_, size, ..)| size).sum();
+        if total > self.most_bytes {
+            files.sort_by_key(|(used, ..)| *used);
+            let enough = self.most_bytes / 10 * 9;
+            let mut count = 0u64;
+            for (_, size, path, digest) in files {
+                if total <= enough {
+                    break;
+                }
+                // Whichever engine's it was; what is there nevertheless is merely checked once more.
+                self.unverified(&digest);
+                remove(&path);
+                remove(&path.with_extension(SUM));
+                total = total.saturating_sub(size);
+                count += 1;
+            }
+            tracing::info!(
+                components = count,
+                "the cache of compiled code was full; the setting is limits.cache"
+            );
+            counter!("stepwell_compile_cache_dropped_total").increment(count);
+        }
+        self.bytes.store(total, Ordering::Relaxed);
+    }
+
+    fn unverified(&self, digest: &Digest) {
+        let mut verified = self.lock();
+        for flavor in [Flavor::Lean, Flavor::Concurrent] {
+            verified.remove(&(flavor, *digest));
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashSet<(Flavor, Digest)>> {
+        self.verified.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Cache {
     pub(crate) fn open(
-        base: &Path,
+        shelf: &Arc<Shelf>,
         flavor: Flavor,
         engine: &wasmtime::Engine,
-        most_bytes: u64,
     ) -> io::Result<Self> {
-        let dir = base.join(format!("{}-{}", flavor.as_str(), fingerprint(engine)));
+        let name = format!("{}-{}", flavor.as_str(), fingerprint(engine));
+        let dir = shelf.base.join(name);
         let unfinished = dir.join(UNFINISHED);
         match fs::remove_dir_all(&unfinished) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -56,9 +133,8 @@ impl Cache {
         }
         Ok(Self {
             dir,
-            verified: Mutex::default(),
-            bytes: AtomicU64::new(0),
-            most_bytes,
+            flavor,
+            shelf: shelf.clone(),
         })
     }
 
@@ -76,58 +152,48 @@ impl Cache {
     /// The compiled component, mapped into memory. Reads and hashes the whole file the first time, unless that was done ahead.
     pub(crate) fn load(&self, engine: &wasmtime::Engine, digest: &Digest) -> Option<Component> {
         let path = self.path(digest);
-        if !path.exists() {
-            return None;
-        }
-        match self.verify(digest, &path).and_then(|()| map(engine, &path)) {
-            Ok(component) => {
-                touch(&path);
-                Some(component)
-            }
-            Err(reason) => {
-                self.discard(digest, &reason);
-                None
-            }
-        }
+        let loaded = self.verify(digest, &path).and_then(|()| map(engine, &path));
+        loaded
+            .inspect(|_| touch(&path))
+            .map_err(|unusable| self.put_by(digest, &unusable))
+            .ok()
     }
 
     /// Whether the compiled component was found to be sound.
     pub(crate) fn is_verified(&self, digest: &Digest) -> bool {
-        self.lock().contains(digest)
+        self.shelf.lock().contains(&(self.flavor, *digest))
     }
 
     /// Checks the compiled component ahead of its first use; answers whether it is there and sound.
     pub(crate) fn verify_now(&self, digest: &Digest) -> bool {
-        let path = self.path(digest);
-        if !path.exists() {
-            return false;
-        }
-        match self.verify(digest, &path) {
-            Ok(()) => true,
-            Err(reason) => {
-                self.discard(digest, &reason);
-                false
-            }
-        }
+        self.verify(digest, &self.path(digest))
+            .map_err(|unusable| self.put_by(digest, &unusable))
+            .is_ok()
     }
 
     /// Stores what this engine compiled.
     pub(crate) fn store(&self, digest: &Digest, compiled: &[u8]) -> io::Result<()> {
         // The sum goes first: a component without one counts as missing.
-        self.write(&self.sum_path(digest), &Sha256::digest(compiled))?;
-        self.write(&self.path(digest), compiled)?;
-        self.lock().insert(*digest);
+        let stored = self
+            .write(&self.sum_path(digest), &Sha256::digest(compiled))
+            .and_then(|()| self.write(&self.path(digest), compiled));
+        if let Err(error) = stored {
+            failed("write");
+            return Err(error);
+        }
+        self.shelf.lock().insert((self.flavor, *digest));
         let size = compiled.len() as u64;
-        if self.bytes.fetch_add(size, Ordering::Relaxed) + size > self.most_bytes {
-            self.prune();
+        let shelf = &self.shelf;
+        if shelf.bytes.fetch_add(size, Ordering::Relaxed) + size > shelf.most_bytes {
+            shelf.prune();
         }
         Ok(())
     }
 
     pub(crate) fn remove(&self, digest: &Digest) {
-        self.lock().remove(digest);
-        let _ = fs::remove_file(self.path(digest));
-        let _ = fs::remove_file(self.sum_path(digest));
+        self.shelf.lock().remove(&(self.flavor, *digest));
+        remove(&self.path(digest));
+        remove(&self.sum_path(digest));
     }
 
     /// Drops what other versions of this program have left, and what there is too much of. It takes a while where there is much:
@@ -135,82 +201,65 @@ impl Cache {
     pub(crate) fn tidy(&self) {
         touch(&self.dir);
         let own = self.dir.file_name();
-        let others = self.dir.parent().map(fs::read_dir);
-        for other in others.into_iter().flatten().flatten().flatten() {
+        for other in own_directories(&self.shelf.base) {
             let unused = other.metadata().and_then(|metadata| metadata.modified());
             let old =
                 unused.is_ok_and(|used| used.elapsed().is_ok_and(|unused| unused > OTHER_VERSIONS));
-            if Some(other.file_name().as_os_str()) != own && is_ours(&other.path()) && old {
+            if Some(other.file_name().as_os_str()) != own && old {
                 tracing::info!(directory = ?other.file_name(), "dropping code that another version of this program compiled");
                 let _ = fs::remove_dir_all(other.path());
             }
         }
-        self.prune();
+        self.shelf.prune();
     }
 
-    /// Drops the components that were not loaded for longest until a tenth of the room is free, if there are too many. One that
-    /// is called again is compiled again.
-    fn prune(&self) {
-        let mut files: Vec<(SystemTime, u64, Digest)> = fs::read_dir(&self.dir)
-            .into_iter()
-            .flatten()
-            .flatten()
-            .filter_map(|entry| {
-                let path = entry.path();
-                let metadata = entry.metadata().ok()?;
-                let digest = format!("sha256:{}", path.file_stem()?.to_str()?);
-                let is_code = path.extension()? == CODE;
-                let file = (
-                    metadata.modified().ok()?,
-                    metadata.len(),
-                    digest.parse().ok()?,
-                );
-                is_code.then_some(file)
-            })
-            .collect();
-        let mut total: u64 = files.iter().map(|(_, size, _)| size).sum();
-        if total > self.most_bytes {
-            files.sort_by_key(|(used, ..)| *used);
-            let enough = self.most_bytes / 10 * 9;
-            let mut count = 0u64;
-            for (_, size, digest) in files {
-                if total <= enough {
-                    break;
-                }
-                self.remove(&digest);
-                total = total.saturating_sub(size);
-                count += 1;
+    /// Does about unusable code what has to be done.
+    fn put_by(&self, digest: &Digest, unusable: &Unusable) {
+        match unusable {
+            Unusable::Missing => {
+                self.shelf.lock().remove(&(self.flavor, *digest));
             }
-            tracing::info!(
-                components = count,
-                "the cache of compiled code was full; the setting is limits.cache"
-            );
-            counter!("stepwell_compile_cache_dropped_total").increment(count);
+            Unusable::Unsound(reason) => {
+                tracing::warn!(%digest, reason, "a compiled component cannot be used, it is compiled again");
+                self.remove(digest);
+            }
+            Unusable::Unreadable(reason) => {
+                tracing::warn!(%digest, reason, "a compiled component cannot be read now");
+                failed("read");
+            }
         }
-        self.bytes.store(total, Ordering::Relaxed);
     }
 
-    fn discard(&self, digest: &Digest, reason: &str) {
-        tracing::warn!(%digest, reason, "a compiled component cannot be used, it is compiled again");
-        self.remove(digest);
-    }
-
-    fn verify(&self, digest: &Digest, path: &Path) -> Result<(), String> {
+    fn verify(&self, digest: &Digest, path: &Path) -> Result<(), Unusable> {
+        expect_file(path)?;
         if self.is_verified(digest) {
             return Ok(());
         }
-        let expected =
-            fs::read(self.sum_path(digest)).map_err(|error| format!("its checksum: {error}"))?;
-        let actual = sum(path).map_err(|error| error.to_string())?;
-        if expected != actual {
-            return Err("its checksum does not match".into());
+        let sum_path = self.sum_path(digest);
+        let expected = match expect_file(&sum_path) {
+            Err(Unusable::Missing) => {
+                return Err(Unusable::Unsound("its checksum is missing".into()));
+            }
+            found => found.and_then(|()| fs::read(sum_path).map_err(Unusable::from))?,
+        };
+        if expected != sum(path)? {
+            return Err(Unusable::Unsound("its checksum does not match".into()));
         }
-        self.lock().insert(*digest);
+        self.shelf.lock().insert((self.flavor, *digest));
         Ok(())
     }
 
     fn write(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
-        let mut file = tempfile::NamedTempFile::new_in(self.dir.join(UNFINISHED))?;
+        let unfinished = self.dir.join(UNFINISHED);
+        let file = tempfile::NamedTempFile::new_in(&unfinished).or_else(|error| {
+            if error.kind() != io::ErrorKind::NotFound {
+                return Err(error);
+            }
+            // Somebody made room by removing the directory: it is this host's to make.
+            fs::create_dir_all(&unfinished)?;
+            tempfile::NamedTempFile::new_in(&unfinished)
+        });
+        let mut file = file?;
         file.write_all(bytes)?;
         file.persist(path)?;
         Ok(())
@@ -223,10 +272,44 @@ impl Cache {
     fn sum_path(&self, digest: &Digest) -> PathBuf {
         self.dir.join(format!("{}.{SUM}", digest.hex()))
     }
+}
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashSet<Digest>> {
-        self.verified.lock().unwrap_or_else(PoisonError::into_inner)
+impl From<io::Error> for Unusable {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::NotFound => Self::Missing,
+            _ => Self::Unreadable(error.to_string()),
+        }
     }
+}
+
+/// Nothing but a file is opened: a pipe would wait for its writer.
+fn expect_file(path: &Path) -> Result<(), Unusable> {
+    if fs::metadata(path)?.is_file() {
+        return Ok(());
+    }
+    Err(Unusable::Unsound(format!(
+        "{} is no file",
+        path.file_name().unwrap_or_default().display()
+    )))
+}
+
+/// Removes what lies in a file's place, whatever it is.
+fn remove(path: &Path) {
+    if fs::remove_file(path).is_err_and(|error| error.kind() == io::ErrorKind::IsADirectory) {
+        let _ = fs::remove_dir_all(path);
+    }
+}
+
+/// Counts what the disk, or the kernel, did not let the cache do.
+fn failed(operation: &'static str) {
+    counter!("stepwell_compile_cache_failures_total", "operation" => operation).increment(1);
+}
+
+/// The directories that [`Cache::open`] has made, of this version of the program and of others.
+fn own_directories(base: &Path) -> impl Iterator<Item = fs::DirEntry> {
+    let all = fs::read_dir(base).into_iter().flatten().flatten();
+    all.filter(|dir| is_ours(&dir.path()))
 }
 
 /// Whether a directory is one of those that [`Cache::open`] makes.
@@ -265,13 +348,23 @@ fn sum(path: &Path) -> io::Result<Vec<u8>> {
     }
 }
 
-fn map(engine: &wasmtime::Engine, path: &Path) -> Result<Component, String> {
+fn map(engine: &wasmtime::Engine, path: &Path) -> Result<Component, Unusable> {
     #[allow(unsafe_code, reason = "there is no other way to load compiled code")]
     // SAFETY: the file is one that this host wrote: nobody else writes to the cache's directory, its checksum was compared with
     // the one stored beside it, and it is replaced by renaming alone, so the mapped bytes never change. wasmtime itself checks
     // that an engine with the same settings made it.
     let component = unsafe { Component::deserialize_file(engine, path) };
-    component.map_err(|error| format!("{error:#}"))
+    component.map_err(|error| {
+        let system = |cause: &(dyn std::error::Error + 'static)| {
+            cause.is::<io::Error>() || cause.is::<rustix::io::Errno>()
+        };
+        let reason = format!("{error:#}");
+        if error.chain().any(system) {
+            Unusable::Unreadable(reason)
+        } else {
+            Unusable::Unsound(reason)
+        }
+    })
 }
 
 /// Loads what this process has just compiled, where it cannot be kept on disk.
@@ -296,7 +389,7 @@ mod tests {
     }
 
     fn open(dir: &Path, engine: &wasmtime::Engine) -> Cache {
-        Cache::open(dir, Flavor::Lean, engine, u64::MAX).unwrap()
+        Cache::open(&Shelf::new(dir, u64::MAX), Flavor::Lean, engine).unwrap()
     }
 
     fn compiled(engine: &wasmtime::Engine) -> (Digest, Vec<u8>) {
@@ -330,7 +423,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let engine = engine(Flavor::Lean);
         let (digest, code) = compiled(&engine);
-        for damage in ["flip", "cut", "no sum", "empty"] {
+        for damage in [
+            "flip",
+            "cut",
+            "no sum",
+            "empty",
+            "directory",
+            "pipe",
+            "sum is a pipe",
+        ] {
             open(dir.path(), &engine).store(&digest, &code).unwrap();
             let cache = open(dir.path(), &engine);
             let path = cache.path(&digest);
@@ -343,11 +444,89 @@ mod tests {
                 }
                 "cut" => fs::write(&path, &code[..code.len() / 2]).unwrap(),
                 "no sum" => fs::remove_file(cache.sum_path(&digest)).unwrap(),
+                "directory" => {
+                    fs::remove_file(&path).unwrap();
+                    fs::create_dir(&path).unwrap();
+                    fs::write(path.join("x"), b"x").unwrap();
+                }
+                "pipe" => make_pipe(&path),
+                "sum is a pipe" => make_pipe(&cache.sum_path(&digest)),
                 _ => fs::write(&path, b"").unwrap(),
             }
             assert!(cache.load(&engine, &digest).is_none(), "{damage}");
             assert!(!path.exists(), "{damage}");
+            assert!(!cache.sum_path(&digest).exists(), "{damage}");
         }
+    }
+
+    /// A named pipe in a file's place, which nobody ever writes to.
+    fn make_pipe(path: &Path) {
+        use rustix::fs::{CWD, FileType, Mode, mknodat};
+        fs::remove_file(path).unwrap();
+        mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    }
+
+    #[test]
+    fn what_cannot_be_read_just_now_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = engine(Flavor::Lean);
+        let (digest, code) = compiled(&engine);
+        open(dir.path(), &engine).store(&digest, &code).unwrap();
+        let cache = open(dir.path(), &engine);
+        // Too many files are open, or whatever else keeps a sound file from being read.
+        cache.put_by(&digest, &io::Error::from_raw_os_error(24).into());
+        assert!(cache.load(&engine, &digest).is_some());
+        // Nobody may resolve a link that leads to itself, not even root: both files are there and cannot be opened.
+        for path in [cache.path(&digest), cache.sum_path(&digest)] {
+            let sound = fs::read(&path).unwrap();
+            fs::remove_file(&path).unwrap();
+            std::os::unix::fs::symlink(&path, &path).unwrap();
+            let next = open(dir.path(), &engine);
+            assert!(next.load(&engine, &digest).is_none() && !next.verify_now(&digest));
+            assert!(fs::symlink_metadata(&path).is_ok(), "it is still there");
+            fs::remove_file(&path).unwrap();
+            fs::write(&path, sound).unwrap();
+        }
+        let next = open(dir.path(), &engine);
+        assert!(next.load(&engine, &digest).is_some());
+    }
+
+    #[test]
+    fn a_cache_whose_directory_was_removed_is_made_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = engine(Flavor::Lean);
+        let (digest, code) = compiled(&engine);
+        let cache = open(&dir.path().join("cache"), &engine);
+        cache.store(&digest, &code).unwrap();
+        fs::remove_dir_all(dir.path().join("cache")).unwrap();
+        assert!(cache.load(&engine, &digest).is_none());
+        assert!(!cache.is_verified(&digest), "it is not there any more");
+        cache.store(&digest, &code).unwrap();
+        assert!(cache.load(&engine, &digest).is_some());
+    }
+
+    #[test]
+    fn both_engines_share_the_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let engines = [Flavor::Lean, Flavor::Concurrent].map(|flavor| (flavor, engine(flavor)));
+        let (_, code) = compiled(&engines[0].1);
+        let shelf = Shelf::new(dir.path(), code.len() as u64 * 5 / 2);
+        let [lean, concurrent] =
+            engines.map(|(flavor, engine)| Cache::open(&shelf, flavor, &engine).unwrap());
+        let digests = [b"a", b"b", b"c"].map(|name| Digest::of(name));
+        lean.store(&digests[0], &code).unwrap();
+        let then = SystemTime::now() - Duration::from_secs(3600);
+        let file = fs::File::options().write(true).open(lean.path(&digests[0]));
+        file.unwrap().set_modified(then).unwrap();
+        for digest in &digests[1..] {
+            concurrent.store(digest, &code).unwrap();
+        }
+        assert!(!lean.path(&digests[0]).exists() && !lean.is_verified(&digests[0]));
+        assert!(
+            digests[1..]
+                .iter()
+                .all(|digest| concurrent.path(digest).exists())
+        );
     }
 
     #[test]
@@ -358,7 +537,7 @@ mod tests {
         let cache = open(dir.path(), &lean);
         assert_ne!(
             cache.dir,
-            Cache::open(dir.path(), Flavor::Concurrent, &concurrent, 0)
+            Cache::open(&cache.shelf, Flavor::Concurrent, &concurrent)
                 .unwrap()
                 .dir
         );
@@ -401,7 +580,8 @@ mod tests {
         let engine = engine(Flavor::Lean);
         let (_, code) = compiled(&engine);
         let most = code.len() as u64 * 5 / 2;
-        let cache = Cache::open(dir.path(), Flavor::Lean, &engine, most).unwrap();
+        let shelf = Shelf::new(dir.path(), most);
+        let cache = Cache::open(&shelf, Flavor::Lean, &engine).unwrap();
         let digests = [b"a", b"b", b"c"].map(|name| Digest::of(name));
         for (age, digest) in [3, 2].into_iter().zip(&digests) {
             cache.store(digest, &code).unwrap();

@@ -71,7 +71,7 @@ impl EngineConfig {
 }
 
 /// Which of the two engines.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) enum Flavor {
     /// For components that are not async: half the cost of a call.
     Lean,

@@ -258,6 +258,10 @@ pub fn describe_metrics() {
         "Compiled components that were dropped to make room on disk."
     );
     describe_counter!(
+        "stepwell_compile_cache_failures_total",
+        "Compiled components that could not be stored on disk, or read, by operation."
+    );
+    describe_counter!(
         "stepwell_compile_failures_total",
         "Components that were not compiled, by reason."
     );

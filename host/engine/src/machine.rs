@@ -5,7 +5,7 @@ use stepwell_core::Digest;
 use tokio::sync::Semaphore;
 use wasmtime::component::Linker;
 
-use crate::cache::Cache;
+use crate::cache::{Cache, Shelf};
 use crate::call::Shared;
 use crate::config::{Allocation, EngineConfig, Flavor, warm_slots, wasmtime_engine};
 use crate::engine::EngineError;
@@ -31,6 +31,7 @@ pub(crate) struct Machine<S: StoreState> {
 struct Commons {
     lane: Arc<SlowLane>,
     memory: Arc<GuestMemory>,
+    shelf: Arc<Shelf>,
 }
 
 /// Both engines. The concurrent one costs twice as much for each call, and address space even when nobody uses it: it is made
@@ -55,6 +56,7 @@ impl<S: StoreState> Machines<S> {
         let commons = Commons {
             lane: Arc::new(lane),
             memory: Arc::new(GuestMemory::new(config.guest_memory)),
+            shelf: Shelf::new(&config.cache_dir, config.cache_bytes),
         };
         Ok(Self {
             lean: Machine::new(Flavor::Lean, &config, &commons, &link)?,
@@ -128,7 +130,7 @@ impl<S: StoreState> Machine<S> {
             add_wasi_03(&mut linker).map_err(fail)?;
         }
         link(&mut linker).map_err(fail)?;
-        let cache = Cache::open(&config.cache_dir, flavor, &engine, config.cache_bytes)
+        let cache = Cache::open(&commons.shelf, flavor, &engine)
             .map_err(|error| EngineError(format!("the cache of compiled components: {error}")))?;
         let ticker =
             Ticker::start(&engine).map_err(|error| EngineError(format!("its clock: {error}")))?;

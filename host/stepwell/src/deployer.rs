@@ -8,7 +8,7 @@ use stepwell_catalog::{
     Applied, Catalog, CatalogError, Change, Expected, NewRevision, PinnedStep, PipelineRevision,
     Precondition,
 };
-use stepwell_core::{Digest, Name, Principal, Problem};
+use stepwell_core::{Digest, Name, Principal, Problem, show_duration};
 use stepwell_pipeline::{
     Deployment, Draft, HostState, JwtHost, KnownPipeline, KnownPlugin, Pin, Registry, Validated,
     deploy,
@@ -19,6 +19,7 @@ use tracing::{error, info, warn};
 use crate::ahead::{Ahead, Key};
 use crate::config::Bindings;
 use crate::factory::Factory;
+use crate::waiting::{Caller, Waited};
 
 /// Told of every deployment whenever one has changed.
 pub(crate) type OnChange = Box<dyn Fn(&[Arc<Deployment>]) + Send + Sync>;
@@ -35,6 +36,8 @@ pub(crate) struct Deployer {
     ahead: Ahead,
     /// One change at a time: each works on what the one before left.
     known: tokio::sync::Mutex<Known>,
+    /// What is deployed is made of.
+    components: Mutex<BTreeMap<Key, Vec<Digest>>>,
     /// Revisions that could not be deployed, and why.
     failures: Mutex<BTreeMap<Key, (u64, String)>>,
     /// Why what is deployed may not be what the catalog says.
@@ -49,6 +52,8 @@ struct Known {
     pipelines: BTreeMap<Key, Arc<KnownPipeline>>,
     /// Current revisions that could not be deployed: they are tried again.
     undeployed: BTreeMap<Key, PipelineRevision>,
+    /// Whether the triggers know of everything that is deployed.
+    told: bool,
 }
 
 /// A document was not applied.
@@ -63,6 +68,21 @@ pub(crate) enum ApplyError {
     /// It is right, and still cannot be deployed.
     #[error("the pipeline cannot be deployed: {0}")]
     NotDeployable(String),
+    /// Somebody else changed the pipeline while this change waited.
+    #[error(
+        "the pipeline was changed while the components of this change were made ready ({}): look at what it is now, and apply again",
+        .0.map_or_else(|| "it was deleted".to_owned(), |revision| format!("it is at revision {revision}"))
+    )]
+    Overtaken(Option<u64>),
+    /// The components, or the changes before this one, took too long.
+    #[error(
+        "the pipeline could not be deployed within {}, five times limits.compile: its components are not ready yet, apply again later",
+        show_duration(*.0)
+    )]
+    TooSlow(Duration),
+    /// Nobody waits for it any more.
+    #[error("the caller is gone")]
+    Abandoned,
 }
 
 /// A document to apply.
@@ -103,6 +123,7 @@ impl Deployer {
             on_change,
             ahead,
             known: tokio::sync::Mutex::default(),
+            components: Mutex::default(),
             failures: Mutex::default(),
             behind: Mutex::default(),
         }
@@ -115,11 +136,13 @@ impl Deployer {
         namespace: &Name,
         name: &Name,
         wanted: &Wanted,
+        caller: &Caller,
     ) -> Result<Apply, ApplyError> {
+        let mut waited = Waited::default();
         loop {
             // Read before anybody has to wait for it.
             let mut draft = Draft::parse(&wanted.source);
-            let mut known = self.known.lock().await;
+            let mut known = caller.wait(self.known.lock()).await?;
             self.refresh(&mut known).await?;
             let host = self.host_state(namespace, name, &known, &draft).await?;
             if let Some(own) = draft.name().filter(|own| *own != name).cloned() {
@@ -137,9 +160,11 @@ impl Deployer {
                 return Ok(Apply::Valid(Box::new(validated)));
             }
             // Everything that can fail is done before anything is stored; what takes long, while others may change the catalog.
-            if !self.are_ready(&validated.pins) {
+            if !self.are_ready(&validated.pins, &waited) {
+                waited.begin(self.current(namespace, name).await?);
                 drop(known);
-                self.make_ready(&validated.pins).await?;
+                self.make_ready(&validated.pins, caller, &mut waited)
+                    .await?;
                 continue;
             }
             deploy(
@@ -158,9 +183,10 @@ impl Deployer {
                 steps: validated.pins.iter().map(pinned).collect(),
             };
             let precondition = Precondition {
-                expected: wanted.expected,
+                expected: waited.expected(wanted.expected),
                 generation: known.generation,
             };
+            caller.still_waits()?;
             match self
                 .catalog
                 .by(by)
@@ -169,7 +195,7 @@ impl Deployer {
             {
                 // Somebody changed the catalog meanwhile: what was checked may not hold any more.
                 Err(CatalogError::Moved) => continue,
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(waited.error(wanted.expected, error)),
                 Ok(applied) => {
                     if applied.change != Change::Unchanged {
                         let revision = applied.revision.revision;
@@ -190,9 +216,11 @@ impl Deployer {
         name: &Name,
         to: Option<u64>,
         expected: Expected,
+        caller: &Caller,
     ) -> Result<Applied, ApplyError> {
+        let mut waited = Waited::default();
         loop {
-            let mut known = self.known.lock().await;
+            let mut known = caller.wait(self.known.lock()).await?;
             self.refresh(&mut known).await?;
             let current = self.catalog.pipeline(namespace, name).await?;
             let number = match to {
@@ -240,18 +268,20 @@ impl Deployer {
             let checked = draft
                 .validate(namespace, &host)
                 .map_err(ApplyError::Invalid)?;
-            if !self.are_ready(&pins(&old)) {
+            if !self.are_ready(&pins(&old), &waited) {
+                waited.begin(Some(current.revision));
                 drop(known);
-                self.make_ready(&pins(&old)).await?;
+                self.make_ready(&pins(&old), caller, &mut waited).await?;
                 continue;
             }
             deploy(namespace, 0, &checked.spec, &pins(&old), &self.factory)
                 .await
                 .map_err(|error| ApplyError::NotDeployable(error.to_string()))?;
             let precondition = Precondition {
-                expected,
+                expected: waited.expected(expected),
                 generation: known.generation,
             };
+            caller.still_waits()?;
             match self
                 .catalog
                 .by(by)
@@ -259,7 +289,7 @@ impl Deployer {
                 .await
             {
                 Err(CatalogError::Moved) => continue,
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(waited.error(expected, error)),
                 Ok(applied) => {
                     self.refresh(&mut known).await?;
                     return Ok(applied);
@@ -307,7 +337,6 @@ impl Deployer {
 
     async fn refresh(&self, known: &mut Known) -> Result<(), CatalogError> {
         let snapshot = self.catalog.snapshot(known.generation).await?;
-        let mut changed = false;
         let gone: Vec<Key> = if snapshot.complete {
             let there: BTreeSet<(&Name, &Name)> = snapshot
                 .pipelines
@@ -330,7 +359,9 @@ impl Deployer {
             known.undeployed.remove(&key);
             self.ahead.remove(&key);
             self.failed().remove(&key);
-            changed |= self.registry.remove(&key.0, &key.1);
+            // What fails below is tried again, and then this one is gone already.
+            self.components().remove(&key);
+            known.told &= !self.registry.remove(&key.0, &key.1);
         }
         for one in snapshot.unreadable {
             let (number, reason) = (one.revision, one.reason);
@@ -364,9 +395,11 @@ impl Deployer {
             match self.prepare(&revision, draft).await {
                 Ok(deployment) => {
                     self.registry.put(Arc::new(deployment));
-                    changed = true;
+                    known.told = false;
                     self.failed().remove(&key);
-                    let components = revision.steps.iter().map(|step| step.digest).collect();
+                    let components: Vec<Digest> =
+                        revision.steps.iter().map(|step| step.digest).collect();
+                    self.components().insert(key.clone(), components.clone());
                     self.ahead.add(key, revision.revision, components);
                 }
                 Err(reason) => {
@@ -378,8 +411,9 @@ impl Deployer {
             }
         }
         known.generation = Some(snapshot.generation);
-        if changed {
+        if !known.told {
             (self.on_change)(&self.registry.all());
+            known.told = true;
         }
         Ok(())
     }
@@ -407,13 +441,20 @@ impl Deployer {
         .map_err(|error| error.to_string())
     }
 
-    fn are_ready(&self, pins: &[Pin]) -> bool {
-        pins.iter().all(|pin| self.factory.is_ready(&pin.digest))
+    fn are_ready(&self, pins: &[Pin], waited: &Waited) -> bool {
+        pins.iter()
+            .all(|pin| waited.has_made(&pin.digest) || self.factory.is_ready(&pin.digest))
     }
 
-    async fn make_ready(&self, pins: &[Pin]) -> Result<(), ApplyError> {
+    /// Makes components ready, as long as somebody waits for them.
+    async fn make_ready(
+        &self,
+        pins: &[Pin],
+        caller: &Caller,
+        waited: &mut Waited,
+    ) -> Result<(), ApplyError> {
         for pin in pins {
-            let ready = self.factory.prepare(pin.digest).await;
+            let ready = caller.wait(self.factory.prepare(pin.digest)).await?;
             ready.map_err(|error| {
                 ApplyError::NotDeployable(format!(
                     "step '{}' cannot be prepared: {error}",
@@ -421,7 +462,17 @@ impl Deployer {
                 ))
             })?;
         }
+        waited.made(pins.iter().map(|pin| pin.digest));
         Ok(())
+    }
+
+    /// The pipeline's current revision; none: it does not exist.
+    async fn current(&self, namespace: &Name, name: &Name) -> Result<Option<u64>, CatalogError> {
+        match self.catalog.pipeline(namespace, name).await {
+            Ok(current) => Ok(Some(current.revision)),
+            Err(CatalogError::NotFound(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Follows the catalog until `stop`: other hosts change it too, and it may be away for a while.
@@ -475,6 +526,23 @@ impl Deployer {
                 (format!("{namespace}/{name} revision {revision}"), reason)
             })
             .collect()
+    }
+
+    /// Whether something that is deployed here is made of this component.
+    pub(crate) fn uses(&self, digest: &Digest) -> bool {
+        let components = self.components();
+        components.values().any(|digests| digests.contains(digest))
+    }
+
+    /// Forgets a component that nobody has any more.
+    pub(crate) fn forget(&self, digest: &Digest) {
+        self.factory.forget(digest);
+    }
+
+    fn components(&self) -> MutexGuard<'_, BTreeMap<Key, Vec<Digest>>> {
+        self.components
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn failed(&self) -> MutexGuard<'_, BTreeMap<Key, (u64, String)>> {

@@ -64,6 +64,11 @@ impl Factory {
         self.functions().insert(digest, is_function(world));
     }
 
+    /// Forgets a component that nobody has any more.
+    pub(crate) fn forget(&self, digest: &Digest) {
+        self.functions().remove(digest);
+    }
+
     /// Looks up the worlds of components ahead where there are many.
     pub(crate) async fn learn_all(&self, digests: &[Digest]) -> Result<(), CatalogError> {
         let unknown = {

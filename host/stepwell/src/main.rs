@@ -16,6 +16,7 @@ mod factory;
 mod files;
 mod guest;
 mod jwks;
+mod lines;
 mod management;
 mod new;
 mod output;
@@ -28,8 +29,10 @@ mod spans;
 mod telemetry;
 mod tls;
 mod validity;
+mod waiting;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser as _;
 
@@ -52,11 +55,20 @@ fn main() -> ExitCode {
         Err(error) => return misused(&error),
     };
     let json = cli.client.json;
+    let is_host = matches!(cli.command, Command::Serve(_));
     match run(cli) {
         Ok(code) => code,
+        Err(failure) if is_host => {
+            // Somebody waits for a host to end, even if nobody reads why it does.
+            let said = lines::say(LAST_WORDS, move || failed(&failure, json));
+            said.unwrap_or(ExitCode::FAILURE)
+        }
         Err(failure) => failed(&failure, json),
     }
 }
+
+/// Time for somebody to read why a host ends.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 fn failed(failure: &Failure, json: bool) -> ExitCode {
     if json {

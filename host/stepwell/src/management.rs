@@ -1,9 +1,11 @@
 //! What the management API does: the catalog, the engine and the deployer, in the API's words.
 
 mod access;
+mod components;
 mod convert;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use axum::body::Body;
@@ -28,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use self::access::{audit_record, namespace, to_audit_query, to_new_token, token};
+pub(crate) use self::components::Components;
 use self::convert::{
     change, cut, expected, filter, from_apply, from_catalog, items, line, missed, model,
     not_loadable, plugin, plugin_version, refused, revision, steps, to_catalog, version_exists,
@@ -37,6 +40,7 @@ use crate::guest::GuestState;
 use crate::readiness::Health;
 use crate::runtimes::answered_on;
 use crate::services::Services;
+use crate::waiting::Caller;
 
 /// Everything that the API is a face of.
 pub(crate) struct Host {
@@ -44,12 +48,15 @@ pub(crate) struct Host {
     pub(crate) directory: Arc<Directory>,
     pub(crate) engine: Engine<GuestState>,
     pub(crate) deployer: Arc<Deployer>,
+    pub(crate) components: Arc<Components>,
     pub(crate) services: Arc<Services>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) http: Arc<HttpTrigger>,
     pub(crate) health: Health,
     pub(crate) render_metrics: Box<dyn Fn() -> String + Send + Sync>,
     pub(crate) stopping: CancellationToken,
+    /// How long a pipeline that is applied may wait for its components.
+    pub(crate) patience: Duration,
     /// The runtime that guests are polled on.
     pub(crate) guests: Handle,
 }
@@ -135,31 +142,53 @@ impl Management for Host {
         // A version that is there already is answered before anything is compiled.
         match self.catalog.plugin_version(namespace, name, version).await {
             Ok(stored) if stored.digest != digest => return Err(version_exists(&stored)),
-            Ok(_) | Err(CatalogError::NotFound(_)) => {}
+            Ok(_) => {}
+            // Nor is anything compiled that there is no room for. Whether there is any when it is stored is decided then.
+            Err(CatalogError::NotFound(_)) => {
+                let size = component.len() as u64;
+                let admitted = self.catalog.admits_plugin_version(namespace, size).await;
+                admitted.map_err(from_catalog)?;
+            }
             Err(error) => return Err(from_catalog(error)),
         }
-        let report = self
-            .engine
-            .compile(namespace.as_str(), digest, component.clone())
-            .await
-            .map_err(not_loadable)?;
-        let new = NewPluginVersion {
-            namespace: namespace.clone(),
-            name: name.clone(),
-            version: version.clone(),
-            bytes: component,
-            world: report.inspection.world.to_string(),
-            imports: report.inspection.imports,
-            exports: report.inspection.exports,
-            compile_ms: u64::try_from(report.compile_time.as_millis()).unwrap_or(u64::MAX),
-        };
-        let (created, stored) = match self
-            .catalog
-            .by(by)
-            .put_plugin_version(new)
-            .await
-            .map_err(from_catalog)?
-        {
+        let (namespace_, name_, version_) = (namespace.clone(), name.clone(), version.clone());
+        let (components, engine) = (self.components.clone(), self.engine.clone());
+        let catalog = self.catalog.by(by);
+        let gone = CancellationToken::new();
+        let _here = gone.clone().drop_guard();
+        // A caller that hangs up while it is compiled must not leave the code behind.
+        let put = tokio::spawn(async move {
+            let upload = components.upload(digest);
+            let compiled = engine.compile(namespace_.as_str(), digest, component.clone());
+            let put = match compiled.await {
+                Ok(_) if gone.is_cancelled() => {
+                    let reason = "the caller is gone";
+                    Err(ApiError::new(ErrorCode::Unavailable, reason))
+                }
+                Ok(report) => {
+                    let new = NewPluginVersion {
+                        namespace: namespace_,
+                        name: name_,
+                        version: version_,
+                        bytes: component,
+                        world: report.inspection.world.to_string(),
+                        imports: report.inspection.imports,
+                        exports: report.inspection.exports,
+                        compile_ms: u64::try_from(report.compile_time.as_millis())
+                            .unwrap_or(u64::MAX),
+                    };
+                    let put = catalog.put_plugin_version(new).await;
+                    put.map_err(from_catalog)
+                }
+                Err(error) => Err(not_loadable(error)),
+            };
+            drop(upload);
+            if !matches!(put, Ok(PutVersion::Created(_))) {
+                components.release(digest).await;
+            }
+            put
+        });
+        let (created, stored) = match put.await.map_err(ApiError::internal)?? {
             PutVersion::Created(stored) => (true, stored),
             PutVersion::Same(stored) => (false, stored),
             PutVersion::Conflict(stored) => return Err(version_exists(&stored)),
@@ -224,12 +253,17 @@ impl Management for Host {
         name: &Name,
         version: &Version,
     ) -> Result<(), ApiError> {
-        let deleted = self
-            .catalog
-            .by(by)
-            .delete_plugin_version(namespace, name, version)
-            .await;
-        deleted.map_err(from_catalog)?;
+        let stored = self.catalog.plugin_version(namespace, name, version).await;
+        let digest = stored.map_err(from_catalog)?.digest;
+        let (namespace_, name_, version_) = (namespace.clone(), name.clone(), version.clone());
+        let (catalog, components) = (self.catalog.by(by), self.components.clone());
+        let delete = tokio::spawn(async move {
+            let deleted = catalog.delete_plugin_version(&namespace_, &name_, &version_);
+            deleted.await.map_err(from_catalog)?;
+            components.release(digest).await;
+            Ok(())
+        });
+        delete.await.map_err(ApiError::internal)??;
         info!(plugin = %name, %version, "plugin version removed");
         Ok(())
     }
@@ -255,9 +289,13 @@ impl Management for Host {
             expected,
             dry_run: put.dry_run,
         };
-        // A caller that hangs up must not leave a revision stored and not deployed.
-        let apply =
-            tokio::spawn(async move { deployer.apply(&by, &namespace, &name, &wanted).await });
+        // A caller that hangs up must not leave a revision stored and not deployed; nor one that nobody waits for, much later.
+        let (caller, _here) = Caller::waiting(self.patience);
+        let apply = tokio::spawn(async move {
+            deployer
+                .apply(&by, &namespace, &name, &wanted, &caller)
+                .await
+        });
         match apply
             .await
             .map_err(ApiError::internal)?
@@ -352,9 +390,10 @@ impl Management for Host {
         let (deployer, by) = (self.deployer.clone(), by.clone());
         let (namespace, name) = (namespace.clone(), name.clone());
         let expected = expected(expected_);
+        let (caller, _here) = Caller::waiting(self.patience);
         let applied = tokio::spawn(async move {
             deployer
-                .rollback(&by, &namespace, &name, to, expected)
+                .rollback(&by, &namespace, &name, to, expected, &caller)
                 .await
         })
         .await

@@ -13,6 +13,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{Request, Response};
 use hyper::body::Incoming;
+use rustix::process::Signal as KernelSignal;
 use stepwell_api::ApiOptions;
 use stepwell_catalog::{Catalog, CatalogError, Directory};
 use stepwell_core::{Name, Quotas};
@@ -40,7 +41,7 @@ use crate::factory::{Factory, fetch};
 use crate::files;
 use crate::guest;
 use crate::jwks::Fetcher;
-use crate::management::Host;
+use crate::management::{Components, Host};
 use crate::readiness::{Health, Remote};
 use crate::runtimes::{Runtimes, opened_on};
 use crate::series::{Living, Series};
@@ -56,6 +57,8 @@ const ADMIN_CONNECTIONS: usize = 1024;
 
 /// Connections that the kernel keeps for a listener until they are accepted.
 const BACKLOG: u32 = 1024;
+/// The longest that a deploy may wait, however long compiling may take.
+const LONGEST_DEPLOY: Duration = Duration::from_secs(24 * 3600);
 
 /// Time for requests of the management API to end when everything else has.
 const ADMIN_GRACE: Duration = Duration::from_secs(2);
@@ -94,6 +97,7 @@ fn describe_metrics() {
     stepwell_pipeline::describe_metrics();
     stepwell_sql::describe_metrics();
     stepwell_vector::describe_metrics();
+    crate::lines::describe_metrics();
 }
 
 /// Runs a host until the first signal, then lets it stop in order. A second signal stops it at once, whatever it does then.
@@ -242,6 +246,7 @@ async fn host(
     let host = Arc::new(Host {
         catalog: catalog.clone(),
         directory: directory.clone(),
+        components: Components::new(catalog.clone(), engine.clone(), deployer.clone()),
         engine,
         deployer: deployer.clone(),
         services: services.clone(),
@@ -263,6 +268,7 @@ async fn host(
             })
         },
         stopping: stopping.clone(),
+        patience: config.limits.compile.saturating_mul(5).min(LONGEST_DEPLOY),
         guests: guests.clone(),
     });
     let api = stepwell_api::router(
@@ -340,9 +346,9 @@ async fn host(
     }
     let url = |tls: bool, address| format!("{}://{address}", if tls { "https" } else { "http" });
     announce(
-        &url(data_tls.is_some(), data_address),
-        &url(admin_tls.is_some(), admin_address),
-        kafka.is_embedded().then(|| kafka.bootstrap()),
+        url(data_tls.is_some(), data_address),
+        url(admin_tls.is_some(), admin_address),
+        kafka.is_embedded().then(|| kafka.bootstrap().to_string()),
         is_development,
     );
 
@@ -427,8 +433,15 @@ fn lock(data_dir: &Path) -> Result<File> {
     Ok(file)
 }
 
-/// The one line of stdout: where the host is.
-fn announce(data: &str, admin: &str, kafka: Option<&str>, is_development: bool) {
+/// The one line of stdout: where the host is. Written by a thread of its own, which may wait for whoever reads it.
+fn announce(data: String, admin: String, kafka: Option<String>, is_development: bool) {
+    let say = move || announcement(&data, &admin, kafka.as_deref(), is_development);
+    if let Err(error) = std::thread::Builder::new().name("ready".into()).spawn(say) {
+        warn!(%error, "ready, but nobody can be told");
+    }
+}
+
+fn announcement(data: &str, admin: &str, kafka: Option<&str>, is_development: bool) {
     let mut stdout = std::io::stdout().lock();
     let written = if stdout.is_terminal() {
         let broker = kafka.map_or_else(String::new, |kafka| format!("  kafka {kafka} (embedded)"));
@@ -462,26 +475,52 @@ fn announce(data: &str, admin: &str, kafka: Option<&str>, is_development: bool) 
     }
 }
 
-/// SIGTERM and SIGINT: from when this exists on, neither ends the process by itself.
+/// SIGTERM, SIGINT and SIGHUP: from when this exists on, none of them ends the process by itself.
 struct StopSignals {
     terminate: Signal,
     interrupt: Signal,
+    /// The terminal is gone; none: the host was started so that it outlives it (`nohup`).
+    hang_up: Option<Signal>,
 }
 
 impl StopSignals {
     fn listen() -> Result<Self> {
+        // Else a file that would be larger than the process may write (`ulimit -f`) ends the process without a word. Once it has
+        // been listened for, such a write fails.
+        drop(signal(SignalKind::from_raw(KernelSignal::XFSZ.as_raw()))?);
+        let outlives = ignores(KernelSignal::HUP);
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            hang_up: (!outlives)
+                .then(|| signal(SignalKind::hangup()))
+                .transpose()?,
         })
     }
 
     async fn next(&mut self) {
+        let hang_up = async {
+            match &mut self.hang_up {
+                Some(signal) => signal.recv().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
+            _ = hang_up => {}
         }
     }
+}
+
+/// Whether the process was started with this signal ignored.
+fn ignores(signal: KernelSignal) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status
+        .lines()
+        .find_map(|line| line.strip_prefix("SigIgn:"))
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    ignored.is_some_and(|mask| mask >> (signal.as_raw() - 1) & 1 == 1)
 }
 
 /// Holds runs to the quotas of their namespaces, as they are set now.

@@ -19,6 +19,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _};
 
+use crate::lines::{Flush, Lines};
 use crate::series::Series;
 use crate::spans::SpansWhenLogged;
 
@@ -27,6 +28,8 @@ pub(crate) struct Telemetry {
     traces: Option<SdkTracerProvider>,
     every_span: bool,
     pub(crate) metrics: Arc<Series>,
+    /// The last to go: dropping the rest may log.
+    _flush: Flush,
 }
 
 /// Which log lines are wanted, in `tracing`'s own words (`info`, `stepwell=debug,sqlx=warn`).
@@ -42,16 +45,19 @@ impl Telemetry {
         let every_span = otlp_endpoint.is_some() || filter.contains('[');
         let filter =
             EnvFilter::try_new(&filter).with_context(|| format!("{LOG_VARIABLE}='{filter}'"))?;
-        let lines = if std::io::stderr().is_terminal() {
+        let for_people = std::io::stderr().is_terminal();
+        let (stderr, flush) = Lines::to_stderr(!for_people).context("the log")?;
+        stderr.take_panics();
+        let lines = if for_people {
             tracing_subscriber::fmt::layer()
-                .with_writer(std::io::stderr)
+                .with_writer(stderr)
                 .with_target(false)
                 .boxed()
         } else {
             tracing_subscriber::fmt::layer()
                 .json()
                 .flatten_event(true)
-                .with_writer(std::io::stderr)
+                .with_writer(stderr)
                 .boxed()
         };
         let traces = otlp_endpoint
@@ -78,6 +84,7 @@ impl Telemetry {
             traces,
             every_span,
             metrics,
+            _flush: flush,
         })
     }
 

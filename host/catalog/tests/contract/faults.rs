@@ -29,6 +29,27 @@ async fn many_open_an_empty_database_at_once(place: Place) {
     assert_eq!(plugin.versions.len(), 8);
 }
 
+#[tokio::test]
+async fn a_catalog_file_that_was_emptied_is_refused() {
+    let place = Place::sqlite();
+    let Location::Sqlite(path) = &place.location else {
+        panic!("not SQLite");
+    };
+    place.open().await.close().await;
+    std::fs::File::create(path).unwrap();
+    let catalog = Catalog::new(&place.location).unwrap();
+    let error = catalog.migrate().await.unwrap_err();
+    assert!(matches!(error, CatalogError::Corrupt(_)), "{error}");
+    assert!(error.to_string().contains("backup"), "{error}");
+    assert_eq!(
+        std::fs::metadata(path).unwrap().len(),
+        0,
+        "it is left as it was"
+    );
+    std::fs::remove_file(path).unwrap();
+    catalog.migrate().await.unwrap();
+}
+
 async fn a_newer_catalog_is_refused(place: Place) {
     place.open().await.close().await;
     place

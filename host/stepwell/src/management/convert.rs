@@ -272,14 +272,22 @@ pub(super) fn not_loadable(error: LoadError) -> ApiError {
         LoadError::Busy => ApiError::busy(error.to_string()),
         LoadError::Unreadable { .. } => ApiError::new(ErrorCode::Unavailable, error.to_string()),
         LoadError::Damaged { .. } => ApiError::new(ErrorCode::Corrupt, error.to_string()),
-        LoadError::Host { .. } => ApiError::internal(error),
+        // The disk is full, too many files are open: it may be better soon, and the log says what it is.
+        LoadError::Host { digest, reason } => ApiError::new(
+            ErrorCode::Unavailable,
+            format!("the component {digest} cannot be compiled now; the host's log says why"),
+        )
+        .caused_by(reason),
     }
 }
 
 pub(super) fn from_apply(error: ApplyError) -> ApiError {
     match error {
         ApplyError::Catalog(error) => from_catalog(error),
-        ApplyError::NotDeployable(_) => ApiError::new(ErrorCode::Unavailable, error.to_string()),
+        ApplyError::NotDeployable(_) | ApplyError::TooSlow(_) | ApplyError::Abandoned => {
+            ApiError::new(ErrorCode::Unavailable, error.to_string())
+        }
+        ApplyError::Overtaken(_) => ApiError::new(ErrorCode::Conflict, error.to_string()),
         ApplyError::Invalid(problems) => {
             let count = problems.len();
             let noun = if count == 1 { "mistake" } else { "mistakes" };

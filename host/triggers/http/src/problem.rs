@@ -19,6 +19,8 @@ const MAX_DETAIL: usize = 4 << 10;
 pub(crate) enum Problem {
     #[error("there is no route for this path")]
     NoRoute,
+    #[error("the host has just started and does not know its routes yet")]
+    RoutesUnknown,
     #[error("this path does not take this method")]
     WrongMethod { allow: String },
     #[error("{0}")]
@@ -47,6 +49,7 @@ impl Problem {
     fn status(&self) -> StatusCode {
         match self {
             Self::NoRoute => StatusCode::NOT_FOUND,
+            Self::RoutesUnknown => StatusCode::SERVICE_UNAVAILABLE,
             Self::WrongMethod { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::Refused(Refusal::Forbidden) => StatusCode::FORBIDDEN,
             Self::Refused(Refusal::Unavailable(_)) => StatusCode::SERVICE_UNAVAILABLE,
@@ -75,6 +78,7 @@ impl Problem {
     fn code(&self) -> &'static str {
         match self {
             Self::NoRoute => "not-found",
+            Self::RoutesUnknown => "unavailable",
             Self::WrongMethod { .. } => "method-not-allowed",
             Self::Refused(Refusal::Forbidden) => "forbidden",
             Self::Refused(Refusal::Unavailable(_)) => "unavailable",
@@ -128,7 +132,7 @@ impl Problem {
                     headers.insert(WWW_AUTHENTICATE, challenge);
                 }
             }
-            Self::NoRoom => {
+            Self::NoRoom | Self::RoutesUnknown => {
                 headers.insert(RETRY_AFTER, HeaderValue::from(1));
             }
             Self::NotAdmitted(

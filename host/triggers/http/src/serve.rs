@@ -222,11 +222,7 @@ struct Speaker<A> {
     seat: Arc<Seat>,
 }
 
-async fn connection<A: Answers>(
-    stream: TcpStream,
-    speaker: Speaker<A>,
-    _place: Place,
-) {
+async fn connection<A: Answers>(stream: TcpStream, speaker: Speaker<A>, _place: Place) {
     let _open = Open::new(speaker.config.listener);
     // Without it, a streamed response waits for the client's delayed acknowledgements.
     if let Err(error) = stream.set_nodelay(true) {

@@ -1,4 +1,5 @@
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -37,6 +38,8 @@ pub struct HttpTrigger {
     bodies: Arc<Bodies>,
     replies: Arc<Bodies>,
     unrouted: RouteMetrics,
+    /// Whether its routes were ever set: until then it is not known what there is.
+    is_set: AtomicBool,
 }
 
 /// What a request is to be run with.
@@ -62,6 +65,7 @@ impl HttpTrigger {
             bodies: Bodies::new(bodies::DEFAULT),
             replies: Bodies::new(bodies::DEFAULT),
             unrouted: RouteMetrics::new("", "", ""),
+            is_set: AtomicBool::new(false),
         }
     }
 
@@ -98,6 +102,7 @@ impl HttpTrigger {
         self.bodies.set_namespaces(routes.namespaces());
         self.replies.set_namespaces(routes.namespaces());
         self.routes.store(Arc::new(routes));
+        self.is_set.store(true, Ordering::Release);
     }
 
     /// Answers a request of any caller.
@@ -116,6 +121,7 @@ impl HttpTrigger {
                 let measured = self.unrouted.begin();
                 let problem = match missed {
                     Found::WrongMethod(allow) => Problem::WrongMethod { allow },
+                    _ if !self.is_set.load(Ordering::Acquire) => Problem::RoutesUnknown,
                     _ => Problem::NoRoute,
                 };
                 let response = refused(run, problem, request).await;

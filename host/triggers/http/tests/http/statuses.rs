@@ -1,4 +1,4 @@
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -7,6 +7,7 @@ use http::Request;
 use http_body::Frame;
 use http_body_util::StreamBody;
 use stepwell_core::{ErrorKind, StepError, TraceContext};
+use stepwell_http_trigger::HttpTrigger;
 use stepwell_pipeline::{Dispatcher, Permit};
 
 use super::{
@@ -45,6 +46,17 @@ async fn what_the_plugin_says_of_a_bad_event_is_for_the_caller() {
         .await
         .json();
     assert!(document["detail"].as_str().unwrap().len() <= 4 << 10);
+}
+
+#[tokio::test]
+async fn until_routes_are_known_none_is_said_to_be_missing() {
+    let trigger = Arc::new(HttpTrigger::new(Dispatcher::new(10)));
+    let reply = send(&trigger, post("/nowhere"), "").await;
+    reply.assert_problem(503, "unavailable");
+    assert_eq!(reply.header("retry-after"), Some("1"));
+    trigger.apply(&[]);
+    let reply = send(&trigger, post("/nowhere"), "").await;
+    reply.assert_problem(404, "not-found");
 }
 
 #[tokio::test]
