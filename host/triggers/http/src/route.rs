@@ -148,7 +148,7 @@ impl RouteTable {
         let mut deployments = deployments.to_vec();
         // Validation lets no two pipelines have the same route; if it happens all the same, the outcome is at least the same
         // on every host.
-        deployments.sort_by(|a, b| by_name(a, b));
+        deployments.sort_by(by_name);
         let (gone, new) = differences(&self.deployments, &deployments);
         let mut table = Self {
             root: self.root.clone(),
