@@ -160,7 +160,7 @@ impl<T: Default> Family<T> {
         text: &mut String,
         lines: impl Fn(&mut dyn FnMut(&str, &str, &dyn std::fmt::Display), &T),
     ) {
-        let mut by_name: BTreeMap<KeyName, Vec<(Arc<str>, Arc<T>)>> = BTreeMap::new();
+        let mut by_name = BTreeMap::<KeyName, Vec<_>>::new();
         for shard in &self.0 {
             // Nothing is written under the lock: others would wait for it.
             let shard = shard.read().unwrap_or_else(PoisonError::into_inner);

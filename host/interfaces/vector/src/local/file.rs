@@ -329,7 +329,20 @@ mod tests {
         let path = directory.path().join("a.sqlite");
         let (mut file, _) = File::open(&path, DIMENSION, 1 << 30).await.unwrap();
         for round in 0..2 {
-            // No more than there is: a full disk, as far as SQLite can tell.
+            // Commits fail and end their transactions, as they do when the disk is full.
+            let mut handle = file.connection.lock_handle().await.unwrap();
+            handle.set_commit_hook(|| false);
+            drop(handle);
+            for _ in 0..2 {
+                let full = Changes::Put(vec![vector("full", DIMENSION as usize)]);
+                assert!(file.commit("s", &full).await.is_err());
+            }
+            let mut handle = file.connection.lock_handle().await.unwrap();
+            handle.remove_commit_hook();
+            drop(handle);
+            let small = vec![vector(&format!("small{round}"), DIMENSION as usize)];
+            file.commit("s", &Changes::Put(small)).await.unwrap();
+            // Statements fail too: there are no more pages than there are.
             file.execute("PRAGMA max_page_count = 1").await.unwrap();
             let large = (0..100).map(|id| vector(&format!("large{id}"), DIMENSION as usize));
             let full = file.commit("s", &Changes::Put(large.collect())).await;
@@ -337,8 +350,6 @@ mod tests {
             file.execute("PRAGMA max_page_count = 1073741823")
                 .await
                 .unwrap();
-            let small = vec![vector(&format!("small{round}"), DIMENSION as usize)];
-            file.commit("s", &Changes::Put(small)).await.unwrap();
         }
         file.close().await;
         let (_, spaces) = File::open(&path, DIMENSION, 1 << 30).await.unwrap();
