@@ -208,6 +208,16 @@ fn kill(pid: u32, signal: &str) {
     let _ = Command::new("kill").args(arguments).status();
 }
 
+/// Waits until every compiler has ended, and whoever waited for it has done what it meant to.
+async fn compiled_all(host: &Host) {
+    let end = Instant::now() + SOON;
+    while metric(host, "stepwell_compiling").await > 0.0 {
+        assert!(Instant::now() < end, "it compiles for too long");
+        sleep(Duration::from_millis(50)).await;
+    }
+    sleep(Duration::from_secs(2)).await;
+}
+
 /// A host whose pipeline `x` is at revision 1, and which has to compile `slow` before it can deploy it.
 async fn about_to_compile() -> Arc<Host> {
     let mut host = Host::start(&Config::default()).await.unwrap();
@@ -276,7 +286,7 @@ async fn a_change_whose_caller_left_is_not_made_later() {
     // The host learns of it.
     sleep(Duration::from_millis(500)).await;
     drop(held);
-    rests(&host).await;
+    compiled_all(&host).await;
     let found = host.get(X).await.unwrap().json();
     assert_eq!(found["revision"], 1, "{found}");
     let reply = host.post("/x-slow", "text/plain", "x").await.unwrap();
@@ -342,12 +352,7 @@ async fn an_upload_whose_caller_left_leaves_nothing() {
     assert!(uploading.await.is_err());
     sleep(Duration::from_millis(500)).await;
     drop(held);
-    let end = Instant::now() + SOON;
-    while metric(&host, "stepwell_compiling").await > 0.0 {
-        assert!(Instant::now() < end);
-        sleep(Duration::from_millis(50)).await;
-    }
-    sleep(Duration::from_secs(1)).await;
+    compiled_all(&host).await;
     assert_eq!(compiled(&host), [] as [PathBuf; 0]);
     let path = "/api/v1/namespaces/default/plugins/x/versions/1.0.0";
     assert_eq!(host.get(path).await.unwrap().status, StatusCode::NOT_FOUND);
