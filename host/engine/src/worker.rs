@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
 
-use rustix::process::{Resource, Rlimit, getppid, setpriority_process, setrlimit};
+use rustix::process::{Resource, Rlimit, getppid, getrlimit, setpriority_process, setrlimit};
 use serde::{Deserialize, Serialize};
 
 use crate::cache::fingerprint;
@@ -209,6 +209,10 @@ impl Bounds {
     /// Takes from this process what the component it compiles must not have, before it has been read.
     fn confine(&self) -> Result<(), String> {
         let limit = |resource, value: u64| {
+            // What the host itself may not have more of, nobody gives to this process.
+            let value = getrlimit(resource)
+                .maximum
+                .map_or(value, |most| value.min(most));
             let limit = Rlimit {
                 current: Some(value),
                 maximum: Some(value),
