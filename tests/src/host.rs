@@ -190,6 +190,17 @@ impl Host {
         self.directory.path().join("host.log")
     }
 
+    /// Whether the host logs this, if need be in a moment: it writes its lines by and by.
+    pub async fn logs(&self, part: &str) -> bool {
+        for _ in 0..100 {
+            if self.log().contains(part) {
+                return true;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        false
+    }
+
     /// What the host has logged.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.log_file()).unwrap_or_default()

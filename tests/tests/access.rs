@@ -349,7 +349,7 @@ async fn a_token_is_made_and_revoked_on_every_host_that_shares_the_catalog() {
 #[tokio::test]
 async fn development_mode_asks_for_no_token_and_takes_the_rights_of_one_that_is_presented() {
     let host = Host::start(&Config::default()).await.unwrap();
-    assert!(host.log().contains("development mode: whoever"));
+    assert!(host.logs("development mode: whoever").await);
     let anonymous = host.get("/api/v1/tokens").await.unwrap();
     assert_eq!(anonymous.status, StatusCode::OK);
     let made = host.cli(&["token", "create", "--role", "viewer"]).unwrap();

@@ -413,7 +413,7 @@ async fn compiled_code_that_is_damaged_or_gone_is_compiled_again() {
         let after = std::fs::metadata(&files(&cache, "cwasm")[0]).unwrap().len();
         assert_eq!(after, before, "{damage}: it is written again");
     }
-    assert!(host.log().contains("compiled again"), "the host says so");
+    assert!(host.logs("compiled again").await, "the host says so");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -203,7 +203,7 @@ async fn the_deployer_and_nobody_else_learns_where_a_guest_was() {
         text.contains("\n    in ") && text.contains("recurse"),
         "{text}"
     );
-    assert!(host.log().contains("hostile@1.0.0") && host.log().contains("stack-overflow"));
+    assert!(host.logs("hostile@1.0.0").await && host.logs("stack-overflow").await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

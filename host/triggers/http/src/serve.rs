@@ -154,7 +154,15 @@ pub async fn serve<A: Answers>(
             Err(_) => break,
         }
     }
-    drop(listener);
+    // Some are made all the while, and a busy runtime hears late of them: the kernel is asked itself, right before the end.
+    if let Ok(listener) = listener.into_std() {
+        for stream in std::iter::from_fn(|| made(&listener)).take(BACKLOG) {
+            match tokio::time::timeout(Duration::from_millis(5), seats.enter()).await {
+                Ok(place) => take((stream, place)),
+                Err(_) => break,
+            }
+        }
+    }
     connections.close();
     if tokio::time::timeout(config.grace, connections.wait())
         .await
@@ -168,6 +176,13 @@ pub async fn serve<A: Answers>(
         abort.cancel();
         connections.wait().await;
     }
+}
+
+/// A connection that the kernel has made already.
+fn made(listener: &std::net::TcpListener) -> Option<TcpStream> {
+    let (stream, _) = listener.accept().ok()?;
+    stream.set_nonblocking(true).ok()?;
+    TcpStream::from_std(stream).ok()
 }
 
 /// Accepts a connection and finds a place for it. One that still waits for its place is in `waiting`, for the next call, when

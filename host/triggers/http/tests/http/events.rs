@@ -159,7 +159,9 @@ async fn malformed_cloudevents_are_400() {
 
 #[tokio::test]
 async fn a_cloudevent_of_too_many_extensions_is_400() {
-    let trigger = one(inspect());
+    let mut route = spec("POST", "/p");
+    route.max_body = 1 << 20;
+    let trigger = trigger(&[deployment(route, 1, steps(vec![inspect()]))]);
     for (count, status) in [(256, 200), (257, 400), (50_000, 400)] {
         let extensions: String = (0..count).map(|i| format!(r#","x{i}":1"#)).collect();
         let body =
