@@ -344,7 +344,8 @@ impl<T: Send + 'static> Future for Guest<T> {
                 let clock = this.clock.clone();
                 clock.be_exact();
                 let timed = async move { timed(&clock, guest).await };
-                this.at = At::Lane(this.lane.take(timed.in_current_span()));
+                let span = this.environment.span();
+                this.at = At::Lane(this.lane.take(timed.instrument(span)));
             }
         }
         match &mut this.at {

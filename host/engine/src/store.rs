@@ -1,6 +1,7 @@
 use std::sync::Arc;
 
 use stepwell_core::{CpuAccount, Limits};
+use tracing::Span;
 use wasmtime::component::ResourceTable;
 use wasmtime_wasi::cli::WasiCliCtxView;
 use wasmtime_wasi::p2::{DynInputStream, DynOutputStream, DynPollable};
@@ -42,6 +43,8 @@ pub struct Environment {
     pub(crate) temper: Temper,
     /// Whose the memory of its instances is; none: nobody's in particular.
     pub(crate) tenant: Option<Tenant>,
+    /// Tells the span of what a thread works for.
+    span: Option<fn() -> Option<Span>>,
 }
 
 impl Environment {
@@ -54,6 +57,7 @@ impl Environment {
             variables,
             temper: Temper::default(),
             tenant: None,
+            span: None,
         }
     }
 
@@ -62,6 +66,19 @@ impl Environment {
     pub fn of(mut self, tenant: Tenant) -> Self {
         self.tenant = Some(tenant);
         self
+    }
+
+    /// Where the host makes its spans when something is logged: what the thread is asked when a call goes on on another one.
+    #[must_use]
+    pub fn in_spans(mut self, current: fn() -> Option<Span>) -> Self {
+        self.span = Some(current);
+        self
+    }
+
+    /// The span of the call that this thread works for.
+    pub(crate) fn span(&self) -> Span {
+        let of_host = self.span.and_then(|current| current());
+        of_host.unwrap_or_else(Span::current)
     }
 }
 

@@ -13,6 +13,7 @@ use stepwell_engine::{Bind, Engine, Environment, Fetch, Handle, Kept, LoadError,
 use stepwell_inference::JsonMapping;
 use stepwell_pipeline::{
     Body, Dispatcher, Function, ModelSpec, Pin, PrepareError, Prepared, Step, StepFactory,
+    current_span,
 };
 
 use crate::guest::{GuestCall, GuestState};
@@ -144,6 +145,7 @@ impl StepFactory for Factory {
             kept: OnceLock::new(),
             environment: Arc::new(
                 Environment::new(scope.config.iter().cloned())
+                    .in_spans(current_span)
                     .of(self.engine.tenant(scope.namespace.as_str())),
             ),
             egress: self.services.egress.scope(scope),
