@@ -399,11 +399,9 @@ async fn uploads_of_too_much_are_refused() {
     let code = "(core module $m) (core instance (instantiate $m))";
     let inner = format!("(component $c {code} (type $s (stream u8)))");
     let instances = "(instance (instantiate $c))".repeat(9);
-    let handler = format!(
-        "(core module $h (func (export \"f\"))) (core instance $h (instantiate $h))
-         (func $f (canon lift (core func $h \"f\"))) (instance $i (export \"handle\" (func $f)))
-         (export \"wasi:http/handler@0.3.0\" (instance $i))"
-    );
+    let handler = r#"(core module $h (func (export "f"))) (core instance $h (instantiate $h))
+         (func $f (canon lift (core func $h "f"))) (instance $i (export "handle" (func $f)))
+         (export "wasi:http/handler@0.3.0" (instance $i))"#;
     let crowd = component(&format!("{inner} {instances} {handler}"));
     for (bytes, word) in [(many, "1001 exports"), (crowd, "8 instances")] {
         let error = compile(&engine, &bytes).await.unwrap_err();
