@@ -82,21 +82,9 @@ const TURN: Duration = Duration::from_micros(100);
 /// priority alone does not: a thread that has begun its turn goes on to its end, which takes milliseconds. Linux knows turns of
 /// another length from 6.12 on, and does nothing about it before.
 fn take_short_turns() {
-    if let Err(error) = schedule(libc::SCHED_OTHER) {
-        tracing::debug!(%error, "chores take turns of the usual length");
-    }
-}
-
-/// Has this process give way at once to whatever else wants the processor. Only one that shares no lock with those who answer
-/// requests may do so: it could be stopped while it holds it.
-pub(crate) fn give_way() -> std::io::Result<()> {
-    schedule(libc::SCHED_IDLE)
-}
-
-fn schedule(policy: libc::c_int) -> std::io::Result<()> {
     let attributes = libc::sched_attr {
         size: u32::try_from(size_of::<libc::sched_attr>()).unwrap_or_default(),
-        sched_policy: policy.cast_unsigned(),
+        sched_policy: libc::SCHED_OTHER.cast_unsigned(),
         sched_flags: 0,
         sched_nice: NICENESS,
         sched_priority: 0,
@@ -107,10 +95,9 @@ fn schedule(policy: libc::c_int) -> std::io::Result<()> {
     // SAFETY: the kernel reads as many bytes as `size` says, of a value that outlives the call.
     #[allow(unsafe_code, reason = "no library has this system call")]
     let refused = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
-    if refused == 0 {
-        Ok(())
-    } else {
-        Err(std::io::Error::last_os_error())
+    if refused != 0 {
+        let error = std::io::Error::last_os_error();
+        tracing::debug!(%error, "chores take turns of the usual length");
     }
 }
 

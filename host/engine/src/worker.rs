@@ -9,7 +9,7 @@ use rustix::process::{Resource, Rlimit, getppid, getrlimit, setpriority_process,
 use serde::{Deserialize, Serialize};
 
 use crate::cache::fingerprint;
-use crate::chores::{NICENESS, give_way};
+use crate::chores::NICENESS;
 use crate::config::{Allocation, Flavor, wasmtime_config};
 use crate::functions::Functions;
 use crate::inspect::{Inspection, Refused, flavor, inspect};
@@ -226,8 +226,6 @@ impl Bounds {
         limit(Resource::Core, 0)?;
         setpriority_process(None, NICENESS)
             .map_err(|error| failed("the priority cannot be set", error))?;
-        // Where that is refused, the lowest priority has to do.
-        let _ = give_way();
         let parent = getppid();
         thread::Builder::new()
             .stack_size(64 << 10)
