@@ -66,7 +66,7 @@ impl Bodies {
         self.taken.load(Ordering::Relaxed)
     }
 
-    /// Whether a namespace may have no more for now.
+    /// Whether a namespace has as much as it may.
     pub(crate) fn is_full(&self, namespace: &Name) -> bool {
         let taken = self.taken();
         if taken < self.share {
