@@ -1,9 +1,10 @@
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
 
 use tokio::sync::oneshot;
+
+use crate::turns::take_short_turns;
 
 /// Threads for work that takes the processor for long and that no request waits for: they run when nothing else wants to.
 pub(crate) struct Chores {
@@ -72,32 +73,6 @@ fn work(receiver: &Mutex<Receiver<Chore>>) {
         if std::panic::catch_unwind(std::panic::AssertUnwindSafe(chore)).is_err() {
             tracing::error!("a chore panicked; this is a bug in the host");
         }
-    }
-}
-
-/// The shortest turn that Linux gives.
-const TURN: Duration = Duration::from_micros(100);
-
-/// Has this thread, and the processes that it starts, give way to a request that wakes up as soon as a turn is over. The lowest
-/// priority alone does not: a thread that has begun its turn goes on to its end, which takes milliseconds. Linux knows turns of
-/// another length from 6.12 on, and does nothing about it before.
-fn take_short_turns() {
-    let attributes = libc::sched_attr {
-        size: u32::try_from(size_of::<libc::sched_attr>()).unwrap_or_default(),
-        sched_policy: libc::SCHED_OTHER.cast_unsigned(),
-        sched_flags: 0,
-        sched_nice: NICENESS,
-        sched_priority: 0,
-        sched_runtime: u64::try_from(TURN.as_nanos()).unwrap_or_default(),
-        sched_deadline: 0,
-        sched_period: 0,
-    };
-    // SAFETY: the kernel reads as many bytes as `size` says, of a value that outlives the call.
-    #[allow(unsafe_code, reason = "no library has this system call")]
-    let refused = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
-    if refused != 0 {
-        let error = std::io::Error::last_os_error();
-        tracing::debug!(%error, "chores take turns of the usual length");
     }
 }
 

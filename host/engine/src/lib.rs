@@ -45,6 +45,7 @@ mod slots;
 mod step;
 mod store;
 mod temper;
+mod turns;
 mod worker;
 
 pub use command::{Command, CommandError, Surroundings};

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
 
+use rayon::ThreadPool;
 use rustix::process::{Resource, Rlimit, getppid, getrlimit, setpriority_process, setrlimit};
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +16,7 @@ use crate::functions::Functions;
 use crate::inspect::{Inspection, Refused, flavor, inspect};
 use crate::interfaces::Interfaces;
 use crate::load::{refused_text, text};
+use crate::turns::{STACK, yielding_threads};
 
 /// Something is wrong that is not the component's fault; standard error says what.
 pub(crate) const EXIT_HOST: i32 = 11;
@@ -65,9 +67,14 @@ const LARGE: usize = 2 << 20;
 /// `arguments` are those that [`CompileBy::Program`](crate::CompileBy) adds.
 pub fn compile_worker(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let outcome = parse(arguments)
-        .and_then(|(order, bounds)| bounds.confine().map(|()| order))
+        .and_then(|(order, bounds)| {
+            let threads = threads()?;
+            // Stacks are none of the component's doing.
+            bounds.confine(threads.current_num_threads().saturating_mul(STACK) as u64)?;
+            Ok((order, threads))
+        })
         .map_err(Failure::from)
-        .and_then(|order| order.answer());
+        .and_then(|(order, threads)| threads.install(|| order.answer()));
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::TooMuchCode) => exit(EXIT_CODE),
@@ -76,6 +83,13 @@ pub fn compile_worker(arguments: impl IntoIterator<Item = OsString>) -> ExitCode
             exit(EXIT_HOST)
         }
     }
+}
+
+/// Those that compile, which begin with the priority of this one.
+fn threads() -> Result<ThreadPool, String> {
+    setpriority_process(None, NICENESS)
+        .map_err(|error| failed("the priority cannot be set", error))?;
+    yielding_threads().map_err(|error| failed("no threads can be started", error))
 }
 
 enum Failure {
@@ -206,8 +220,9 @@ impl Order {
 }
 
 impl Bounds {
-    /// Takes from this process what the component it compiles must not have, before it has been read.
-    fn confine(&self) -> Result<(), String> {
+    /// Takes from this process what the component it compiles must not have, before it has been read. So many bytes of memory are
+    /// its own.
+    fn confine(&self, own: u64) -> Result<(), String> {
         let limit = |resource, value: u64| {
             // What the host itself may not have more of, nobody gives to this process.
             let value = getrlimit(resource)
@@ -220,12 +235,10 @@ impl Bounds {
             setrlimit(resource, limit).map_err(|error| failed("a limit cannot be set", error))
         };
         // What it may write to: neither the program nor what it maps to read counts.
-        limit(Resource::Data, self.memory)?;
+        limit(Resource::Data, self.memory.saturating_add(own))?;
         limit(Resource::Fsize, self.code)?;
         limit(Resource::Cpu, self.cpu.as_secs().max(1))?;
         limit(Resource::Core, 0)?;
-        setpriority_process(None, NICENESS)
-            .map_err(|error| failed("the priority cannot be set", error))?;
         let parent = getppid();
         thread::Builder::new()
             .stack_size(64 << 10)

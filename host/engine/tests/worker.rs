@@ -177,7 +177,14 @@ async fn one_that_takes_too_much_memory_ends_alone() {
         compile_memory: 16 << 20,
         ..config(dir.path())
     });
-    let bytes = guest("hostile.wasm");
+    // One function, whose parts are all in memory at once while it is compiled.
+    let body = "(i32.store (local.get 0) (i32.load (local.get 0)))".repeat(100_000);
+    let module = wat::parse_str(format!("(module (memory 1) (func (param i32) {body}))")).unwrap();
+    let mut bytes = guest("echo.wasm").to_vec();
+    bytes.push(1);
+    bytes.extend(leb(module.len()));
+    bytes.extend(module);
+    let bytes = Bytes::from(bytes);
     let error = compile(&small, &bytes).await.unwrap_err();
     assert!(
         matches!(error, LoadError::TooBig { limit: 16_777_216 }),

@@ -1,0 +1,124 @@
+//! How what computes for long gives way to requests. The lowest priority alone does not: Linux lets a thread go on that has begun
+//! its turn, or that has got less than its share so far, and looks again when a tick or another thread wakes it, which takes
+//! milliseconds.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::ptr;
+use std::time::Duration;
+
+use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
+
+use crate::chores::NICENESS;
+
+/// The shortest turn that Linux gives.
+const TURN: Duration = Duration::from_micros(100);
+
+/// How long a compiler's thread computes before it asks who else wants to. Asking takes about a microsecond.
+const PERIOD: Duration = Duration::from_micros(200);
+
+/// Bytes of such a thread's stack: as many as the first thread of a process usually has.
+pub(crate) const STACK: usize = 8 << 20;
+
+/// Has this thread, and the processes that it starts, take turns that end after [`TURN`]. Linux knows turns of another length from
+/// 6.12 on, and does nothing about it before.
+pub(crate) fn take_short_turns() {
+    let attributes = libc::sched_attr {
+        size: u32::try_from(size_of::<libc::sched_attr>()).unwrap_or_default(),
+        sched_policy: libc::SCHED_OTHER.cast_unsigned(),
+        sched_flags: 0,
+        sched_nice: NICENESS,
+        sched_priority: 0,
+        sched_runtime: nanoseconds(TURN).cast_unsigned(),
+        sched_deadline: 0,
+        sched_period: 0,
+    };
+    // SAFETY: the kernel reads as many bytes as `size` says, of a value that outlives the call.
+    #[allow(unsafe_code, reason = "no library has this system call")]
+    let refused = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
+    if refused != 0 {
+        let error = io::Error::last_os_error();
+        tracing::debug!(%error, "chores take turns of the usual length");
+    }
+}
+
+/// Threads that compile, as many as `RAYON_NUM_THREADS` says, each of which gives way whenever [`PERIOD`] is over. The process must
+/// be one that does nothing else: it no longer ends by `SIGALRM`.
+pub(crate) fn yielding_threads() -> Result<ThreadPool, ThreadPoolBuildError> {
+    ThreadPoolBuilder::new()
+        .stack_size(STACK)
+        // Where it is refused, compiling competes as other threads of its priority do.
+        .start_handler(|_| drop(keep_yielding()))
+        .build()
+}
+
+/// Interrupts this thread, for as long as it lives, to have it yield.
+fn keep_yielding() -> io::Result<()> {
+    // SAFETY: a value of zeros is a valid `sigaction`, and the handler calls nothing but `sched_yield`, which may be called at any
+    // point of a program. Both pointers are good for the call.
+    #[allow(unsafe_code, reason = "no library has these system calls")]
+    let refused = unsafe {
+        let mut action: libc::sigaction = MaybeUninit::zeroed().assume_init();
+        action.sa_sigaction = give_way as extern "C" fn(libc::c_int) as libc::sighandler_t;
+        action.sa_flags = libc::SA_RESTART;
+        libc::sigaction(libc::SIGALRM, &raw const action, ptr::null_mut())
+    };
+    checked(refused)?;
+    // SAFETY: a value of zeros is a valid `sigevent`; the thread's number is this thread's. The pointers are good for the calls.
+    #[allow(unsafe_code, reason = "no library has these system calls")]
+    let refused = unsafe {
+        let mut event: libc::sigevent = MaybeUninit::zeroed().assume_init();
+        event.sigev_notify = libc::SIGEV_THREAD_ID;
+        event.sigev_signo = libc::SIGALRM;
+        event.sigev_notify_thread_id = libc::gettid();
+        let mut timer = ptr::null_mut();
+        checked(libc::timer_create(
+            libc::CLOCK_MONOTONIC,
+            &raw mut event,
+            &raw mut timer,
+        ))?;
+        let period = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: nanoseconds(PERIOD),
+        };
+        let times = libc::itimerspec {
+            it_interval: period,
+            it_value: period,
+        };
+        libc::timer_settime(timer, 0, &raw const times, ptr::null_mut())
+    };
+    checked(refused)
+}
+
+extern "C" fn give_way(_signal: libc::c_int) {
+    rustix::thread::sched_yield();
+}
+
+fn checked(refused: libc::c_int) -> io::Result<()> {
+    match refused {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn nanoseconds(duration: Duration) -> i64 {
+    i64::from(duration.subsec_nanos())
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::event::{Timespec, poll};
+    use rustix::io::Errno;
+
+    use super::*;
+
+    #[test]
+    fn threads_that_compile_are_interrupted_and_no_others() {
+        let wait = |most: Duration| poll(&mut [], Some(&Timespec::try_from(most).unwrap()));
+        let threads = yielding_threads().unwrap();
+        for interrupted in threads.broadcast(|_| wait(Duration::from_secs(60))) {
+            assert_eq!(interrupted, Err(Errno::INTR));
+        }
+        assert_eq!(wait(PERIOD * 100), Ok(0));
+    }
+}
