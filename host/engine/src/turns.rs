@@ -2,7 +2,6 @@
 //! its turn, or that has got less than its share so far, and looks again when a tick or another thread wakes it, which takes
 //! milliseconds.
 
-use std::cell::Cell;
 use std::io;
 use std::mem::MaybeUninit;
 use std::ptr;
@@ -15,15 +14,9 @@ use crate::chores::NICENESS;
 /// The shortest turn that Linux gives.
 const TURN: Duration = Duration::from_micros(100);
 
-/// How long a compiler's thread computes before it asks who else wants to, where nobody did lately. Asking takes about a microsecond, and twenty on a
-/// virtual machine that has no timers of its own.
-const PERIOD: Duration = Duration::from_millis(1);
-
-/// The same while others compete for its core.
-const SHORT_PERIOD: Duration = Duration::from_micros(200);
-
-/// After so many short periods without anybody else, they are long again.
-const QUIET: u32 = 50;
+/// How long a compiler's thread computes before it asks who else wants to. Asking takes about a microsecond, and twenty on a virtual
+/// machine that has no timers of its own.
+const PERIOD: Duration = Duration::from_micros(300);
 
 /// Bytes of such a thread's stack: as many as the first thread of a process usually has.
 pub(crate) const STACK: usize = 8 << 20;
@@ -50,7 +43,7 @@ pub(crate) fn take_short_turns() {
     }
 }
 
-/// Threads that compile, as many as `RAYON_NUM_THREADS` says, each of which gives way whenever a period is over. The process must
+/// Threads that compile, as many as `RAYON_NUM_THREADS` says, each of which gives way whenever [`PERIOD`] is over. The process must
 /// be one that does nothing else: it no longer ends by `SIGALRM`.
 pub(crate) fn yielding_threads() -> Result<ThreadPool, ThreadPoolBuildError> {
     ThreadPoolBuilder::new()
@@ -62,8 +55,8 @@ pub(crate) fn yielding_threads() -> Result<ThreadPool, ThreadPoolBuildError> {
 
 /// Interrupts this thread, for as long as it lives, to have it yield.
 fn keep_yielding() -> io::Result<()> {
-    // SAFETY: a value of zeros is a valid `sigaction`, and the handler calls nothing but the kernel, so it may be called at any point
-    // of a program. Both pointers are good for the call.
+    // SAFETY: a value of zeros is a valid `sigaction`, and the handler calls nothing but `sched_yield`, which may be called at any
+    // point of a program. Both pointers are good for the call.
     #[allow(unsafe_code, reason = "no library has this system call")]
     let refused = unsafe {
         let mut action: libc::sigaction = MaybeUninit::zeroed().assume_init();
@@ -83,82 +76,22 @@ fn keep_yielding() -> io::Result<()> {
         libc::timer_create(libc::CLOCK_MONOTONIC, &raw mut event, &raw mut timer)
     };
     checked(refused)?;
-    PACE.with(|pace| {
-        pace.timer.set(timer);
-        pace.interrupt_every(PERIOD)
-    })
-}
-
-/// What a thread's signal handler knows. It is made without allocating and needs no destructor, so the handler may use it.
-struct Pace {
-    timer: Cell<libc::timer_t>,
-    /// How often the thread has lost its core, as far as is known.
-    losses: Cell<i64>,
-    /// How many more short periods there are to be; 0: they are long.
-    short: Cell<u32>,
-}
-
-thread_local! {
-    static PACE: Pace = const {
-        Pace {
-            timer: Cell::new(ptr::null_mut()),
-            losses: Cell::new(0),
-            short: Cell::new(0),
-        }
+    let period = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: nanoseconds(PERIOD),
     };
+    let times = libc::itimerspec {
+        it_interval: period,
+        it_value: period,
+    };
+    // SAFETY: the timer is the one just made. The pointers are good for the call.
+    #[allow(unsafe_code, reason = "no library has this system call")]
+    let refused = unsafe { libc::timer_settime(timer, 0, &raw const times, ptr::null_mut()) };
+    checked(refused)
 }
 
 extern "C" fn give_way(_signal: libc::c_int) {
     rustix::thread::sched_yield();
-    // Without a thread-local value the thread is at its end.
-    let _ = PACE.try_with(Pace::adapt);
-}
-
-impl Pace {
-    fn adapt(&self) {
-        let losses = losses();
-        let lost = losses != self.losses.replace(losses);
-        let before = self.short.get();
-        let short = match lost {
-            true => QUIET,
-            false => before.saturating_sub(1),
-        };
-        self.short.set(short);
-        // Where it is refused, the period is as it was.
-        let _ = match (before, short) {
-            (0, 1..) => self.interrupt_every(SHORT_PERIOD),
-            (1.., 0) => self.interrupt_every(PERIOD),
-            _ => Ok(()),
-        };
-    }
-
-    fn interrupt_every(&self, period: Duration) -> io::Result<()> {
-        let interval = libc::timespec {
-            tv_sec: 0,
-            tv_nsec: nanoseconds(period),
-        };
-        let times = libc::itimerspec {
-            it_interval: interval,
-            it_value: interval,
-        };
-        // SAFETY: the timer is one that the kernel has made for this thread and that is never deleted. The pointers are good for the
-        // call.
-        #[allow(unsafe_code, reason = "no library has this system call")]
-        let refused =
-            unsafe { libc::timer_settime(self.timer.get(), 0, &raw const times, ptr::null_mut()) };
-        checked(refused)
-    }
-}
-
-/// How often this thread has had to leave its core to another while it wanted to go on.
-fn losses() -> i64 {
-    // SAFETY: a value of zeros is a valid `rusage`, and the pointer is good for the call.
-    #[allow(unsafe_code, reason = "no library has this system call")]
-    unsafe {
-        let mut usage: libc::rusage = MaybeUninit::zeroed().assume_init();
-        libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage);
-        usage.ru_nivcsw
-    }
 }
 
 fn checked(refused: libc::c_int) -> io::Result<()> {
