@@ -11,7 +11,7 @@ export STEPWELL_GUESTS := $(GUEST_TARGET)/stepwell
 # `embedded`, or `real`: PostgreSQL, Redis and Apache Kafka, started by the demo itself.
 SERVICES ?= embedded
 # What `make bench` measures: `release`, or `dist`, the slowly built profile of images. BENCH: options for it, or one row of it
-# (`cold-start`, `upload`, `idle`, `storm`, `density`).
+# (`cold-start`, `upload`, `idle`, `storm`, `neighbours`, `density`).
 PROFILE ?= release
 BENCH ?=
 # Options of `make soak`.

@@ -4,6 +4,7 @@ mod cold_start;
 mod density;
 mod host;
 mod idle;
+mod neighbours;
 mod storm;
 mod upload;
 
@@ -33,6 +34,8 @@ pub(crate) enum Row {
     Idle(RowArgs),
     /// Requests during an upload storm
     Storm(storm::StormArgs),
+    /// Requests beside hostile guests
+    Neighbours(neighbours::NeighboursArgs),
 }
 
 /// How often to measure.
@@ -89,6 +92,7 @@ impl Row {
             Self::Upload(rows(5)),
             Self::Idle(rows(5)),
             Self::Storm(storm::StormArgs::new(rows(3))),
+            Self::Neighbours(neighbours::NeighboursArgs::new(rows(3))),
             Self::Density(density::DensityArgs::new(json)),
         ]
     }
@@ -102,6 +106,7 @@ impl Row {
             Self::Density(args) => (density::run(&programs, args).await?, args.json),
             Self::Idle(args) => (idle::run(&programs, args).await?, args.json),
             Self::Storm(args) => (storm::run(&programs, args).await?, args.row.json),
+            Self::Neighbours(args) => (neighbours::run(&programs, args).await?, args.row.json),
         };
         if json {
             let report = Report {

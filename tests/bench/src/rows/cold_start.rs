@@ -62,7 +62,15 @@ async fn measure(
     outcome: &mut Outcome,
 ) -> Result<()> {
     let mut host = Host::start(programs).await?;
-    deploy(&mut host.admin().await?, "cold", method, "/cold", component).await?;
+    deploy(
+        &mut host.admin().await?,
+        "default",
+        "cold",
+        method,
+        "/cold",
+        component,
+    )
+    .await?;
     let (mut first, mut second) = (Vec::new(), Vec::new());
     for round in 1..=args.row.rounds {
         note(&format!("{name}: restart {round} of {}", args.row.rounds));

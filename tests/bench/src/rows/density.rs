@@ -55,7 +55,7 @@ pub(super) async fn run(programs: &Programs, args: &DensityArgs) -> Result<Outco
     for number in 0..real {
         let component = variant(&echo, number);
         let (name, path) = (format!("real-{number}"), format!("/real-{number}"));
-        deploy(&mut admin, &name, "POST", &path, &component).await?;
+        deploy(&mut admin, "default", &name, "POST", &path, &component).await?;
     }
     let mut caller = host.caller().await?;
     let before = call_used(&mut caller, args.used).await?;
@@ -68,7 +68,7 @@ pub(super) async fn run(programs: &Programs, args: &DensityArgs) -> Result<Outco
         let component = variant(&tiny, number);
         let (name, path) = (format!("tiny-{number}"), format!("/tiny-{number}"));
         let began = Instant::now();
-        deploy(&mut admin, &name, "POST", &path, &component).await?;
+        deploy(&mut admin, "default", &name, "POST", &path, &component).await?;
         deploys.push(milliseconds(began.elapsed()));
     }
     // The host has closed a connection that was idle for so long.

@@ -9,6 +9,7 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Child;
 
 use crate::client::Client;
+use crate::load::Measured;
 use crate::servers::{Programs, command};
 
 /// A host with defaults and a data directory of its own, which outlives restarts. It is killed when this is dropped.
@@ -84,6 +85,28 @@ impl Host {
         Client::connect(self.data).await
     }
 
+    /// So many requests a second of 256 bytes, which are expected back, at fixed times.
+    pub(super) async fn load(
+        &self,
+        programs: &Programs,
+        path: &str,
+        rate: f64,
+        seconds: f64,
+    ) -> Result<Measured> {
+        let output = command(&programs.own, &["load", "--path", path, "--body", "256"])
+            .args(["--address", &self.data.to_string(), "--connections", "16"])
+            .args(["--seconds", &seconds.to_string()])
+            .args(["--rate", &rate.to_string()])
+            .output()
+            .await?;
+        ensure!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(serde_json::from_slice(&output.stdout)?)
+    }
+
     /// Bytes of memory that are resident, in MiB.
     pub(super) fn resident(&self) -> Result<f64> {
         let process = self.process.as_ref().and_then(Child::id);
@@ -126,12 +149,13 @@ impl Host {
 /// Uploads a component and deploys it at a path.
 pub(super) async fn deploy(
     admin: &mut Client,
+    namespace: &str,
     name: &str,
     method: &str,
     path: &str,
     component: &[u8],
 ) -> Result<()> {
-    let plugin = format!("/api/v1/namespaces/default/plugins/{name}/versions/1.0.0");
+    let plugin = format!("/api/v1/namespaces/{namespace}/plugins/{name}/versions/1.0.0");
     admin.must("PUT", &plugin, component).await?;
     let document = serde_json::json!({
         "stepwell": 1,
@@ -139,7 +163,7 @@ pub(super) async fn deploy(
         "triggers": [{"http": {"method": method, "path": path}}],
         "steps": [{"id": "only", "plugin": format!("{name}@1")}],
     });
-    let pipeline = format!("/api/v1/namespaces/default/pipelines/{name}");
+    let pipeline = format!("/api/v1/namespaces/{namespace}/pipelines/{name}");
     admin
         .must("PUT", &pipeline, document.to_string().as_bytes())
         .await?;

@@ -9,7 +9,7 @@ use super::{Outcome, RowArgs, ratio};
 use crate::client::Client;
 use crate::load::Measured;
 use crate::output::note;
-use crate::servers::{Programs, command};
+use crate::servers::Programs;
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct StormArgs {
@@ -37,6 +37,9 @@ impl StormArgs {
     }
 }
 
+/// Where the requests go that are measured.
+const CALM: &str = "/calm";
+
 pub(super) async fn run(programs: &Programs, args: &StormArgs) -> Result<Outcome> {
     args.row.check()?;
     ensure!(
@@ -46,12 +49,12 @@ pub(super) async fn run(programs: &Programs, args: &StormArgs) -> Result<Outcome
     let host = Host::start(programs).await?;
     let mut admin = host.admin().await?;
     let echo = programs.component("echo")?;
-    deploy(&mut admin, "calm", "POST", "/calm", &echo).await?;
+    deploy(&mut admin, "default", "calm", "POST", CALM, &echo).await?;
     let uploads = Arc::new(AtomicUsize::new(0));
     let (mut calm, mut stormy) = (Vec::new(), Vec::new());
     for round in 1..=args.row.rounds {
         note(&format!("alone, round {round} of {}", args.row.rounds));
-        calm.push(load(programs, &host, args).await?);
+        calm.push(host.load(programs, CALM, args.rate, args.seconds).await?);
         note(&format!(
             "during a storm, round {round} of {}",
             args.row.rounds
@@ -67,7 +70,7 @@ pub(super) async fn run(programs: &Programs, args: &StormArgs) -> Result<Outcome
                 uploads.clone(),
             )));
         }
-        stormy.push(load(programs, &host, args).await?);
+        stormy.push(host.load(programs, CALM, args.rate, args.seconds).await?);
         over.store(true, Ordering::Relaxed);
         for uploader in storm {
             uploader.await??;
@@ -92,21 +95,6 @@ pub(super) async fn run(programs: &Programs, args: &StormArgs) -> Result<Outcome
     outcome.side("in the storm: p50", "µs", p50(&stormy));
     outcome.side("in the storm: p99", "µs", p99(&stormy));
     Ok(outcome)
-}
-
-async fn load(programs: &Programs, host: &Host, args: &StormArgs) -> Result<Measured> {
-    let output = command(&programs.own, &["load", "--path", "/calm", "--body", "256"])
-        .args(["--address", &host.data.to_string(), "--connections", "16"])
-        .args(["--seconds", &args.seconds.to_string()])
-        .args(["--rate", &args.rate.to_string()])
-        .output()
-        .await?;
-    ensure!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(serde_json::from_slice(&output.stdout)?)
 }
 
 /// Uploads one component after the other, each with bytes that nobody has seen. A full queue is an answer too.

@@ -20,7 +20,7 @@ pub(super) async fn run(programs: &Programs, args: &RowArgs) -> Result<Outcome> 
         let bytes = variant(&component, round);
         let (name, path) = (format!("upload-{round}"), format!("/upload-{round}"));
         let began = Instant::now();
-        deploy(&mut admin, &name, "GET", &path, &bytes).await?;
+        deploy(&mut admin, "default", &name, "GET", &path, &bytes).await?;
         let deployed = began.elapsed();
         caller.must("GET", &path, b"").await?;
         answered.push(milliseconds(began.elapsed()));
