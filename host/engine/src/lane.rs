@@ -1,7 +1,8 @@
 //! Where guests go on that compute for long: a few threads that every other thread of the host comes before.
 //!
 //! The kernel gives each core to the host's other threads whenever they have anything to do, so a call that has just arrived
-//! never queues behind guests that spin, however many do. Those share what is left, a tick at a time.
+//! never queues behind guests that spin, however many do. Those share what is left, a tick at a time, and are interrupted more
+//! often than that, since the kernel does not always take a core from a thread that computes when another one wakes up.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -16,6 +17,8 @@ use futures::FutureExt as _;
 use metrics::{Counter, Gauge, counter, gauge};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
+
+use crate::turns::Pace;
 
 /// How far behind the host's other threads these are, as `nice` has it: beside a busy one they get about a quarter of a core.
 const NICE: i32 = 5;
@@ -56,7 +59,11 @@ impl SlowLane {
                     if let Err(error) = rustix::process::setpriority_process(None, NICE) {
                         tracing::warn!(%error, "guests that compute for long cannot be given a low priority");
                     }
-                    while let Some(task) = queue.next() {
+                    let pace = Pace::new().inspect_err(|error| {
+                        tracing::warn!(%error, "guests that compute for long cannot be interrupted");
+                    });
+                    let pace = pace.ok().inspect(|pace| drop(pace.begin()));
+                    while let Some(task) = queue.next(pace.as_ref()) {
                         task.run();
                     }
                 })?;
@@ -199,8 +206,22 @@ impl Queue {
         self.pushed.notify_one();
     }
 
-    /// The task whose turn it is; none: the lane is closed.
-    fn next(&self) -> Option<Arc<Task>> {
+    /// The task whose turn it is; none: the lane is closed. Who waits for one is not interrupted.
+    fn next(&self, pace: Option<&Pace>) -> Option<Arc<Task>> {
+        if let Some(task) = self.lock().tasks.pop_front() {
+            return Some(task);
+        }
+        if let Some(pace) = pace {
+            let _ = pace.pause();
+        }
+        let task = self.wait();
+        if let Some(pace) = pace {
+            let _ = pace.begin();
+        }
+        task
+    }
+
+    fn wait(&self) -> Option<Arc<Task>> {
         let mut ready = self.lock();
         loop {
             if ready.closed {

@@ -14,11 +14,11 @@ use crate::chores::NICENESS;
 /// The shortest turn that Linux gives.
 const TURN: Duration = Duration::from_micros(100);
 
-/// How long a compiler's thread computes before it asks who else wants to. Asking takes about a microsecond, and twenty on a virtual
-/// machine that has no timers of its own.
+/// How long a thread with a [`Pace`] computes before it asks who else wants to. Asking takes about a microsecond, and twenty on a
+/// virtual machine that has no timers of its own.
 const PERIOD: Duration = Duration::from_micros(300);
 
-/// Bytes of such a thread's stack: as many as the first thread of a process usually has.
+/// Bytes of a compiler's thread's stack: as many as the first thread of a process usually has.
 pub(crate) const STACK: usize = 8 << 20;
 
 /// Has this thread, and the processes that it starts, take turns that end after [`TURN`]. Linux knows turns of another length from
@@ -43,51 +43,90 @@ pub(crate) fn take_short_turns() {
     }
 }
 
-/// Threads that compile, as many as `RAYON_NUM_THREADS` says, each of which gives way whenever [`PERIOD`] is over. The process must
-/// be one that does nothing else: it no longer ends by `SIGALRM`.
+/// Threads that compile, as many as `RAYON_NUM_THREADS` says, each of which gives way whenever [`PERIOD`] is over.
 pub(crate) fn yielding_threads() -> Result<ThreadPool, ThreadPoolBuildError> {
     ThreadPoolBuilder::new()
         .stack_size(STACK)
         // Where it is refused, compiling competes as other threads of its priority do.
-        .start_handler(|_| drop(keep_yielding()))
+        .start_handler(|_| {
+            if let Ok(pace) = Pace::new() {
+                let _ = pace.begin();
+                // As long as the thread lives, and it lives as long as the process.
+                std::mem::forget(pace);
+            }
+        })
         .build()
 }
 
-/// Interrupts this thread, for as long as it lives, to have it yield.
-fn keep_yielding() -> io::Result<()> {
-    // SAFETY: a value of zeros is a valid `sigaction`, and the handler calls nothing but `sched_yield`, which may be called at any
-    // point of a program. Both pointers are good for the call.
-    #[allow(unsafe_code, reason = "no library has this system call")]
-    let refused = unsafe {
-        let mut action: libc::sigaction = MaybeUninit::zeroed().assume_init();
-        action.sa_sigaction = give_way as extern "C" fn(libc::c_int) as libc::sighandler_t;
-        action.sa_flags = libc::SA_RESTART;
-        libc::sigaction(libc::SIGALRM, &raw const action, ptr::null_mut())
-    };
-    checked(refused)?;
-    let mut timer = ptr::null_mut();
-    // SAFETY: a value of zeros is a valid `sigevent`, and the thread's number is this thread's. Both pointers are good for the call.
-    #[allow(unsafe_code, reason = "no library has this system call")]
-    let refused = unsafe {
-        let mut event: libc::sigevent = MaybeUninit::zeroed().assume_init();
-        event.sigev_notify = libc::SIGEV_THREAD_ID;
-        event.sigev_signo = libc::SIGALRM;
-        event.sigev_notify_thread_id = libc::gettid();
-        libc::timer_create(libc::CLOCK_MONOTONIC, &raw mut event, &raw mut timer)
-    };
-    checked(refused)?;
-    let period = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: nanoseconds(PERIOD),
-    };
-    let times = libc::itimerspec {
-        it_interval: period,
-        it_value: period,
-    };
-    // SAFETY: the timer is the one just made. The pointers are good for the call.
-    #[allow(unsafe_code, reason = "no library has this system call")]
-    let refused = unsafe { libc::timer_settime(timer, 0, &raw const times, ptr::null_mut()) };
-    checked(refused)
+/// Interrupts the thread that made it, to have it yield. System calls that may be begun again after a signal are.
+pub(crate) struct Pace {
+    timer: libc::timer_t,
+}
+
+impl Pace {
+    /// One that does nothing yet. From the first one on the process does not end by `SIGALRM`.
+    pub(crate) fn new() -> io::Result<Self> {
+        // SAFETY: a value of zeros is a valid `sigaction`, and the handler calls nothing but `sched_yield`, which may be called at
+        // any point of a program, on whatever stack: a guest's has no room for it. Both pointers are good for the call.
+        #[allow(unsafe_code, reason = "no library has this system call")]
+        let refused = unsafe {
+            let mut action: libc::sigaction = MaybeUninit::zeroed().assume_init();
+            action.sa_sigaction = give_way as extern "C" fn(libc::c_int) as libc::sighandler_t;
+            action.sa_flags = libc::SA_RESTART | libc::SA_ONSTACK;
+            libc::sigaction(libc::SIGALRM, &raw const action, ptr::null_mut())
+        };
+        checked(refused)?;
+        let mut timer = ptr::null_mut();
+        // SAFETY: a value of zeros is a valid `sigevent`, and the thread's number is this thread's. Both pointers are good for the
+        // call.
+        #[allow(unsafe_code, reason = "no library has this system call")]
+        let refused = unsafe {
+            let mut event: libc::sigevent = MaybeUninit::zeroed().assume_init();
+            event.sigev_notify = libc::SIGEV_THREAD_ID;
+            event.sigev_signo = libc::SIGALRM;
+            event.sigev_notify_thread_id = libc::gettid();
+            libc::timer_create(libc::CLOCK_MONOTONIC, &raw mut event, &raw mut timer)
+        };
+        checked(refused)?;
+        Ok(Self { timer })
+    }
+
+    /// For a thread that has something to do.
+    pub(crate) fn begin(&self) -> io::Result<()> {
+        self.every(PERIOD)
+    }
+
+    /// For a thread that is about to wait.
+    pub(crate) fn pause(&self) -> io::Result<()> {
+        self.every(Duration::ZERO)
+    }
+
+    /// Zero: never.
+    fn every(&self, period: Duration) -> io::Result<()> {
+        let period = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: nanoseconds(period),
+        };
+        let times = libc::itimerspec {
+            it_interval: period,
+            it_value: period,
+        };
+        // SAFETY: the timer is there until this is dropped. The pointers are good for the call.
+        #[allow(unsafe_code, reason = "no library has this system call")]
+        let refused =
+            unsafe { libc::timer_settime(self.timer, 0, &raw const times, ptr::null_mut()) };
+        checked(refused)
+    }
+}
+
+impl Drop for Pace {
+    fn drop(&mut self) {
+        // SAFETY: nobody else knows the timer.
+        #[allow(unsafe_code, reason = "no library has this system call")]
+        unsafe {
+            libc::timer_delete(self.timer);
+        }
+    }
 }
 
 extern "C" fn give_way(_signal: libc::c_int) {
@@ -112,13 +151,38 @@ mod tests {
 
     use super::*;
 
+    /// Whether this thread is interrupted while it waits.
+    fn interrupted(most: Duration) -> bool {
+        let most = Timespec::try_from(most).unwrap();
+        match poll(&mut [], Some(&most)) {
+            Err(Errno::INTR) => true,
+            Ok(0) => false,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    const LONG: Duration = Duration::from_secs(60);
+
     #[test]
     fn threads_that_compile_are_interrupted_and_no_others() {
-        let wait = |most: Duration| poll(&mut [], Some(&Timespec::try_from(most).unwrap()));
         let threads = yielding_threads().unwrap();
-        for interrupted in threads.broadcast(|_| wait(Duration::from_secs(60))) {
-            assert_eq!(interrupted, Err(Errno::INTR));
+        for interrupted in threads.broadcast(|_| interrupted(LONG)) {
+            assert!(interrupted);
         }
-        assert_eq!(wait(PERIOD * 100), Ok(0));
+        assert!(!interrupted(PERIOD * 100));
+    }
+
+    #[test]
+    fn a_thread_is_interrupted_while_it_has_something_to_do() {
+        let pace = Pace::new().unwrap();
+        assert!(!interrupted(PERIOD * 100));
+        pace.begin().unwrap();
+        assert!(interrupted(LONG));
+        pace.pause().unwrap();
+        assert!(!interrupted(PERIOD * 100));
+        pace.begin().unwrap();
+        assert!(interrupted(LONG));
+        drop(pace);
+        assert!(!interrupted(PERIOD * 100));
     }
 }
