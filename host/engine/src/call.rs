@@ -331,7 +331,7 @@ impl<T: Send + 'static> Future for Guest<T> {
         let this = &mut *self;
         if let At::Here(guest) = &mut this.at {
             let fresh = this.clock.charged().is_zero();
-            if !(fresh && (this.environment.temper.is_heavy() || this.clock.is_large())) {
+            if !(fresh && (this.environment.is_heavy() || this.clock.is_large())) {
                 if let Poll::Ready(outcome) = this.clock.timed(|| guest.as_mut().poll(cx)) {
                     this.at = At::Ended;
                     return Poll::Ready(this.within_budget(outcome));

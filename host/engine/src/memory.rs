@@ -197,7 +197,7 @@ impl Share {
         (!self.is_alone()).then_some(limit - limit / 4)
     }
 
-    fn is_alone(&self) -> bool {
+    pub(crate) fn is_alone(&self) -> bool {
         !self.bounded || self.of.deployed.load(Ordering::Relaxed) < 2
     }
 

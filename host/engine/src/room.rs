@@ -159,7 +159,7 @@ impl<S: StoreState> Room<S> {
     fn pay(&self, seats: u32) {
         let used = self.used();
         bring(&self.allowance, used, self.limits.cpu, seats);
-        if !self.environment.temper.is_heavy() {
+        if !self.environment.is_heavy() {
             bring(&self.light, used, SLICE, seats);
         }
     }

@@ -61,6 +61,15 @@ impl Environment {
         }
     }
 
+    /// Whether the step's next call had better begin in the slow lane.
+    pub(crate) fn is_heavy(&self) -> bool {
+        let alone = self
+            .tenant
+            .as_ref()
+            .is_none_or(|tenant| tenant.0.is_alone());
+        self.temper.is_heavy(alone)
+    }
+
     /// The memory of the step's instances counts as this namespace's.
     #[must_use]
     pub fn of(mut self, tenant: Tenant) -> Self {
