@@ -1,8 +1,9 @@
+use std::collections::HashSet;
 use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use stepwell_core::ByteSize;
-use wasmparser::component_types::ComponentEntityType;
+use wasmparser::component_types::{ComponentAnyTypeId, ComponentEntityType};
 use wasmparser::types::TypesRef;
 use wasmparser::{
     Chunk, Encoding, KnownCustom, Parser, Payload, ValidPayload, Validator, WasmFeatures,
@@ -426,15 +427,8 @@ fn parse(bytes: &[u8], features: WasmFeatures) -> Result<Found, Refused> {
             ValidPayload::End(types) => match outer.pop() {
                 Some(next) => parser = next,
                 None => {
-                    let imports = imports
-                        .into_iter()
-                        .map(|name| Import {
-                            types_only: types_only(types.as_ref(), &name),
-                            name,
-                        })
-                        .collect();
                     return Ok(Found {
-                        imports,
+                        imports: imports_of(types.as_ref(), imports),
                         exports,
                         name,
                         version,
@@ -460,26 +454,40 @@ fn invalid(error: &dyn fmt::Display) -> Refused {
     )
 }
 
-fn types_only(types: TypesRef<'_>, import: &str) -> bool {
-    let Some(item) = types.component_item_for_import(import) else {
-        return false;
-    };
-    match item.ty {
-        ComponentEntityType::Type { referenced, .. } => !is_resource(referenced),
-        ComponentEntityType::Instance(id) => types.get(id).is_some_and(|instance| {
-            instance.exports.values().all(|item| {
-                matches!(item.ty, ComponentEntityType::Type { referenced, .. } if !is_resource(referenced))
-            })
-        }),
-        _ => false,
+/// Imports, with whether each is made of types alone. A resource is one that somebody must provide, unless an earlier import
+/// brings it and it is only named again here: `wasi:http/handler` has the requests of `wasi:http/types`, whether or not its
+/// function is called.
+fn imports_of(types: TypesRef<'_>, names: Vec<String>) -> Vec<Import> {
+    let mut known = HashSet::new();
+    let mut imports = Vec::with_capacity(names.len());
+    for name in names {
+        let item = types.component_item_for_import(&name);
+        let mut resources = Vec::new();
+        let mut only = |ty: ComponentEntityType| match ty {
+            ComponentEntityType::Type {
+                referenced: ComponentAnyTypeId::Resource(resource),
+                ..
+            } => {
+                resources.push(resource.resource());
+                true
+            }
+            ComponentEntityType::Type { .. } => true,
+            _ => false,
+        };
+        let mut types_only = match item.map(|item| item.ty) {
+            Some(ComponentEntityType::Instance(id)) => types.get(id).is_some_and(|instance| {
+                // Of all of them: the resources are to be known.
+                let others = instance.exports.values().filter(|item| !only(item.ty));
+                others.count() == 0
+            }),
+            Some(ty) => only(ty),
+            None => false,
+        };
+        types_only &= resources.iter().all(|resource| known.contains(resource));
+        known.extend(resources);
+        imports.push(Import { name, types_only });
     }
-}
-
-fn is_resource(id: wasmparser::component_types::ComponentAnyTypeId) -> bool {
-    matches!(
-        id,
-        wasmparser::component_types::ComponentAnyTypeId::Resource(_)
-    )
+    imports
 }
 
 fn check_names(found: &Found) -> Result<(), Refused> {

@@ -135,6 +135,28 @@ fn a_component_that_ends_with_what_is_in_it_is_whole() {
 }
 
 #[test]
+fn a_resource_that_is_only_named_again_needs_nobody() {
+    let named = |again: &str| {
+        component(&format!(
+            r#"(import "wasi:io/error@0.2.0" (instance $io (export "error" (type (sub resource)))))
+               (alias export $io "error" (type $error))
+               (import "acme:thing/handler@1.0.0" (instance {again})) {}"#,
+            exporting(HANDLER)
+        ))
+    };
+    let accepted = named(r#"(export "mine" (type (eq $error)))"#);
+    assert_eq!(check(&accepted).unwrap().world, World::Step);
+    for again in [
+        r#"(export "mine" (type (eq $error))) (export "other" (type (sub resource)))"#,
+        r#"(export "mine" (type (eq $error))) (export "f" (func))"#,
+    ] {
+        let refused = check(&named(again)).unwrap_err();
+        assert_eq!(refused.code, "unknown-import");
+        assert!(refused.message.contains("acme:thing/handler@1.0.0"));
+    }
+}
+
+#[test]
 fn every_unknown_import_is_named_with_the_nearest() {
     let text = format!(
         r#"(import "wasi:random/random@0.3.0-rc-2025-09-16" (instance (export "f" (func))))
