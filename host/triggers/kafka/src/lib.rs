@@ -8,6 +8,7 @@
 mod broker;
 mod config;
 mod dead_letter;
+mod fetched;
 mod output;
 mod partition;
 mod producer;
@@ -32,6 +33,16 @@ pub fn describe_metrics() {
         "stepwell_kafka_queued",
         Unit::Count,
         "Records fetched and not settled"
+    );
+    describe_gauge!(
+        "stepwell_kafka_queued_bytes",
+        Unit::Bytes,
+        "Bytes of records fetched and not settled"
+    );
+    describe_counter!(
+        "stepwell_kafka_dead_letters_cut_total",
+        Unit::Count,
+        "Dead letters that have less than their records, by what they have"
     );
     describe_counter!(
         "stepwell_kafka_records_total",
