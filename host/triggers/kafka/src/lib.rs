@@ -16,6 +16,7 @@ mod record;
 mod subscription;
 mod topics;
 mod triggers;
+mod waiting;
 
 pub use broker::{BrokerError, EmbeddedBroker};
 pub use config::{Brokers, KafkaConfig, RESERVED_PROPERTIES};

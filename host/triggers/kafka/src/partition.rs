@@ -18,6 +18,7 @@ use crate::fetched::{Fetched, MAX_RECORD, Queued};
 use crate::output;
 use crate::producer::{Producer, Write, WriteError};
 use crate::record;
+use crate::waiting::Waiting;
 
 /// Longest pause between tries of what is not available.
 const MAX_PAUSE: Duration = Duration::from_secs(5);
@@ -29,6 +30,7 @@ pub(crate) struct Shared {
     pub(crate) deployment: ArcSwap<Deployment>,
     pub(crate) spec: KafkaTriggerSpec,
     pub(crate) producer: Producer,
+    pub(crate) waiting: Waiting,
 }
 
 /// A record is settled: its offset may be committed.
@@ -240,7 +242,10 @@ async fn give_up(
         );
         match less {
             Some(less) => form = less,
-            None => sleep(MAX_PAUSE, stop).await?,
+            None => {
+                let _waits = shared.waiting.begin(refused);
+                sleep(MAX_PAUSE, stop).await?;
+            }
         }
     }
     if form != Form::Whole {
@@ -265,6 +270,8 @@ async fn write_until_acknowledged(
     stop: &CancellationToken,
 ) -> Result<Result<(), String>, Stopped> {
     let mut pause = Duration::from_millis(200);
+    // Known until it is written, or left to another owner of the partition.
+    let mut waits = None;
     loop {
         let attempt = tokio::select! {
             biased;
@@ -278,6 +285,7 @@ async fn write_until_acknowledged(
                 counter!("stepwell_kafka_write_failures_total", "topic" => write.topic.clone())
                     .increment(1);
                 warn!(%failure, "the record waits");
+                waits.get_or_insert_with(|| shared.waiting.begin(failure.to_string()));
                 sleep(pause, stop).await?;
                 pause = (pause * 2).min(MAX_PAUSE);
             }

@@ -510,6 +510,37 @@ async fn a_record_that_no_topic_takes_again_does_not_stop_its_partition() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_that_waits_for_a_topic_is_known_until_it_is_written() {
+    let triggers = real();
+    let brokers = triggers.bootstrap().to_owned();
+    let spec = spec("away");
+    let output = spec.output.clone().unwrap();
+    triggers.apply(&[deployment(spec.clone(), 1, Duration::ZERO, upper())]);
+    produce(&brokers, &spec.topics[0], numbered(0..1)).await;
+    read(&brokers, &output, 1).await;
+    assert_eq!(triggers.state()[0].error, None);
+    let mut config = ClientConfig::new();
+    let admin: AdminClient<DefaultClientContext> =
+        config.set("bootstrap.servers", &brokers).create().unwrap();
+    let deleted = admin.delete_topics(&[&output], &AdminOptions::new()).await;
+    deleted.unwrap()[0].as_ref().unwrap();
+    produce(&brokers, &spec.topics[0], numbered(1..2)).await;
+    eventually("the topic is missed", async || {
+        let error = triggers.state()[0].error.clone();
+        error.is_some_and(|error| error.contains(&output))
+    })
+    .await;
+    create(&brokers, &[(&output, "1048588")]).await;
+    let records = read(&brokers, &output, 1).await;
+    assert_eq!(text(records[0].payload()), "done 1");
+    eventually("nothing waits any more", async || {
+        triggers.state()[0].error.is_none()
+    })
+    .await;
+    stop(triggers).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hosts_that_join_and_leave_lose_no_record() {
     let brokers = shared_kafka();
     let spec = spec("join");
