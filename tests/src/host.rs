@@ -41,6 +41,8 @@ impl Config {
 /// A host that runs as a process of its own; it is killed when this is dropped, and its data goes then too.
 pub struct Host {
     directory: TempDir,
+    /// Of the log.
+    wanted: Option<String>,
     process: Option<Child>,
     http: reqwest::Client,
     data: String,
@@ -80,6 +82,15 @@ impl Reply {
 impl Host {
     /// Starts a host with an empty data directory.
     pub async fn start(config: &Config) -> Result<Self> {
+        Self::start_as(config, None).await
+    }
+
+    /// The same with `STEPWELL_LOG`.
+    pub async fn start_logging(config: &Config, wanted: &str) -> Result<Self> {
+        Self::start_as(config, Some(wanted)).await
+    }
+
+    async fn start_as(config: &Config, wanted: Option<&str>) -> Result<Self> {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let directory = TempDir::new()?;
         let text = format!(
@@ -89,6 +100,7 @@ impl Host {
         std::fs::write(directory.path().join("stepwell.toml"), text)?;
         let mut host = Self {
             directory,
+            wanted: wanted.map(str::to_owned),
             process: None,
             http: reqwest::Client::builder().no_proxy().build()?,
             data: String::new(),
@@ -110,6 +122,7 @@ impl Host {
             .arg("serve")
             .arg("--config")
             .arg(self.directory.path().join("stepwell.toml"))
+            .envs(self.wanted.iter().map(|wanted| ("STEPWELL_LOG", wanted)))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(log)

@@ -731,3 +731,29 @@ async fn secrets_are_never_shown() {
         assert!(!shown.contains(secret), "{secret} was shown");
     }
 }
+
+#[test]
+fn what_a_host_says_does_not_reach_the_terminal_as_it_is() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut line = String::new();
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        while line != "\r\n" {
+            line.clear();
+            reader.read_line(&mut line).unwrap();
+        }
+        let body = r#"{"detail": "one\u001b]0;title\u0007\nother\r"}"#;
+        let length = body.len();
+        write!(
+            stream,
+            "HTTP/1.1 500 Oops\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+        )
+        .unwrap();
+    });
+    let output = cli(&url, Path::new("."), &["pipeline", "show", "p"]).unwrap();
+    server.join().unwrap();
+    check(&output, 1, &["pipeline", "show"]);
+    assert_eq!(text(&output.stderr), "error: one·]0;title·\nother·\n");
+}

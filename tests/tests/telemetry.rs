@@ -316,10 +316,24 @@ fn contains(body: &[u8], part: &[u8]) -> bool {
 
 #[tokio::test]
 async fn spans_are_exported_in_the_callers_trace() {
+    spans_are_exported(None).await;
+}
+
+#[tokio::test]
+async fn what_the_log_leaves_out_is_traced_all_the_same() {
+    spans_are_exported(Some("error")).await;
+}
+
+async fn spans_are_exported(log: Option<&str>) {
     let (address, mut requests) = collector().await;
     let telemetry =
         format!("[telemetry]\notlp_endpoint = \"{address}\"\nservice_name = \"well-under-test\"\n");
-    let mut host = Host::start(&Config::with(&telemetry)).await.unwrap();
+    let config = Config::with(&telemetry);
+    let host = match log {
+        None => Host::start(&config).await,
+        Some(wanted) => Host::start_logging(&config, wanted).await,
+    };
+    let mut host = host.unwrap();
     host.upload("probe", "1.0.0", "hostile").await.unwrap();
     host.apply("probe", PROBE).await.unwrap();
     let (trace, parent) = ("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7");
@@ -337,6 +351,7 @@ async fn spans_are_exported_in_the_callers_trace() {
         );
     }
     assert_eq!(host.stop().unwrap(), 0, "stopping sends what is left");
+    assert_eq!(host.log().contains("INFO"), log.is_none(), "{}", host.log());
     let mut bodies = Vec::new();
     let (trace, parent) = (hex::decode(trace).unwrap(), hex::decode(parent).unwrap());
     let traced = |bodies: &[Vec<u8>]| bodies.iter().any(|body| contains(body, &trace));

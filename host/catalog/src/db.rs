@@ -22,6 +22,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::audit::Act;
 use crate::error::migration;
 use crate::location::postgres_options;
+use crate::place::Place;
 use crate::{CatalogError, InvalidLocation, Location};
 
 static SQLITE_MIGRATIONS: Migrator = sqlx::migrate!("../../migrations/sqlite");
@@ -42,6 +43,8 @@ const TURN: Duration = Duration::from_secs(30);
 /// A database, connected to when it is first used.
 pub(crate) struct Db {
     pool: Pool,
+    /// Of SQLite.
+    place: Option<Place>,
     migrated: OnceCell<()>,
     /// Changes of this host are made one at a time; across hosts, the database sees to it.
     writer: Arc<Semaphore>,
@@ -89,7 +92,6 @@ impl Db {
                     .connect_lazy_with(
                         SqliteConnectOptions::new()
                             .filename(path)
-                            .create_if_missing(true)
                             .foreign_keys(true)
                             .busy_timeout(Duration::from_secs(10))
                             .journal_mode(SqliteJournalMode::Wal)
@@ -105,8 +107,13 @@ impl Db {
                     .connect_lazy_with(postgres_options(url)?),
             ),
         };
+        let place = match location {
+            Location::Sqlite(path) => Some(Place::new(path)),
+            Location::Postgres(_) => None,
+        };
         Ok(Self {
             pool,
+            place,
             migrated: OnceCell::new(),
             writer: Arc::new(Semaphore::new(1)),
             last_write: Arc::default(),
@@ -135,7 +142,11 @@ impl Db {
     pub(crate) async fn migrate(&self) -> Result<(), CatalogError> {
         let migrate = || async {
             match &self.pool {
-                Pool::Sqlite(pool) => migrate_sqlite(&pool.connect_options()).await,
+                Pool::Sqlite(pool) => {
+                    migrate_sqlite(&pool.connect_options()).await?;
+                    self.place.iter().for_each(Place::remember);
+                    Ok(())
+                }
                 Pool::Postgres(pool) => {
                     within(STATEMENT, migrate_postgres(&pool.connect_options())).await
                 }
@@ -165,6 +176,7 @@ impl Db {
     /// Whether changes can be stored, as far as is known. Something is written only where the last change failed this long ago:
     /// there may be room for so little, and none for what others try.
     pub(crate) async fn check_writes(&self, quiet: Duration) -> Result<(), CatalogError> {
+        self.check_place()?;
         let failed = *self.last_write.lock();
         match failed {
             None => return Ok(()),
@@ -182,8 +194,13 @@ impl Db {
         tx.commit_quietly().await
     }
 
+    fn check_place(&self) -> Result<(), CatalogError> {
+        self.place.as_ref().map_or(Ok(()), Place::check)
+    }
+
     async fn begin_write(&self) -> Result<Tx, CatalogError> {
         self.migrate().await?;
+        self.check_place()?;
         let turn = timeout(TURN, self.writer.clone().acquire_owned());
         let Ok(Ok(permit)) = turn.await else {
             return Err(CatalogError::unavailable("earlier changes take too long"));
@@ -576,6 +593,8 @@ async fn refuse_emptied(path: &Path) -> Result<(), CatalogError> {
 }
 
 async fn try_migrate_sqlite(options: &SqliteConnectOptions) -> Result<(), CatalogError> {
+    // Here alone: one that is gone later must not be made anew, and empty.
+    let options = options.clone().create_if_missing(true);
     let mut connection = options.connect().await?;
     let mut transaction = connection.begin_with("BEGIN EXCLUSIVE").await?;
     SQLITE_MIGRATIONS
@@ -665,5 +684,34 @@ mod tests {
         let again = Catalog::new(&location).unwrap();
         let stored = again.audit(&AuditQuery::default()).await.unwrap();
         assert_eq!(stored.items.len(), 6);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_acknowledged_that_goes_into_a_file_without_a_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("catalog.sqlite");
+        let catalog = Catalog::new(&Location::Sqlite(path.clone())).unwrap();
+        let refusal = || catalog.record_refusal("test", "subject".to_owned());
+        refusal().await.unwrap();
+        catalog.db.check_writes(Duration::ZERO).await.unwrap();
+        let elsewhere = directory.path().join("elsewhere");
+        std::fs::rename(&path, &elsewhere).unwrap();
+        for replaced in [false, true] {
+            if replaced {
+                std::fs::copy(&elsewhere, &path).unwrap();
+            }
+            let lost = refusal().await.unwrap_err().to_string();
+            assert!(lost.contains("removed or replaced"), "{lost}");
+            let ready = catalog.db.check_writes(Duration::ZERO).await;
+            assert!(ready.is_err(), "it is said before a change is tried");
+            // Whatever is read meanwhile, nothing empty takes its place.
+            let _ = catalog.audit(&AuditQuery::default()).await;
+            assert_eq!(path.exists(), replaced);
+        }
+        std::fs::rename(&elsewhere, &path).unwrap();
+        refusal().await.unwrap();
+        catalog.db.check_writes(Duration::ZERO).await.unwrap();
+        let stored = catalog.audit(&AuditQuery::default()).await.unwrap();
+        assert_eq!(stored.items.len(), 2);
     }
 }

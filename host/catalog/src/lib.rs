@@ -13,6 +13,7 @@ mod location;
 mod model;
 mod namespaces;
 mod pipelines;
+mod place;
 mod plugins;
 mod tokens;
 mod watch;

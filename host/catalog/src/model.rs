@@ -169,7 +169,7 @@ pub struct Snapshot {
     pub generation: u64,
     /// Whether these are all pipelines; otherwise they are those that have changed.
     pub complete: bool,
-    /// In the order of namespaces and names.
+    /// In the order of namespaces and names, or of their changes where these are not all.
     pub pipelines: Vec<PipelineRevision>,
     /// Those of them whose stored form is damaged.
     pub unreadable: Vec<Unreadable>,

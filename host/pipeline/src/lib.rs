@@ -34,4 +34,4 @@ pub use telemetry::{RunEnd, RunObserver, describe_metrics};
 pub use trigger::{
     HttpAuth, HttpTriggerSpec, JwtIssuer, KafkaTriggerSpec, Order, RunRetry, TriggerSpec,
 };
-pub use validate::{HostState, JwtHost, KnownPipeline, KnownPlugin, Pin, Validated};
+pub use validate::{HostState, JwtHost, KnownPipeline, KnownPlugin, Pin, Subscriptions, Validated};

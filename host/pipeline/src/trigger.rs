@@ -1,5 +1,7 @@
 use std::time::Duration;
 
+use stepwell_core::Name;
+
 /// What starts a pipeline.
 #[derive(Clone, Debug, PartialEq)]
 pub enum TriggerSpec {
@@ -7,6 +9,24 @@ pub enum TriggerSpec {
     Http(HttpTriggerSpec),
     /// A Kafka subscription.
     Kafka(KafkaTriggerSpec),
+}
+
+impl TriggerSpec {
+    /// Whether it is a subscription.
+    pub fn is_kafka(&self) -> bool {
+        matches!(self, Self::Kafka(_))
+    }
+
+    /// What a trigger of this namespace takes for itself: no two clash that take different things.
+    pub fn place(&self, namespace: &Name) -> String {
+        match self {
+            Self::Http(http) => {
+                let shape: Vec<&str> = shape(&http.path).collect();
+                format!("http {namespace}{}", shape.join("/"))
+            }
+            Self::Kafka(kafka) => format!("kafka {}", kafka.group),
+        }
+    }
 }
 
 /// An HTTP route on the data listener.

@@ -18,10 +18,28 @@ pub struct HostState {
     pub plugins: Vec<KnownPlugin>,
     /// Every binding.
     pub bindings: Vec<(BindingKind, String)>,
-    /// Every other pipeline, of every namespace.
+    /// Other pipelines, of every namespace: at least those that have a [`TriggerSpec::place`] of the document's triggers.
     pub pipelines: Vec<Arc<KnownPipeline>>,
     /// What it allows of JSON Web Tokens.
     pub jwt: JwtHost,
+    /// How many Kafka triggers the document may have; none: as many as it likes.
+    pub subscriptions: Option<Subscriptions>,
+}
+
+/// What is left of the subscriptions of a host: each has threads, connections and buffers of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Subscriptions {
+    /// For this document.
+    pub free: usize,
+    /// For all documents together.
+    pub most: usize,
+}
+
+impl Subscriptions {
+    /// What one namespace may have of them while there are others.
+    pub fn share(most: usize) -> usize {
+        most.saturating_mul(3).div_ceil(4)
+    }
 }
 
 /// What a host allows of the JSON Web Tokens of HTTP triggers.
@@ -158,6 +176,7 @@ impl Draft {
         }
         self.check_auth(&host.jwt, &mut found);
         self.check_taken(namespace, host, &mut found);
+        self.check_subscriptions(host.subscriptions, &mut found);
         for (path, message, hint) in found.0 {
             self.problem(&path, message, hint);
         }
@@ -244,6 +263,23 @@ impl Draft {
                 HttpAuth::Jwt | HttpAuth::Token | HttpAuth::None => {}
             }
         }
+    }
+
+    /// Whether there is room for its Kafka triggers.
+    fn check_subscriptions(&self, room: Option<Subscriptions>, found: &mut Found) {
+        let wanted = self.kafka_triggers();
+        if let Some(Subscriptions { free, most }) = room.filter(|room| wanted > room.free) {
+            let message = format!(
+                "{wanted} Kafka triggers, where there is room for {free}: a host has {most}, and one namespace three quarters of them while there are others (limits.subscriptions)"
+            );
+            let hint = "name several topics in one trigger, or ask the operator for more";
+            found.push("/triggers".to_owned(), message, Some(hint.to_owned()));
+        }
+    }
+
+    /// How many of its triggers are subscriptions.
+    pub fn kafka_triggers(&self) -> usize {
+        self.triggers().filter(|trigger| trigger.is_kafka()).count()
     }
 
     /// Routes and subscriptions that another pipeline has.

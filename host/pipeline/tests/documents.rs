@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use stepwell_core::{Action, BindingKind, Digest, ErrorKind, Isolation, Limits, Name, Reuse};
 use stepwell_pipeline::{
     Draft, HostState, HttpAuth, HttpTriggerSpec, JwtHost, JwtIssuer, KafkaTriggerSpec,
-    KnownPipeline, KnownPlugin, ModelSpec, NodeSpec, Order, Retry, RunRetry, TriggerSpec,
-    Validated,
+    KnownPipeline, KnownPlugin, ModelSpec, NodeSpec, Order, Retry, RunRetry, Subscriptions,
+    TriggerSpec, Validated,
 };
 
 const EXAMPLE: &str = include_str!("digit-reader.yaml");
@@ -104,6 +104,7 @@ fn host() -> HostState {
         ]
         .map(Arc::new)
         .to_vec(),
+        subscriptions: None,
         jwt: JwtHost {
             has_issuer: false,
             trusted: vec!["http://keys.internal:8080".to_owned()],
@@ -371,6 +372,34 @@ fn neighbouring_routes_are_free() {
     ]))
     .unwrap();
     validate(&of_triggers(&["kafka: {topics: [theirs], group: ours}"])).unwrap();
+}
+
+#[test]
+fn subscriptions_need_room() {
+    let text = of_triggers(&[
+        "kafka: {topics: [a], group: one}",
+        "http: {method: POST, path: /free}",
+        "kafka: {topics: [a], group: two}",
+    ]);
+    let checked = |free| {
+        let mut host = host();
+        host.subscriptions = Some(Subscriptions { free, most: 40 });
+        Draft::parse(&text).validate(&Name::default_namespace(), &host)
+    };
+    checked(2).unwrap();
+    let problems = checked(1).unwrap_err();
+    let problem = &problems[0];
+    assert_eq!((problems.len(), problem.path.as_str()), (1, "/triggers"));
+    for part in [
+        "2 Kafka triggers",
+        "room for 1",
+        "a host has 40",
+        "limits.subscriptions",
+    ] {
+        assert!(problem.message.contains(part), "{problem:?}");
+    }
+    assert_eq!(Subscriptions::share(256), 192);
+    assert_eq!(Subscriptions::share(1), 1);
 }
 
 #[test]

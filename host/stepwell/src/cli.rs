@@ -51,6 +51,7 @@ pub(crate) struct ClientArgs {
         long,
         global = true,
         env = "STEPWELL_NAMESPACE",
+        value_parser = in_path,
         help_heading = "Client options"
     )]
     pub(crate) namespace: Option<String>,
@@ -120,11 +121,13 @@ pub(crate) enum PluginCommand {
     /// Show a plugin, or one of its versions
     Show {
         /// NAME or NAME@VERSION
+        #[arg(value_parser = in_path)]
         plugin: String,
     },
     /// Remove a version that no pipeline uses
     Rm {
         /// NAME@VERSION
+        #[arg(value_parser = in_path)]
         plugin: String,
     },
 }
@@ -134,11 +137,11 @@ pub(crate) struct PushArgs {
     /// The component
     pub(crate) file: PathBuf,
     /// Name of the plugin (default: the component's own)
-    #[arg(long)]
+    #[arg(long, value_parser = in_path)]
     pub(crate) name: Option<String>,
     /// Version (default: the component's own)
     // `--version` of the program itself is only there without a command.
-    #[arg(long)]
+    #[arg(long, value_parser = in_path)]
     pub(crate) version: Option<String>,
 }
 
@@ -158,6 +161,7 @@ pub(crate) enum PipelineCommand {
     /// Show a pipeline's document and what its steps are pinned to
     Show {
         /// The pipeline
+        #[arg(value_parser = in_path)]
         name: String,
         /// An earlier revision
         #[arg(long)]
@@ -166,11 +170,13 @@ pub(crate) enum PipelineCommand {
     /// List a pipeline's revisions
     History {
         /// The pipeline
+        #[arg(value_parser = in_path)]
         name: String,
     },
     /// Go back to an earlier revision, by a new one
     Rollback {
         /// The pipeline
+        #[arg(value_parser = in_path)]
         name: String,
         /// The revision to go back to (default: the previous one)
         revision: Option<u64>,
@@ -178,6 +184,7 @@ pub(crate) enum PipelineCommand {
     /// Remove a pipeline
     Rm {
         /// The pipeline
+        #[arg(value_parser = in_path)]
         name: String,
     },
     /// Print the JSON Schema of pipeline documents
@@ -187,6 +194,7 @@ pub(crate) enum PipelineCommand {
 #[derive(Args, Debug)]
 pub(crate) struct InvokeArgs {
     /// The pipeline
+    #[arg(value_parser = in_path)]
     pub(crate) pipeline: String,
     /// The event's data: a text, @FILE, or - for standard input
     #[arg(long, allow_hyphen_values = true)]
@@ -209,6 +217,7 @@ pub(crate) enum ModelCommand {
     /// Show a model's versions and signatures
     Show {
         /// The model
+        #[arg(value_parser = in_path)]
         name: String,
     },
 }
@@ -236,6 +245,7 @@ pub(crate) enum NamespaceCommand {
     /// Show a namespace's quotas and what it keeps
     Show {
         /// The namespace
+        #[arg(value_parser = in_path)]
         name: String,
     },
     /// Make a namespace, or change the quotas that are named; 'none' lifts one
@@ -243,6 +253,7 @@ pub(crate) enum NamespaceCommand {
     /// Remove a namespace that holds nothing
     Rm {
         /// The namespace
+        #[arg(value_parser = in_path)]
         name: String,
     },
 }
@@ -250,6 +261,7 @@ pub(crate) enum NamespaceCommand {
 #[derive(Args, Debug)]
 pub(crate) struct SetNamespaceArgs {
     /// The namespace
+    #[arg(value_parser = in_path)]
     pub(crate) name: String,
     /// Plugin versions that it may keep
     #[arg(long, value_name = "NUMBER|none")]
@@ -280,6 +292,7 @@ pub(crate) enum TokenCommand {
     /// Revoke a token
     Revoke {
         /// The token's id
+        #[arg(value_parser = in_path)]
         id: String,
     },
 }
@@ -319,4 +332,61 @@ pub(crate) struct DoctorArgs {
     /// Directory for embedded stores and caches
     #[arg(long)]
     pub(crate) data_dir: Option<PathBuf>,
+}
+
+/// What becomes a part of a request's path. Whether it names anything the host says, but it must not lead elsewhere:
+/// `../../b/pipelines/p` would be a pipeline of another namespace.
+fn in_path(text: &str) -> Result<String, String> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || "-_.+@".contains(c);
+    let is_step = |part: &str| part == "." || part.contains("..");
+    if text.is_empty() || !text.chars().all(fits) || text.split('@').any(is_step) {
+        return Err("letters, digits and - _ . + @ name things on a host".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_do_not_lead_out_of_their_place() {
+        for name in ["p", "decode@1.0.0-rc.1+b", "A_b", "t763ae369ad1c2e96"] {
+            assert_eq!(in_path(name).unwrap(), name);
+        }
+        for not in [
+            "", ".", "..", "../x", "a/b", "a@..", "a@.", "p?x=y", "p#x", "%2e%2e", "a\\b", "a b",
+            "a\n", "é",
+        ] {
+            assert!(in_path(not).is_err(), "{not:?}");
+        }
+        let elsewhere = "../../b/pipelines/p";
+        for command in [
+            &["pipeline", "rm"][..],
+            &["pipeline", "show"],
+            &["pipeline", "history"],
+            &["pipeline", "rollback"],
+            &["plugin", "show"],
+            &["plugin", "rm"],
+            &["plugin", "push", "file", "--name"],
+            &["plugin", "push", "file", "--version"],
+            &["invoke"],
+            &["model", "show"],
+            &["namespace", "show"],
+            &["namespace", "set"],
+            &["namespace", "rm"],
+            &["token", "revoke"],
+            &["logs", "--namespace"],
+        ] {
+            let parsed =
+                |last| Cli::try_parse_from(["stepwell"].iter().chain(command).chain([&last]));
+            assert!(parsed("p").is_ok(), "{command:?}");
+            let error = parsed(elsewhere).unwrap_err();
+            assert_eq!(
+                error.kind(),
+                clap::error::ErrorKind::ValueValidation,
+                "{command:?}"
+            );
+        }
+    }
 }

@@ -82,6 +82,8 @@ pub(crate) struct HostLimits {
     pub(crate) concurrent_runs: usize,
     /// Bytes of requests' bodies that are held at once.
     pub(crate) bodies: u64,
+    /// Kafka triggers of all pipelines.
+    pub(crate) subscriptions: usize,
     /// What the catalog keeps of pipelines and their revisions.
     pub(crate) catalog: CatalogLimits,
     /// Bytes of linear memory that all guests together may hold; none: as the engine has it.
@@ -519,6 +521,8 @@ fn limits(section: &mut Section<'_>) -> Option<HostLimits> {
             at.integer(1, 1_000_000)
                 .and_then(|number| usize::try_from(number).ok())
         });
+    let subscriptions = count(section, "subscriptions", 256, 1, 100_000)
+        .and_then(|number| usize::try_from(number).ok());
     let bodies = at_least(section, "bodies", 256 << 20, 1 << 20);
     let guest_memory = section
         .optional("guest_memory")
@@ -533,6 +537,7 @@ fn limits(section: &mut Section<'_>) -> Option<HostLimits> {
         loaded_components: loaded_components?,
         concurrent_runs: concurrent_runs?,
         bodies: bodies?,
+        subscriptions: subscriptions?,
         catalog: CatalogLimits {
             revisions: revisions?,
             pipelines: pipelines?,

@@ -4,14 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use metrics::counter;
 use stepwell_catalog::{
-    Applied, Catalog, CatalogError, Change, Expected, NewRevision, PinnedStep, PipelineRevision,
-    Precondition,
+    Applied, Catalog, CatalogError, Change, Expected, NewRevision, Page, PinnedStep,
+    PipelineRevision, Precondition,
 };
 use stepwell_core::{Digest, Name, Principal, Problem, show_duration};
 use stepwell_pipeline::{
-    Deployment, Draft, HostState, JwtHost, KnownPipeline, KnownPlugin, Pin, Registry, Validated,
-    deploy,
+    Deployment, Draft, HostState, JwtHost, KnownPipeline, KnownPlugin, Pin, Registry,
+    Subscriptions, Validated, deploy,
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -19,6 +20,7 @@ use tracing::{error, info, warn};
 use crate::ahead::{Ahead, Key};
 use crate::config::Bindings;
 use crate::factory::Factory;
+use crate::taken::{Taken, subscriptions};
 use crate::waiting::{Caller, Waited};
 
 /// Told of every deployment whenever one has changed.
@@ -31,6 +33,8 @@ pub(crate) struct Deployer {
     registry: Arc<Registry>,
     bindings: Vec<(stepwell_core::BindingKind, String)>,
     jwt: JwtHost,
+    /// How many Kafka triggers there may be.
+    subscriptions: usize,
     /// Told of all deployments after every change: the triggers.
     on_change: OnChange,
     ahead: Ahead,
@@ -49,7 +53,7 @@ pub(crate) struct Deployer {
 struct Known {
     generation: Option<u64>,
     /// What every current revision is started by, deployed or not.
-    pipelines: BTreeMap<Key, Arc<KnownPipeline>>,
+    taken: Taken,
     /// Current revisions that could not be deployed: they are tried again.
     undeployed: BTreeMap<Key, PipelineRevision>,
     /// Whether the triggers know of everything that is deployed.
@@ -120,12 +124,21 @@ impl Deployer {
             registry,
             bindings: bindings.names(),
             jwt,
+            subscriptions: usize::MAX,
             on_change,
             ahead,
             known: tokio::sync::Mutex::default(),
             components: Mutex::default(),
             failures: Mutex::default(),
             behind: Mutex::default(),
+        }
+    }
+
+    /// The same with at most this many Kafka triggers in all pipelines.
+    pub(crate) fn with_subscriptions(self, subscriptions: usize) -> Self {
+        Self {
+            subscriptions,
+            ..self
         }
     }
 
@@ -350,12 +363,12 @@ impl Deployer {
                 )
                 .collect();
             let missing = |key: &&Key| !there.contains(&(&key.0, &key.1));
-            known.pipelines.keys().filter(missing).cloned().collect()
+            known.taken.keys().filter(missing).cloned().collect()
         } else {
             snapshot.deleted
         };
         for key in gone {
-            known.pipelines.remove(&key);
+            known.taken.remove(&key);
             known.undeployed.remove(&key);
             self.ahead.remove(&key);
             self.failed().remove(&key);
@@ -385,9 +398,7 @@ impl Deployer {
         }
         for (key, revision) in wanted {
             let draft = Draft::from_json(&revision.document);
-            known
-                .pipelines
-                .insert(key.clone(), Arc::new(triggers(&key, &draft)));
+            known.taken.insert(key.clone(), triggers(&key, &draft));
             let deployed = self.registry.get(&key.0, &key.1);
             if deployed.is_some_and(|deployed| deployed.revision == revision.revision) {
                 continue;
@@ -549,7 +560,38 @@ impl Deployer {
         self.failures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What a document is checked against: the plugins that it names, and every other pipeline.
+    /// What is left of the host's subscriptions; none: the document has no more of them than its pipeline has already.
+    async fn room(
+        &self,
+        own: &Key,
+        known: &Known,
+        draft: &Draft,
+    ) -> Result<Option<Subscriptions>, CatalogError> {
+        let wanted = draft.kafka_triggers();
+        let before = known.taken.get(own);
+        if wanted <= before.map_or(0, |before| subscriptions(before)) {
+            return Ok(None);
+        }
+        let (taken, by_namespace) = known.taken.subscriptions_beside(own);
+        let most = self.subscriptions;
+        let mut free = most.saturating_sub(taken);
+        let share = Subscriptions::share(most).saturating_sub(by_namespace);
+        if wanted > share {
+            let two = Page {
+                limit: 2,
+                cursor: None,
+            };
+            if self.catalog.namespaces(&two).await?.items.len() > 1 {
+                free = free.min(share);
+            }
+        }
+        if wanted > free {
+            counter!("stepwell_limit_hits_total", "limit" => "subscriptions").increment(1);
+        }
+        Ok(Some(Subscriptions { free, most }))
+    }
+
+    /// What a document is checked against: the plugins that it names, and the other pipelines that may be in its way.
     async fn host_state(
         &self,
         namespace: &Name,
@@ -573,7 +615,7 @@ impl Deployer {
             self.factory.learn(plugin.digest, &plugin.world);
         }
         let own = (namespace.clone(), name.clone());
-        let others = known.pipelines.iter().filter(|(key, _)| **key != own);
+        let subscriptions = self.room(&own, known, draft).await?;
         Ok(HostState {
             plugins: plugins
                 .into_iter()
@@ -587,7 +629,8 @@ impl Deployer {
                 .collect(),
             bindings: self.bindings.clone(),
             jwt: self.jwt.clone(),
-            pipelines: others.map(|(_, pipeline)| pipeline.clone()).collect(),
+            subscriptions,
+            pipelines: known.taken.beside(&own, draft.triggers()),
         })
     }
 }

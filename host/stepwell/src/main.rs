@@ -26,6 +26,7 @@ mod series;
 mod serve;
 mod services;
 mod spans;
+mod taken;
 mod telemetry;
 mod tls;
 mod validity;
@@ -74,7 +75,10 @@ fn failed(failure: &Failure, json: bool) -> ExitCode {
     if json {
         output::json(&failure.to_json());
     } else {
-        eprintln!("error: {failure}");
+        // A function's own answer may be what failed.
+        let lines = failure.to_string();
+        let lines: Vec<String> = lines.lines().map(output::clean).collect();
+        eprintln!("error: {}", lines.join("\n"));
     }
     ExitCode::from(failure.exit_code())
 }

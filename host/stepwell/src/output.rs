@@ -34,6 +34,12 @@ pub(crate) fn table(headings: &[&str], rows: Vec<Vec<String>>, none: &str) {
     }
 }
 
+/// Without control characters, which must not reach a terminal: what guests and callers wrote is among what is shown.
+pub(crate) fn clean(text: &str) -> String {
+    let shown = |c: char| if c.is_control() && c != '\t' { '·' } else { c };
+    text.chars().map(shown).collect()
+}
+
 /// A member of a JSON object as a person reads it.
 pub(crate) fn cell(value: &Value, key: &str) -> String {
     match value.get(key) {

@@ -229,7 +229,7 @@ async fn host(
         services.clone(),
         dispatcher.clone(),
     );
-    let deployer = Arc::new(Deployer::new(
+    let deployer = Deployer::new(
         catalog.clone(),
         factory,
         Ahead::new(engine.clone(), fetch(&catalog)),
@@ -237,7 +237,8 @@ async fn host(
         &config.bindings,
         config.jwt.host(),
         triggers,
-    ));
+    );
+    let deployer = Arc::new(deployer.with_subscriptions(config.limits.subscriptions));
     if let Err(error) = deployer.reconcile().await {
         warn!(%error, "no pipelines yet");
     }

@@ -35,16 +35,23 @@ pub(crate) struct Telemetry {
 /// Which log lines are wanted, in `tracing`'s own words (`info`, `stepwell=debug,sqlx=warn`).
 const LOG_VARIABLE: &str = "STEPWELL_LOG";
 
+/// What is logged where nobody says otherwise, and what is exported, whatever is logged.
+const LOGGED: &str = "info,sqlx=warn,hyper=warn,tower=warn,tensorflow_sys_runtime=warn";
+
 impl Telemetry {
     /// Starts logging to stderr (for people on a terminal, JSON elsewhere), tracing to `otlp_endpoint` if there is one, and counting.
     pub(crate) fn start(otlp_endpoint: Option<&str>, service_name: &str) -> Result<Self> {
-        let filter = std::env::var(LOG_VARIABLE).unwrap_or_else(|_| {
-            "info,sqlx=warn,hyper=warn,tower=warn,tensorflow_sys_runtime=warn".into()
-        });
+        let filter = std::env::var(LOG_VARIABLE).unwrap_or_else(|_| LOGGED.into());
         // A filter such as `[run{pipeline=p}]=debug` has to see every span, and an exporter too.
         let every_span = otlp_endpoint.is_some() || filter.contains('[');
-        let filter =
+        let wanted =
             EnvFilter::try_new(&filter).with_context(|| format!("{LOG_VARIABLE}='{filter}'"))?;
+        // It calls every subscription that ends an error: the host has closed it already, within a time.
+        let filter = if filter.contains("rdkafka") {
+            wanted
+        } else {
+            wanted.add_directive("rdkafka::consumer::base_consumer=off".parse()?)
+        };
         let for_people = std::io::stderr().is_terminal();
         let (stderr, flush) = Lines::to_stderr(!for_people).context("the log")?;
         stderr.take_panics();
@@ -63,11 +70,21 @@ impl Telemetry {
         let traces = otlp_endpoint
             .map(|endpoint| exporter(endpoint, service_name))
             .transpose()?;
-        let export = traces.as_ref().map(|provider| {
-            tracing_opentelemetry::layer().with_tracer(provider.tracer("stepwell"))
-        });
+        let export = match &traces {
+            None => None,
+            Some(provider) => {
+                let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("stepwell"));
+                Some(layer.with_filter(EnvFilter::try_new(LOGGED)?))
+            }
+        };
+        // A quiet log must not end the traces.
+        let (everywhere, lines) = if export.is_some() {
+            (None, lines.with_filter(filter).boxed())
+        } else {
+            (Some(filter), lines)
+        };
         let subscriber = tracing_subscriber::registry()
-            .with(filter)
+            .with(everywhere)
             .with(lines)
             .with(export);
         if every_span {

@@ -69,20 +69,14 @@ fn show(entry: &Value) -> String {
         cell("level"),
         cell("pipeline"),
         cell("step"),
-        clean(&cell("message"))
+        output::clean(&cell("message"))
     );
     let backtrace = entry.pointer("/fields/backtrace").and_then(Value::as_array);
     for name in backtrace.into_iter().flatten().filter_map(Value::as_str) {
         shown.push_str("\n    in ");
-        shown.push_str(&clean(name));
+        shown.push_str(&output::clean(name));
     }
     shown
-}
-
-fn clean(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() && c != '\t' { '·' } else { c })
-        .collect()
 }
 
 #[cfg(test)]

@@ -34,6 +34,7 @@ const KEYS: [(&str, &[&str]); 11] = [
             "loaded_components",
             "pipelines",
             "revisions",
+            "subscriptions",
             "uploads",
         ],
     ),
@@ -43,11 +44,12 @@ const KEYS: [(&str, &[&str]); 11] = [
 ];
 
 /// Those of them that are numbers, beside those of egress.
-const COUNTS: [&str; 4] = [
+const COUNTS: [&str; 5] = [
     "concurrent_runs",
     "loaded_components",
     "pipelines",
     "revisions",
+    "subscriptions",
 ];
 
 /// Which values come from a flag or the environment.

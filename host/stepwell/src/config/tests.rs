@@ -331,6 +331,7 @@ fn limits_that_cannot_work_are_refused() {
         ("bodies = \"1KiB\"", "1MiB"),
         ("revisions = 1", "1 is not between 2 and 100000"),
         ("pipelines = 0", "0 is not between 1 and 1000000"),
+        ("subscriptions = 0", "0 is not between 1 and 100000"),
     ] {
         let shown = parse(&format!("[limits]\n{text}\n")).unwrap_err();
         assert!(shown[0].contains(word), "{text}: {shown:?}");
@@ -353,11 +354,13 @@ fn limits_that_cannot_work_are_refused() {
         (limits.catalog.revisions, limits.catalog.pipelines),
         (1_000, 20_000)
     );
+    assert_eq!(limits.subscriptions, 256);
     // In the environment, whole numbers are whole numbers too.
     let environment = [
         ("STEPWELL_LIMITS_REVISIONS", "5"),
         ("STEPWELL_LIMITS_PIPELINES", "6"),
         ("STEPWELL_LIMITS_LOADED_COMPONENTS", "7"),
+        ("STEPWELL_LIMITS_SUBSCRIPTIONS", "8"),
     ];
     let limits = parse_with(
         "[limits]\nrevisions = 9\n",
@@ -367,5 +370,5 @@ fn limits_that_cannot_work_are_refused() {
     .unwrap()
     .limits;
     assert_eq!((limits.catalog.revisions, limits.catalog.pipelines), (5, 6));
-    assert_eq!(limits.loaded_components, 7);
+    assert_eq!((limits.loaded_components, limits.subscriptions), (7, 8));
 }

@@ -2,6 +2,8 @@ use std::time::Duration;
 
 use rdkafka::ClientConfig;
 
+use crate::fetched;
+
 /// Where the broker is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Brokers {
@@ -104,6 +106,10 @@ pub(crate) fn producer(bootstrap: &str, properties: &[(String, String)]) -> Clie
     let mut config = client(bootstrap, &kept);
     defaulted(&mut config, &kept, "message.timeout.ms", "30000");
     defaulted(&mut config, &kept, "linger.ms", "0");
+    // The topic says what is too large. librdkafka's own 1,000,000 are less than what a broker takes by default: a record that was
+    // read could not be written again.
+    let largest = (2 * fetched::MAX_RECORD).to_string();
+    defaulted(&mut config, &kept, "message.max.bytes", &largest);
     config.set("enable.idempotence", "true").set("acks", "all");
     config
 }

@@ -7,10 +7,42 @@ use stepwell_pipeline::{Deployed, Deployment};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use crate::fetched::SHORT_KEY;
 use crate::producer::{Write, with};
 
 /// Longest error message that a header carries, in bytes.
 const MAX_MESSAGE: usize = 2048;
+
+/// How much of a record its dead letter has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// All of it, and the `dlq.` headers.
+    Whole,
+    /// All of it, and no header more.
+    Original,
+    /// The `dlq.` headers, which say where the record itself is, and its key where that is short. A record that no topic takes a
+    /// second time would stop its partition for ever.
+    Bare,
+}
+
+impl Form {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Whole => "whole",
+            Self::Original => "original",
+            Self::Bare => "bare",
+        }
+    }
+
+    /// What is smaller.
+    pub(crate) fn less(self) -> Option<Self> {
+        match self {
+            Self::Whole => Some(Self::Original),
+            Self::Original => Some(Self::Bare),
+            Self::Bare => None,
+        }
+    }
+}
 
 /// What happened to a record until it was given up.
 pub(crate) struct History {
@@ -19,7 +51,7 @@ pub(crate) struct History {
     pub(crate) last_failed: OffsetDateTime,
 }
 
-/// The dead letter: original key, value, headers and timestamp, and the `dlq.` headers.
+/// The dead letter: original key, value, headers and timestamp, and the `dlq.` headers; or less of that.
 pub(crate) fn to_write(
     topic: &str,
     group: &str,
@@ -27,13 +59,21 @@ pub(crate) fn to_write(
     record: &OwnedMessage,
     error: &StepError,
     history: &History,
+    form: Form,
 ) -> Write {
-    let mut headers = record.headers().cloned().unwrap_or_else(OwnedHeaders::new);
+    let original = || record.headers().cloned().unwrap_or_else(OwnedHeaders::new);
+    let mut headers = match form {
+        Form::Whole | Form::Original => original(),
+        Form::Bare => OwnedHeaders::new(),
+    };
     let generation = previous_generation(record) + 1;
     let timestamp = match record.timestamp() {
         Timestamp::NotAvailable => None,
         Timestamp::CreateTime(millis) | Timestamp::LogAppendTime(millis) => Some(millis),
     };
+    if form == Form::Original {
+        return write(topic, record, timestamp, headers);
+    }
     headers = with(headers, "dlq.original.topic", record.topic());
     headers = with(
         headers,
@@ -63,6 +103,28 @@ pub(crate) fn to_write(
     );
     headers = with(headers, "dlq.last-failed-at", rfc3339(history.last_failed));
     headers = with(headers, "dlq.generation", generation.to_string());
+    if form == Form::Whole {
+        return write(topic, record, timestamp, headers);
+    }
+    let key = record.key().filter(|key| key.len() <= SHORT_KEY);
+    headers = with(headers, "dlq.left-out", "value, headers, long key");
+    Write {
+        topic: topic.to_owned(),
+        key: key.map(<[u8]>::to_vec),
+        // Without any value it would be a tombstone.
+        value: Some(Vec::new()),
+        // The topic may have refused that of the record.
+        timestamp: None,
+        headers,
+    }
+}
+
+fn write(
+    topic: &str,
+    record: &OwnedMessage,
+    timestamp: Option<i64>,
+    headers: OwnedHeaders,
+) -> Write {
     Write {
         topic: topic.to_owned(),
         key: record.key().map(<[u8]>::to_vec),

@@ -8,6 +8,7 @@
 mod broker;
 mod config;
 mod dead_letter;
+mod fetched;
 mod output;
 mod partition;
 mod producer;
@@ -15,6 +16,7 @@ mod record;
 mod subscription;
 mod topics;
 mod triggers;
+mod waiting;
 
 pub use broker::{BrokerError, EmbeddedBroker};
 pub use config::{Brokers, KafkaConfig, RESERVED_PROPERTIES};
@@ -32,6 +34,16 @@ pub fn describe_metrics() {
         "stepwell_kafka_queued",
         Unit::Count,
         "Records fetched and not settled"
+    );
+    describe_gauge!(
+        "stepwell_kafka_queued_bytes",
+        Unit::Bytes,
+        "Bytes of records fetched and not settled"
+    );
+    describe_counter!(
+        "stepwell_kafka_dead_letters_cut_total",
+        Unit::Count,
+        "Dead letters that have less than their records, by what they have"
     );
     describe_counter!(
         "stepwell_kafka_records_total",

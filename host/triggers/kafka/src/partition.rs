@@ -1,7 +1,6 @@
 //! One assigned partition: a task that settles its records one after the other.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -14,10 +13,12 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::dead_letter::{self, History};
+use crate::dead_letter::{self, Form, History};
+use crate::fetched::{Fetched, MAX_RECORD, Queued};
 use crate::output;
 use crate::producer::{Producer, Write, WriteError};
 use crate::record;
+use crate::waiting::Waiting;
 
 /// Longest pause between tries of what is not available.
 const MAX_PAUSE: Duration = Duration::from_secs(5);
@@ -29,6 +30,7 @@ pub(crate) struct Shared {
     pub(crate) deployment: ArcSwap<Deployment>,
     pub(crate) spec: KafkaTriggerSpec,
     pub(crate) producer: Producer,
+    pub(crate) waiting: Waiting,
 }
 
 /// A record is settled: its offset may be committed.
@@ -44,24 +46,25 @@ pub(crate) struct Settled {
 pub(crate) async fn handle(
     shared: Arc<Shared>,
     epoch: u64,
-    mut records: mpsc::UnboundedReceiver<OwnedMessage>,
-    queued: Arc<AtomicUsize>,
+    mut records: mpsc::UnboundedReceiver<Fetched>,
+    queued: Arc<Queued>,
     settled: std::sync::mpsc::Sender<Settled>,
     stop: CancellationToken,
 ) {
     loop {
-        let record = tokio::select! {
+        let fetched = tokio::select! {
             biased;
             () = stop.cancelled() => return,
-            record = records.recv() => match record {
-                Some(record) => record,
+            fetched = records.recv() => match fetched {
+                Some(fetched) => fetched,
                 None => return,
             },
         };
-        if settle(&shared, &record, &stop).await.is_err() {
+        if settle(&shared, &fetched, &stop).await.is_err() {
             return;
         }
-        queued.fetch_sub(1, Ordering::Relaxed);
+        queued.remove(&fetched);
+        let record = &fetched.record;
         let done = Settled {
             topic: record.topic().to_owned(),
             partition: record.partition(),
@@ -80,23 +83,23 @@ struct Stopped;
 /// Runs a record until it is delivered or dead-lettered.
 async fn settle(
     shared: &Shared,
-    record: &OwnedMessage,
+    fetched: &Fetched,
     stop: &CancellationToken,
 ) -> Result<(), Stopped> {
-    let event = match record::to_event(record) {
+    let record = &fetched.record;
+    let event = match fetched.too_large {
+        None => record::to_event(record).map_err(|reason| reason.to_string()),
+        Some(size) => Err(format!(
+            "the record has {size} bytes, more than the {MAX_RECORD} that one may have"
+        )),
+    };
+    let event = match event {
         Ok(event) => event,
         Err(reason) => {
             let deployment = shared.deployment.load_full();
-            let error = StepError::new(ErrorKind::Invalid, reason.to_string());
-            return give_up(
-                shared,
-                record,
-                &deployment,
-                &error,
-                &mut Failures::default(),
-                stop,
-            )
-            .await;
+            let error = StepError::new(ErrorKind::Invalid, reason);
+            let failures = Failures::default();
+            return give_up(shared, fetched, &deployment, &error, &failures, stop).await;
         }
     };
     let mut failures = Failures::default();
@@ -121,7 +124,7 @@ async fn settle(
         };
         match failures.next(&error, &shared.spec) {
             Next::GiveUp => {
-                return give_up(shared, record, &deployment, &error, &mut failures, stop).await;
+                return give_up(shared, fetched, &deployment, &error, &failures, stop).await;
             }
             Next::Retry(pause) => {
                 counter!("stepwell_kafka_retries_total", "group" => shared.spec.group.clone(), "class" => error.kind.as_str())
@@ -193,15 +196,17 @@ async fn deliver(
     Ok(Delivery::Done)
 }
 
-/// Dead-letters a record. Until that is acknowledged the record is not settled, and its partition waits.
+/// Dead-letters a record: as a whole, or where the topic does not take that with less. Until it is acknowledged the record is not
+/// settled, and its partition waits.
 async fn give_up(
     shared: &Shared,
-    record: &OwnedMessage,
+    fetched: &Fetched,
     deployment: &Deployment,
     error: &StepError,
-    failures: &mut Failures,
+    failures: &Failures,
     stop: &CancellationToken,
 ) -> Result<(), Stopped> {
+    let record = &fetched.record;
     let now = OffsetDateTime::now_utc();
     let history = History {
         attempts: failures.runs.max(1),
@@ -209,24 +214,43 @@ async fn give_up(
         last_failed: now,
     };
     let topic = &shared.spec.dead_letter;
-    let mut write = dead_letter::to_write(
-        topic,
-        &shared.spec.group,
-        deployment,
-        record,
-        error,
-        &history,
-    );
-    while let Err(refused) = write_until_acknowledged(shared, &write, stop).await? {
-        // The headers made it too large for the topic: try with less, and never lose the record itself.
+    let mut form = match fetched.too_large {
+        None => Form::Whole,
+        Some(_) => Form::Bare,
+    };
+    loop {
+        let write = dead_letter::to_write(
+            topic,
+            &shared.spec.group,
+            deployment,
+            record,
+            error,
+            &history,
+            form,
+        );
+        let Err(refused) = write_until_acknowledged(shared, &write, stop).await? else {
+            break;
+        };
+        counter!("stepwell_kafka_write_failures_total", "topic" => topic.clone()).increment(1);
+        let less = form.less();
         error!(
             topic,
             offset = record.offset(),
             reason = refused,
-            "dead letter refused: trying with its own headers only"
+            next = less.map_or("the same again", Form::as_str),
+            "dead letter refused"
         );
-        sleep(MAX_PAUSE, stop).await?;
-        write.headers = record.headers().cloned().unwrap_or_default();
+        match less {
+            Some(less) => form = less,
+            None => {
+                let _waits = shared.waiting.begin(refused);
+                sleep(MAX_PAUSE, stop).await?;
+            }
+        }
+    }
+    if form != Form::Whole {
+        counter!("stepwell_kafka_dead_letters_cut_total", "group" => shared.spec.group.clone(), "form" => form.as_str())
+            .increment(1);
     }
     counter!("stepwell_kafka_dead_letters_total", "group" => shared.spec.group.clone(), "class" => error.kind.as_str())
         .increment(1);
@@ -246,6 +270,8 @@ async fn write_until_acknowledged(
     stop: &CancellationToken,
 ) -> Result<Result<(), String>, Stopped> {
     let mut pause = Duration::from_millis(200);
+    // Known until it is written, or left to another owner of the partition.
+    let mut waits = None;
     loop {
         let attempt = tokio::select! {
             biased;
@@ -259,6 +285,7 @@ async fn write_until_acknowledged(
                 counter!("stepwell_kafka_write_failures_total", "topic" => write.topic.clone())
                     .increment(1);
                 warn!(%failure, "the record waits");
+                waits.get_or_insert_with(|| shared.waiting.begin(failure.to_string()));
                 sleep(pause, stop).await?;
                 pause = (pause * 2).min(MAX_PAUSE);
             }

@@ -23,7 +23,7 @@ pub(crate) struct Write {
 /// A record was not written.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum WriteError {
-    /// It never will be: it is too large for the topic.
+    /// It never will be: it is too large for the topic, or the topic does not allow its timestamp, or that it has no key.
     #[error("topic '{topic}' does not take it: {reason}")]
     Refused { topic: String, reason: String },
     /// It may be later.
@@ -59,9 +59,12 @@ impl Producer {
         let topic = write.topic.clone();
         let reason = error.to_string();
         Err(match error.rdkafka_error_code() {
-            Some(RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::InvalidRecord) => {
-                WriteError::Refused { topic, reason }
-            }
+            Some(
+                RDKafkaErrorCode::MessageSizeTooLarge
+                | RDKafkaErrorCode::MessageBatchTooLarge
+                | RDKafkaErrorCode::InvalidRecord
+                | RDKafkaErrorCode::InvalidTimestamp,
+            ) => WriteError::Refused { topic, reason },
             _ => WriteError::Unavailable { topic, reason },
         })
     }

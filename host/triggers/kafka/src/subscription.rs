@@ -13,7 +13,7 @@ use metrics::{counter, gauge};
 use rdkafka::client::ClientContext;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, RebalanceProtocol};
 use rdkafka::error::{KafkaError, KafkaResult};
-use rdkafka::message::{Message, OwnedMessage};
+use rdkafka::message::Message as _;
 use rdkafka::statistics::Statistics;
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Offset, TopicPartitionList};
@@ -22,6 +22,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use crate::fetched::{self, Fetched, Queued};
 use crate::partition::{Settled, Shared, handle};
 
 /// How long one poll may wait: what else the loop does is at most this late.
@@ -31,9 +32,6 @@ const COMMIT_EVERY: Duration = Duration::from_secs(1);
 
 /// A host that dies repeats what was not committed: on a fast topic, a second's records would be too many.
 const COMMIT_AFTER: usize = 500;
-
-/// A partition with this many records fetched and not settled is paused, and resumed at a quarter.
-const MAX_QUEUED: usize = 400;
 
 /// How long the group protocol may take to let a closing consumer go.
 const CLOSE_WITHIN: Duration = Duration::from_secs(3);
@@ -83,8 +81,8 @@ type Place = (String, i32);
 
 struct Partition {
     epoch: u64,
-    records: tokio::sync::mpsc::UnboundedSender<OwnedMessage>,
-    queued: Arc<AtomicUsize>,
+    records: tokio::sync::mpsc::UnboundedSender<Fetched>,
+    queued: Arc<Queued>,
     task: JoinHandle<()>,
     stop: CancellationToken,
     paused: bool,
@@ -138,21 +136,24 @@ impl Poller {
     fn poll(&mut self) {
         // A burst is taken in one go; the loop's other duties are never later than the poll's own timeout.
         let end = Instant::now() + POLL;
+        let share = self.share();
         let mut timeout = POLL;
         while let Some(result) = self.consumer.poll(timeout) {
+            let mut is_full = false;
             match result {
                 Ok(message) => {
                     self.consumer.context().health.set(None);
-                    let record = message.detach();
-                    let place = (record.topic().to_owned(), record.partition());
+                    let place = (message.topic().to_owned(), message.partition());
                     if let Some(partition) = self
                         .partitions
                         .get(&place)
                         .filter(|partition| partition.draining.is_none())
                     {
-                        partition.queued.fetch_add(1, Ordering::Relaxed);
+                        let fetched = Fetched::of(&message);
+                        partition.queued.add(&fetched);
+                        is_full = partition.queued.is_full(share);
                         // A task that has ended (a bug) must not lose the record: its offset is never committed.
-                        if partition.records.send(record).is_err() {
+                        if partition.records.send(fetched).is_err() {
                             warn!(
                                 topic = place.0,
                                 partition = place.1,
@@ -167,7 +168,8 @@ impl Poller {
                     self.consumer.context().health.set(Some(error.to_string()));
                 }
             }
-            if Instant::now() >= end {
+            // What is full is paused before more of it comes.
+            if is_full || Instant::now() >= end {
                 break;
             }
             timeout = Duration::ZERO;
@@ -229,7 +231,7 @@ impl Poller {
     fn assign(&mut self, place: Place) {
         self.epoch += 1;
         let (records, receiver) = tokio::sync::mpsc::unbounded_channel();
-        let queued = Arc::new(AtomicUsize::new(0));
+        let queued = Arc::new(Queued::default());
         let stop = CancellationToken::new();
         let task = self.runtime.spawn(handle(
             self.shared.clone(),
@@ -324,22 +326,32 @@ impl Poller {
         }
     }
 
+    /// What one partition may hold of the subscription's bytes.
+    fn share(&self) -> usize {
+        fetched::MAX_BYTES / self.partitions.len().max(1)
+    }
+
     /// Pauses partitions that are far behind their task, resumes those that have caught up.
     fn balance_queues(&mut self) {
-        let mut queued_in_all = 0;
+        let share = self.share();
+        let (mut records, mut bytes) = (0, 0);
         for (place, partition) in &mut self.partitions {
-            let queued = partition.queued.load(Ordering::Relaxed);
-            queued_in_all += queued;
+            let queued = &partition.queued;
+            records += queued.records();
+            bytes += queued.bytes();
             let one = list(std::slice::from_ref(place));
-            if !partition.paused && queued >= MAX_QUEUED {
+            if !partition.paused && queued.is_full(share) {
                 partition.paused = self.consumer.pause(&one).is_ok();
-            } else if partition.paused && queued <= MAX_QUEUED / 4 {
+            } else if partition.paused && queued.is_low(share) {
                 partition.paused = self.consumer.resume(&one).is_err();
             }
         }
+        let group = &self.shared.spec.group;
         #[allow(clippy::cast_precision_loss, reason = "a gauge is a float")]
-        gauge!("stepwell_kafka_queued", "group" => self.shared.spec.group.clone())
-            .set(queued_in_all as f64);
+        {
+            gauge!("stepwell_kafka_queued", "group" => group.clone()).set(records as f64);
+            gauge!("stepwell_kafka_queued_bytes", "group" => group.clone()).set(bytes as f64);
+        }
     }
 
     /// Commits the watermarks of the partitions that `which` selects.

@@ -18,6 +18,7 @@ use crate::partition::Shared;
 use crate::producer::Producer;
 use crate::subscription::{self, Context, Health};
 use crate::topics::Topics;
+use crate::waiting::Waiting;
 
 /// Every Kafka subscription of this host.
 pub struct KafkaTriggers {
@@ -175,6 +176,7 @@ impl KafkaTriggers {
             deployment: ArcSwap::new(deployment),
             spec,
             producer,
+            waiting: Waiting::default(),
         });
         let stop = CancellationToken::new();
         let drain = Arc::new(Mutex::new(self.config.drain_timeout));
@@ -232,7 +234,8 @@ impl KafkaTriggers {
                     .error
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner)
-                    .clone(),
+                    .clone()
+                    .or_else(|| subscription.shared.waiting.why()),
             })
             .collect();
         states.sort_by(|a, b| (&a.pipeline, &a.group).cmp(&(&b.pipeline, &b.group)));

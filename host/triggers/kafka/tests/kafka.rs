@@ -13,9 +13,11 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::message::{Headers, Message, OwnedMessage};
+use rdkafka::message::{Header, Headers, Message, OwnedHeaders, OwnedMessage};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use stepwell_core::{Call, ErrorKind, Event, Name, Quotas, StepError, StepScope};
 use stepwell_kafka_trigger::{Brokers, KafkaConfig, KafkaTriggers};
@@ -394,6 +396,145 @@ async fn every_kind_of_failure_ends_where_it_should() {
     }
     eventually("all offsets are committed", async || {
         committed(&brokers, &spec.group, &spec.topics[0]).await == 6
+    })
+    .await;
+    stop(triggers).await;
+}
+
+/// Sends records of these sizes that say they are CloudEvents and are none, and a good one after them, all to one partition.
+async fn produce_bad(brokers: &str, topic: &str, compression: &str, sizes: &[usize]) {
+    let producer: FutureProducer = ClientConfig::new()
+        .set("bootstrap.servers", brokers)
+        .set("message.max.bytes", "100000000")
+        .set("compression.type", compression)
+        .create()
+        .unwrap();
+    for size in sizes {
+        let header = Header {
+            key: "ce_specversion",
+            value: Some("1.0"),
+        };
+        let value = vec![0_u8; *size];
+        let record = FutureRecord::to(topic)
+            .key("k")
+            .payload(&value)
+            .headers(OwnedHeaders::new().insert(header));
+        let sent = producer.send(record, Duration::from_secs(20)).await;
+        sent.map_err(|(error, _)| error).unwrap();
+    }
+    let record = FutureRecord::to(topic).key("k").payload("good");
+    let sent = producer.send(record, Duration::from_secs(20)).await;
+    sent.map_err(|(error, _)| error).unwrap();
+}
+
+async fn create(brokers: &str, topics: &[(&str, &str)]) {
+    let mut config = ClientConfig::new();
+    let admin: AdminClient<DefaultClientContext> =
+        config.set("bootstrap.servers", brokers).create().unwrap();
+    let topics: Vec<_> = topics
+        .iter()
+        .map(|(name, largest)| {
+            NewTopic::new(name, 1, TopicReplication::Fixed(1)).set("max.message.bytes", largest)
+        })
+        .collect();
+    for result in admin
+        .create_topics(&topics, &AdminOptions::new())
+        .await
+        .unwrap()
+    {
+        result.unwrap();
+    }
+}
+
+/// What a dead letter has: bytes of its value, its class, the offset of its record, what was left out.
+fn letter(record: &OwnedMessage) -> (usize, String, String, String) {
+    let bytes = record.payload().map(<[u8]>::len).unwrap();
+    let [class, offset, left_out] =
+        ["dlq.error.class", "dlq.original.offset", "dlq.left-out"].map(|name| header(record, name));
+    (bytes, class, offset, left_out)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_that_no_topic_takes_again_does_not_stop_its_partition() {
+    let triggers = real();
+    let brokers = triggers.bootstrap().to_owned();
+    let bare = |offset: &str| {
+        let left_out = "value, headers, long key".to_owned();
+        (0, "invalid".to_owned(), offset.to_owned(), left_out)
+    };
+    // More than librdkafka sends by itself, and so much that the broker has no room for further headers.
+    let spec = spec("large");
+    let (input, dead) = (&spec.topics[0], &spec.dead_letter);
+    create(&brokers, &[(input, "1048588"), (dead, "1048588")]).await;
+    triggers.apply(&[deployment(spec.clone(), 1, Duration::ZERO, upper())]);
+    produce_bad(&brokers, input, "none", &[1_030_000, 1_048_300]).await;
+    let letters = read(&brokers, dead, 2).await;
+    let whole = (
+        1_030_000,
+        "invalid".to_owned(),
+        "0".to_owned(),
+        String::new(),
+    );
+    assert_eq!(letter(&letters[0]), whole);
+    let original = (1_048_300, String::new(), String::new(), String::new());
+    assert_eq!(letter(&letters[1]), original);
+    assert_eq!(header(&letters[1], "ce_specversion"), "1.0");
+    let output = read(&brokers, spec.output.as_ref().unwrap(), 1).await;
+    assert_eq!(text(output[0].payload()), "done good");
+    // More than the dead-letter topic takes.
+    let small = KafkaTriggerSpec {
+        dead_letter: "small.dlq".to_owned(),
+        ..self::spec("small")
+    };
+    let (input, dead) = (&small.topics[0], &small.dead_letter);
+    create(&brokers, &[(input, "1048588"), (dead, "100000")]).await;
+    triggers.apply(&[deployment(small.clone(), 1, Duration::ZERO, upper())]);
+    produce_bad(&brokers, input, "none", &[200_000, 99_000]).await;
+    let letters = read(&brokers, dead, 2).await;
+    assert_eq!(letter(&letters[0]), bare("0"));
+    assert_eq!(text(letters[0].key()), "k");
+    assert_eq!(letter(&letters[1]).0, 99_000);
+    read(&brokers, small.output.as_ref().unwrap(), 1).await;
+    // A thousand times what the broker took.
+    let bomb = self::spec("bomb");
+    let (input, dead) = (&bomb.topics[0], &bomb.dead_letter);
+    create(&brokers, &[(input, "1048588"), (dead, "1048588")]).await;
+    triggers.apply(&[deployment(bomb.clone(), 1, Duration::ZERO, upper())]);
+    produce_bad(&brokers, input, "gzip", &[65 << 20]).await;
+    let letters = read(&brokers, dead, 1).await;
+    assert_eq!(letter(&letters[0]), bare("0"));
+    let message = header(&letters[0], "dlq.error.message");
+    assert!(message.contains("more than the 67108864"), "{message}");
+    read(&brokers, bomb.output.as_ref().unwrap(), 1).await;
+    stop(triggers).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_that_waits_for_a_topic_is_known_until_it_is_written() {
+    let triggers = real();
+    let brokers = triggers.bootstrap().to_owned();
+    let spec = spec("away");
+    let output = spec.output.clone().unwrap();
+    triggers.apply(&[deployment(spec.clone(), 1, Duration::ZERO, upper())]);
+    produce(&brokers, &spec.topics[0], numbered(0..1)).await;
+    read(&brokers, &output, 1).await;
+    assert_eq!(triggers.state()[0].error, None);
+    let mut config = ClientConfig::new();
+    let admin: AdminClient<DefaultClientContext> =
+        config.set("bootstrap.servers", &brokers).create().unwrap();
+    let deleted = admin.delete_topics(&[&output], &AdminOptions::new()).await;
+    deleted.unwrap()[0].as_ref().unwrap();
+    produce(&brokers, &spec.topics[0], numbered(1..2)).await;
+    eventually("the topic is missed", async || {
+        let error = triggers.state()[0].error.clone();
+        error.is_some_and(|error| error.contains(&output))
+    })
+    .await;
+    create(&brokers, &[(&output, "1048588")]).await;
+    let records = read(&brokers, &output, 1).await;
+    assert_eq!(text(records[0].payload()), "done 1");
+    eventually("nothing waits any more", async || {
+        triggers.state()[0].error.is_none()
     })
     .await;
     stop(triggers).await;
