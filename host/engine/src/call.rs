@@ -345,7 +345,8 @@ impl<T: Send + 'static> Future for Guest<T> {
                 clock.be_exact();
                 let timed = async move { timed(&clock, guest).await };
                 let span = this.environment.span();
-                this.at = At::Lane(this.lane.take(timed.instrument(span)));
+                let tenant = this.environment.tenant.as_ref();
+                this.at = At::Lane(this.lane.take(tenant, timed.instrument(span)));
             }
         }
         match &mut this.at {
