@@ -123,6 +123,7 @@ impl Shared {
     ) -> Call<S> {
         let base = store.data_mut().base();
         base.meter.refused = None;
+        base.settle();
         base.log.allow(self.log_bytes);
         clock.restart(limits.cpu);
         // A first deadline of 0 would be over at once.
