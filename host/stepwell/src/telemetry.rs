@@ -43,8 +43,7 @@ impl Telemetry {
         });
         // A filter such as `[run{pipeline=p}]=debug` has to see every span, and an exporter too.
         let every_span = otlp_endpoint.is_some() || filter.contains('[');
-        let filter =
-            EnvFilter::try_new(&filter).with_context(|| format!("{LOG_VARIABLE}='{filter}'"))?;
+        let filter = log_filter(&filter)?;
         let for_people = std::io::stderr().is_terminal();
         let (stderr, flush) = Lines::to_stderr(!for_people).context("the log")?;
         stderr.take_panics();
@@ -104,6 +103,19 @@ impl Telemetry {
     }
 }
 
+/// What the WASI library says of a guest's HTTP requests: the guest is told the same, and could fill the host's log with it.
+const OF_GUESTS: &str = "wasmtime_wasi_http";
+
+/// Which lines are logged; those of guests' mistakes only when they are asked for by name.
+fn log_filter(text: &str) -> Result<EnvFilter> {
+    let filter = EnvFilter::try_new(text).with_context(|| format!("{LOG_VARIABLE}='{text}'"))?;
+    if text.contains(OF_GUESTS) {
+        return Ok(filter);
+    }
+    let silence = format!("{OF_GUESTS}=off").parse();
+    Ok(filter.add_directive(silence.context("the log's filter")?))
+}
+
 fn exporter(endpoint: &str, service_name: &str) -> Result<SdkTracerProvider> {
     let base = endpoint.trim_end_matches('/');
     let url = if base.ends_with("/v1/traces") {
@@ -150,4 +162,51 @@ fn join_trace(span: &Span, trace: &TraceContext) {
     );
     // Without an exporter there is no trace to join, and that is no mistake.
     let _ = span.set_parent(TraceContextPropagator::new().extract(&headers));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::sync::Mutex;
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn logged(filter: &str) -> String {
+        let written = Written::default();
+        let writer = written.clone();
+        let lines = tracing_subscriber::fmt::layer().with_writer(move || writer.clone());
+        let subscriber = tracing_subscriber::registry()
+            .with(log_filter(filter).unwrap())
+            .with(lines);
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::warn!(target: "wasmtime_wasi_http::p2::error", "of a guest");
+            tracing::warn!(target: "stepwell", "of the host");
+        });
+        String::from_utf8(written.0.lock().unwrap().clone()).unwrap()
+    }
+
+    #[test]
+    fn guests_cannot_fill_the_log_with_requests_that_are_none() {
+        for filter in ["info", "warn", "trace", "debug,sqlx=warn"] {
+            let log = logged(filter);
+            assert!(log.contains("of the host"), "{filter}: {log}");
+            assert!(!log.contains("of a guest"), "{filter}: {log}");
+        }
+        assert!(logged("info,wasmtime_wasi_http=warn").contains("of a guest"));
+        assert!(log_filter("stepwell=loud").is_err());
+    }
 }
