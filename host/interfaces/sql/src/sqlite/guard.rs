@@ -85,7 +85,7 @@ impl Interrupt {
         }
         let looks = self.looks.load(Ordering::Relaxed);
         self.looks.store(looks.wrapping_add(1), Ordering::Relaxed);
-        if looks % LOOKS != 0 {
+        if !looks.is_multiple_of(LOOKS) {
             return true;
         }
         let deadline = self.deadline.load(Ordering::Relaxed);
