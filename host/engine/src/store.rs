@@ -148,7 +148,7 @@ impl StoreBase {
 
     /// Whether the guest holds nothing of the host's that belongs to the call that has just ended. Language runtimes keep the
     /// standard streams open and leave HTTP headers to their garbage collector. A body's stream is no standard stream, but a
-    /// child of its body, which may not be here.
+    /// child of its body, which may not be here. StarlingMonkey leaves its request too, and cannot answer another one.
     pub(crate) fn is_at_rest(&mut self) -> bool {
         let mut handles = 0;
         self.table.iter_mut().all(|entry| {
