@@ -270,7 +270,7 @@ mod tests {
 
     #[tokio::test]
     async fn namespaces_take_turns_and_none_has_all_of_the_queue() {
-        let (pool, release) = busy(100, 100);
+        let (pool, release) = busy(100, 1000);
         let order = Arc::new(Mutex::new(Vec::new()));
         let submit = |namespace: &'static str| {
             let order = order.clone();
@@ -291,6 +291,15 @@ mod tests {
         let queue = pool.shared.lock();
         assert_eq!((queue.jobs, queue.bytes), (0, 0));
         assert!(queue.lines.is_empty() && queue.turns.is_empty());
+        drop(queue);
+
+        let (pool, release) = busy(100, 100);
+        let submit = |namespace, bytes| pool.submit(&name(namespace), bytes, later(), || ());
+        let waiting = [submit("one", 60), submit("other", 20), submit("one", 15)];
+        assert!(waiting.iter().all(Result::is_ok));
+        assert!(submit("one", 1).is_err());
+        assert!(submit("other", 5).is_ok());
+        drop(release);
     }
 
     #[tokio::test]
