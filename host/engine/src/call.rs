@@ -123,6 +123,7 @@ impl Shared {
     ) -> Call<S> {
         let base = store.data_mut().base();
         base.meter.refused = None;
+        base.settle();
         base.log.allow(self.log_bytes);
         clock.restart(limits.cpu);
         // A first deadline of 0 would be over at once.
@@ -345,7 +346,8 @@ impl<T: Send + 'static> Future for Guest<T> {
                 clock.be_exact();
                 let timed = async move { timed(&clock, guest).await };
                 let span = this.environment.span();
-                this.at = At::Lane(this.lane.take(timed.instrument(span)));
+                let tenant = this.environment.tenant.as_ref();
+                this.at = At::Lane(this.lane.take(tenant, timed.instrument(span)));
             }
         }
         match &mut this.at {

@@ -12,10 +12,14 @@ use wasmtime_wasi_http::{FieldMap, p2, p3};
 
 use crate::link::WASI;
 use crate::link_03::WASI_03;
+use crate::outbound::BODY_CHUNK;
 use crate::store::StoreState;
 
 /// Bytes of a method or an authority. A path has its bound in the library that parses it, 64 KiB.
 const WORD: usize = 8 << 10;
+
+/// Bytes that may wait in a body that a guest makes.
+pub(crate) const BODY: usize = 2 * BODY_CHUNK;
 
 /// What one value costs beside its bytes, and one name.
 const EACH_VALUE: usize = size_of::<HeaderValue>();
@@ -139,8 +143,34 @@ pub(crate) fn count<S: StoreState>(linker: &mut Linker<S>) -> Result<()> {
         HostOutgoingRequest,
         HostOutgoingRequest
     );
+    count_bodies(linker)?;
     linker.allow_shadowing(false);
     Ok(())
+}
+
+/// What is written to a body of WASI 0.2 waits in the host until somebody reads it, which may be never. Those of 0.3 take nothing
+/// until they are read.
+fn count_bodies<S: StoreState>(linker: &mut Linker<S>) -> Result<()> {
+    use p2::bindings::http::types::{
+        HostOutgoingRequest as OfRequest, HostOutgoingResponse as OfResponse,
+    };
+    let mut types = linker.instance(&format!("wasi:http/types@{WASI}"))?;
+    types.func_wrap(
+        "[method]outgoing-request.body",
+        |mut store: StoreContextMut<'_, S>, (request,): (Resource<HostOutgoingRequest>,)| {
+            let base = store.data_mut().base();
+            base.hold_body()?;
+            Ok((OfRequest::body(&mut base.http(), request)?,))
+        },
+    )?;
+    types.func_wrap(
+        "[method]outgoing-response.body",
+        |mut store: StoreContextMut<'_, S>, (response,): (Resource<HostOutgoingResponse>,)| {
+            let base = store.data_mut().base();
+            base.hold_body()?;
+            Ok((OfResponse::body(&mut base.http(), response)?,))
+        },
+    )
 }
 
 /// For a linker that has `wasi:http/types` of WASI 0.3.
@@ -165,13 +195,25 @@ fn of_map(map: &HeaderMap) -> usize {
     names.chain(values).sum()
 }
 
-/// What all handles of a table hold; headers that several share count once.
+/// What all handles of a table hold; headers that several share count once, and one body does not count.
 pub(crate) fn of_table(table: &mut ResourceTable) -> usize {
-    let mut seen = HashSet::new();
-    table
+    let (mut seen, mut bodies) = (HashSet::new(), 0_usize);
+    let words: usize = table
         .iter_mut()
-        .map(|entry| of_entry(entry, &mut seen))
-        .sum()
+        .map(|entry| {
+            bodies += usize::from(has_body(entry));
+            of_entry(entry, &mut seen)
+        })
+        .sum();
+    words + bodies.saturating_sub(1) * BODY
+}
+
+/// Whether it has the end of a body from which nobody reads yet.
+fn has_body(entry: &dyn Any) -> bool {
+    let of_request = entry.downcast_ref::<HostOutgoingRequest>();
+    let of_response = entry.downcast_ref::<HostOutgoingResponse>();
+    of_request.is_some_and(|request| request.body.is_some())
+        || of_response.is_some_and(|response| response.body.is_some())
 }
 
 fn of_entry(entry: &dyn Any, seen: &mut HashSet<*const HeaderMap>) -> usize {

@@ -4,7 +4,7 @@
 //! never queues behind guests that spin, however many do. Those share what is left, a tick at a time, and are interrupted more
 //! often than that, since the kernel does not always take a core from a thread that computes when another one wakes up.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
@@ -18,6 +18,7 @@ use metrics::{Counter, Gauge, counter, gauge};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
+use crate::memory::Tenant;
 use crate::turns::Pace;
 
 /// How far behind the host's other threads these are, as `nice` has it: beside a busy one they get about a quarter of a core.
@@ -43,14 +44,16 @@ pub(crate) struct Moved<T> {
 pub(crate) struct Closed;
 
 impl SlowLane {
-    /// A lane with as many threads.
-    pub(crate) fn start(threads: usize) -> std::io::Result<Self> {
+    /// A lane in which so many guests of one namespace are executed side by side, and as many of all others: an instruction that takes
+    /// long keeps a thread, and so do only those of one namespace.
+    pub(crate) fn start(each: usize) -> std::io::Result<Self> {
+        let each = each.max(1);
         let lane = Self {
-            queue: Arc::default(),
+            queue: Arc::new(Queue::new(each)),
             taken: counter!("stepwell_slow_lane_calls_total"),
             active: gauge!("stepwell_slow_lane_calls_active"),
         };
-        for _ in 0..threads.max(1) {
+        for _ in 0..each * 2 {
             let queue = lane.queue.clone();
             thread::Builder::new()
                 .name("guest-slow".into())
@@ -63,17 +66,20 @@ impl SlowLane {
                         tracing::warn!(%error, "guests that compute for long cannot be interrupted");
                     });
                     let pace = pace.ok().inspect(|pace| drop(pace.begin()));
-                    while let Some(task) = queue.next(pace.as_ref()) {
+                    while let Some((line, task)) = queue.next(pace.as_ref()) {
                         task.run();
+                        queue.ran(line);
                     }
                 })?;
         }
         Ok(lane)
     }
 
-    /// Lets a future go on in the lane. What it spawns, and the timers it makes, stay with the runtime that this is called on.
+    /// Lets a future go on in the lane, at the turns of its namespace. What it spawns, and the timers it makes, stay with the runtime
+    /// that this is called on.
     pub(crate) fn take<T: Send + 'static>(
         &self,
+        tenant: Option<&Tenant>,
         future: impl Future<Output = T> + Send + 'static,
     ) -> Moved<T> {
         let (sender, outcome) = oneshot::channel();
@@ -84,6 +90,7 @@ impl SlowLane {
         let task = Arc::new(Task {
             state: AtomicU8::new(IDLE),
             future: Mutex::new(Some(Box::pin(future))),
+            tenant: tenant.cloned(),
             queue: self.queue.clone(),
             runtime: Handle::current(),
         });
@@ -104,6 +111,7 @@ impl SlowLane {
             let task = Task {
                 state: AtomicU8::new(CANCELLED),
                 future: Mutex::new(Some(Box::pin(async move { drop(future) }))),
+                tenant: None,
                 queue: self.queue.clone(),
                 runtime,
             };
@@ -129,7 +137,7 @@ impl Drop for SlowLane {
         let left = {
             let mut ready = self.queue.lock();
             ready.closed = true;
-            std::mem::take(&mut ready.tasks)
+            ready.take_all()
         };
         self.queue.pushed.notify_all();
         for task in left {
@@ -171,8 +179,8 @@ impl Drop for Active {
     }
 }
 
-/// Tasks that want to be polled, in the order in which they came to want it.
-#[derive(Default)]
+/// Tasks that want to be polled. Namespaces take turns, and the tasks of each in the order in which they came to want it: however many
+/// of one spin, those of another wait for one of them each time.
 struct Queue {
     ready: Mutex<Ready>,
     pushed: Condvar,
@@ -180,60 +188,136 @@ struct Queue {
 
 #[derive(Default)]
 struct Ready {
-    tasks: VecDeque<Arc<Task>>,
+    /// How many tasks of one namespace may run.
+    each: usize,
+    /// How many do.
+    running: HashMap<Line, usize>,
+    /// What comes before all others.
+    first: VecDeque<Arc<Task>>,
+    lines: HashMap<Line, VecDeque<Arc<Task>>>,
+    /// Whose turn is next. Each line is here once.
+    turns: VecDeque<Line>,
     closed: bool,
 }
 
+/// A namespace, as long as one of its tasks is there; none: all that have none.
+type Line = Option<usize>;
+
+impl Ready {
+    fn push(&mut self, task: Arc<Task>) {
+        let line = task.line();
+        let tasks = self.lines.entry(line).or_default();
+        if tasks.is_empty() {
+            self.turns.push_back(line);
+        }
+        tasks.push_back(task);
+    }
+
+    fn pop(&mut self) -> Option<(Option<Line>, Arc<Task>)> {
+        if let Some(task) = self.first.pop_front() {
+            return Some((None, task));
+        }
+        let running = |line| self.running.get(line).copied().unwrap_or(0);
+        let next = self
+            .turns
+            .iter()
+            .position(|line| running(line) < self.each)?;
+        let line = self.turns.remove(next)?;
+        let tasks = self.lines.get_mut(&line)?;
+        let task = tasks.pop_front()?;
+        if tasks.is_empty() {
+            self.lines.remove(&line);
+        } else {
+            self.turns.push_back(line);
+        }
+        *self.running.entry(line).or_default() += 1;
+        Some((Some(line), task))
+    }
+
+    fn ran(&mut self, line: Line) {
+        if let Some(running) = self.running.get_mut(&line) {
+            *running -= 1;
+            if *running == 0 {
+                self.running.remove(&line);
+            }
+        }
+    }
+
+    fn take_all(&mut self) -> Vec<Arc<Task>> {
+        self.turns.clear();
+        let lines = self.lines.drain().flat_map(|(_, tasks)| tasks);
+        self.first.drain(..).chain(lines).collect()
+    }
+}
+
 impl Queue {
+    fn new(each: usize) -> Self {
+        let ready = Ready {
+            each,
+            ..Ready::default()
+        };
+        Self {
+            ready: Mutex::new(ready),
+            pushed: Condvar::new(),
+        }
+    }
+
     fn push(&self, task: Arc<Task>) {
-        self.add(task, VecDeque::push_back);
+        self.add(task, Ready::push);
     }
 
     /// For what holds what others may be waiting for.
     fn push_first(&self, task: Arc<Task>) {
-        self.add(task, VecDeque::push_front);
+        self.add(task, |ready, task| ready.first.push_back(task));
     }
 
-    fn add(&self, task: Arc<Task>, add: fn(&mut VecDeque<Arc<Task>>, Arc<Task>)) {
+    fn add(&self, task: Arc<Task>, add: fn(&mut Ready, Arc<Task>)) {
         let mut ready = self.lock();
         if ready.closed {
             drop(ready);
             task.discard();
             return;
         }
-        add(&mut ready.tasks, task);
+        add(&mut ready, task);
         drop(ready);
         self.pushed.notify_one();
     }
 
-    /// The task whose turn it is; none: the lane is closed. Who waits for one is not interrupted.
-    fn next(&self, pace: Option<&Pace>) -> Option<Arc<Task>> {
-        if let Some(task) = self.lock().tasks.pop_front() {
-            return Some(task);
+    /// The task whose turn it is, and the namespace that it counts as; none: the lane is closed. Who waits for one is not interrupted.
+    fn next(&self, pace: Option<&Pace>) -> Option<(Option<Line>, Arc<Task>)> {
+        if let Some(next) = self.lock().pop() {
+            return Some(next);
         }
         if let Some(pace) = pace {
             let _ = pace.pause();
         }
-        let task = self.wait();
+        let next = self.wait();
         if let Some(pace) = pace {
             let _ = pace.begin();
         }
-        task
+        next
     }
 
-    fn wait(&self) -> Option<Arc<Task>> {
+    fn wait(&self) -> Option<(Option<Line>, Arc<Task>)> {
         let mut ready = self.lock();
         loop {
             if ready.closed {
                 return None;
             }
-            if let Some(task) = ready.tasks.pop_front() {
-                return Some(task);
+            if let Some(next) = ready.pop() {
+                return Some(next);
             }
             ready = self
                 .pushed
                 .wait(ready)
                 .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// A task of this namespace has had its turn. Whoever says so looks for the next one, so nobody else need be told.
+    fn ran(&self, line: Option<Line>) {
+        if let Some(line) = line {
+            self.lock().ran(line);
         }
     }
 
@@ -246,6 +330,8 @@ struct Task {
     state: AtomicU8,
     /// Only the thread that runs the task locks this, or the one that discards it.
     future: Mutex<Option<Pin<Box<dyn Future<Output = ()> + Send>>>>,
+    /// Whose turns it takes.
+    tenant: Option<Tenant>,
     queue: Arc<Queue>,
     runtime: Handle,
 }
@@ -278,6 +364,12 @@ impl Wake for Task {
 }
 
 impl Task {
+    fn line(&self) -> Line {
+        // No other namespace has this address while the task is there.
+        let tenant = self.tenant.as_ref();
+        tenant.map(|tenant| Arc::as_ptr(&tenant.0) as usize)
+    }
+
     fn run(self: Arc<Self>) {
         if !self.goes(QUEUED, RUNNING) {
             return self.discard();
@@ -342,7 +434,7 @@ mod tests {
         let here = thread::current().id();
         for round in 0..100 {
             let (there, nice) = lane
-                .take(async move {
+                .take(None, async move {
                     for _ in 0..round {
                         tokio::task::yield_now().await;
                     }
@@ -362,7 +454,7 @@ mod tests {
         let lane = lane();
         let moved: Vec<_> = (0..50)
             .map(|number| {
-                lane.take(async move {
+                lane.take(None, async move {
                     tokio::time::sleep(Duration::from_millis(number % 7)).await;
                     tokio::spawn(
                         async move { (thread::current().name().map(str::to_owned), number) },
@@ -382,13 +474,91 @@ mod tests {
     #[tokio::test]
     async fn more_tasks_than_threads_take_turns() {
         let lane = SlowLane::start(1).unwrap();
-        let spinning = lane.take(async {
+        let spinning = lane.take(None, async {
             loop {
                 tokio::task::yield_now().await;
             }
         });
-        assert_eq!(lane.take(async { 7 }).await.unwrap(), 7);
+        assert_eq!(lane.take(None, async { 7 }).await.unwrap(), 7);
         drop::<Moved<()>>(spinning);
+    }
+
+    #[tokio::test]
+    async fn namespaces_take_turns_however_many_calls_each_has() {
+        let lane = SlowLane::start(1).unwrap();
+        let memory = Arc::new(crate::memory::GuestMemory::new(1 << 20));
+        let tenants = ["one", "two", "other"].map(|name| memory.tenant(name));
+        let [one, two, other] = &tenants;
+        // Two of them keep the threads, each turn for long.
+        let spinning: Vec<Moved<()>> = (0..200)
+            .map(|number| {
+                let tenant = if number % 2 == 0 { one } else { two };
+                lane.take(Some(tenant), async {
+                    loop {
+                        thread::sleep(Duration::from_millis(5));
+                        tokio::task::yield_now().await;
+                    }
+                })
+            })
+            .collect();
+        for tenant in [Some(other), None] {
+            let began = std::time::Instant::now();
+            let turns = lane.take(tenant, async {
+                for _ in 0..20 {
+                    tokio::task::yield_now().await;
+                }
+            });
+            turns.await.unwrap();
+            // A round of all calls takes half a second.
+            assert!(began.elapsed() < Duration::from_secs(2));
+        }
+        drop(spinning);
+        // Nothing of whoever has gone is left.
+        let left = || {
+            let ready = lane.queue.lock();
+            (ready.lines.len(), ready.turns.len(), ready.running.len())
+        };
+        for _ in 0..1000 {
+            if left() == (0, 0, 0) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("{:?} are left", left());
+    }
+
+    #[tokio::test]
+    async fn a_namespace_does_not_keep_all_threads() {
+        let lane = SlowLane::start(1).unwrap();
+        let memory = Arc::new(crate::memory::GuestMemory::new(1 << 20));
+        let (one, other) = (memory.tenant("one"), memory.tenant("other"));
+        let (running, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let long: Vec<Moved<()>> = (0..4)
+            .map(|_| {
+                let (running, most) = (running.clone(), most.clone());
+                lane.take(Some(&one), async move {
+                    loop {
+                        most.fetch_max(
+                            running.fetch_add(1, Ordering::SeqCst) + 1,
+                            Ordering::SeqCst,
+                        );
+                        thread::sleep(Duration::from_millis(300));
+                        running.fetch_sub(1, Ordering::SeqCst);
+                        tokio::task::yield_now().await;
+                    }
+                })
+            })
+            .collect();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let began = std::time::Instant::now();
+        for _ in 0..10 {
+            lane.take(Some(&other), tokio::task::yield_now())
+                .await
+                .unwrap();
+        }
+        assert!(began.elapsed() < Duration::from_millis(250));
+        assert_eq!(most.load(Ordering::SeqCst), 1);
+        drop(long);
     }
 
     struct Counted(Arc<AtomicUsize>);
@@ -415,14 +585,14 @@ mod tests {
         let dropped = Arc::new(AtomicUsize::new(0));
         let waits = {
             let held = Counted(dropped.clone());
-            lane.take(async move {
+            lane.take(None, async move {
                 let _held = held;
                 std::future::pending::<()>().await;
             })
         };
         let runs = {
             let held = Counted(dropped.clone());
-            lane.take(async move {
+            lane.take(None, async move {
                 let _held = held;
                 loop {
                     tokio::task::yield_now().await;
@@ -434,7 +604,7 @@ mod tests {
         drop(waits);
         drop::<Moved<()>>(runs);
         reaches(&dropped, 2).await;
-        assert_eq!(lane.take(async { 1 }).await.unwrap(), 1);
+        assert_eq!(lane.take(None, async { 1 }).await.unwrap(), 1);
     }
 
     /// Tells on which thread it is dropped.
@@ -452,14 +622,14 @@ mod tests {
         let lane = SlowLane::start(1).unwrap();
         let (sender, dropped) = std::sync::mpsc::channel();
         let told = Told(sender.clone());
-        let waits = lane.take(async move {
+        let waits = lane.take(None, async move {
             let _told = told;
             std::future::pending::<()>().await;
         });
         tokio::time::sleep(Duration::from_millis(20)).await;
         let spinning: Vec<Moved<()>> = (0..100)
             .map(|_| {
-                lane.take(async {
+                lane.take(None, async {
                     loop {
                         thread::sleep(Duration::from_millis(1));
                         tokio::task::yield_now().await;
@@ -488,7 +658,7 @@ mod tests {
         let moved: Vec<_> = (0..20)
             .map(|_| {
                 let held = Counted(dropped.clone());
-                lane.take(async move {
+                lane.take(None, async move {
                     let _held = held;
                     loop {
                         tokio::task::yield_now().await;
@@ -507,9 +677,9 @@ mod tests {
     #[tokio::test]
     async fn a_panic_comes_back_to_whoever_waits() {
         let lane = lane();
-        let moved = lane.take(async { panic!("at the disco") });
+        let moved = lane.take(None, async { panic!("at the disco") });
         let outcome: Result<Result<(), Closed>, _> = AssertUnwindSafe(moved).catch_unwind().await;
         assert!(outcome.is_err());
-        assert_eq!(lane.take(async { 1 }).await.unwrap(), 1);
+        assert_eq!(lane.take(None, async { 1 }).await.unwrap(), 1);
     }
 }

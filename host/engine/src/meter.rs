@@ -136,6 +136,10 @@ pub(crate) struct Meter {
     clock: Option<Arc<CpuClock>>,
     /// What its HTTP handles hold, and what they held until a little while ago.
     held: u64,
+    /// How much that may become before they are looked at.
+    unseen: u64,
+    /// Whether the call has made a body. One is what nearly every call makes, and does not count.
+    pub(crate) made_body: bool,
     tables: usize,
     /// The limit at which a growth was refused. Guests are told so by a failed `memory.grow`, and most abort then: the resulting
     /// trap is this limit's doing.
@@ -148,6 +152,8 @@ impl Meter {
             limits,
             memory: 0,
             held: 0,
+            unseen: UNSEEN,
+            made_body: false,
             of_host,
             clock: None,
             tables: 0,
@@ -182,17 +188,28 @@ impl Meter {
     }
 
     /// Counts what HTTP handles are about to hold more: of the host's memory, and at most as much as the guest may have of its own.
-    /// `all` is asked for what they really hold when it would be too much, since nobody says when one is gone.
+    /// `all` is asked for what they really hold when it would be too much or twice what it was, since nobody says when one is gone.
     pub(crate) fn hold(&mut self, more: u64, all: impl FnOnce() -> u64) -> Result<(), Exceeded> {
-        if self.take(more).is_ok() {
+        if self.held.saturating_add(more) <= self.unseen && self.take(more).is_ok() {
             return Ok(());
         }
-        let left = self.held.min(all());
+        self.settle(all());
+        self.take(more)
+    }
+
+    /// Whether its handles may hold some of what all guests have.
+    pub(crate) fn holds_of_all(&self) -> bool {
+        of_all(self.held) > 0
+    }
+
+    /// This is what its handles really hold.
+    pub(crate) fn settle(&mut self, all: u64) {
+        let left = self.held.min(all);
         if let Some(of_host) = &self.of_host {
             of_host.give_back(of_all(self.held) - of_all(left));
         }
         self.held = left;
-        self.take(more)
+        self.unseen = left.saturating_mul(2).max(UNSEEN);
     }
 
     fn take(&mut self, more: u64) -> Result<(), Exceeded> {
@@ -210,6 +227,9 @@ impl Meter {
         Ok(())
     }
 }
+
+/// What handles may be thought to hold before anybody looks.
+const UNSEEN: u64 = 2 << 20;
 
 /// How much of what handles hold counts among all guests' memory: most calls hold little, and need not ask.
 fn of_all(held: u64) -> u64 {
@@ -374,6 +394,24 @@ mod tests {
         assert_eq!(full, Err(Exceeded::GuestMemory(3 << 20)));
         drop((one, other));
         assert_eq!(host.held(), 0);
+    }
+
+    #[test]
+    fn what_handles_held_is_given_back_before_it_is_much() {
+        let host = Arc::new(GuestMemory::new(64 << 20));
+        let mut one = of(Some(&host.nobodys()), 64 << 20);
+        // Each is gone when the next one comes.
+        for _ in 0..1000 {
+            one.hold(128 << 10, || 0).unwrap();
+            assert!(host.held() <= UNSEEN, "{}", host.held());
+        }
+        one.settle(0);
+        assert_eq!(host.held(), 0);
+        // All of them stay.
+        for held in 0..200 {
+            one.hold(128 << 10, || held * (128 << 10)).unwrap();
+        }
+        assert_eq!(host.held(), 200 * (128 << 10) - (64 << 10));
     }
 
     #[test]

@@ -3,7 +3,7 @@ use wasmtime_wasi_http::{Error as HttpError, RequestOptions, WasiBody, WasiHttpH
 use crate::logs::CallLog;
 
 /// Bytes that a guest may write to a body at once; two such pieces may wait to be read.
-const BODY_CHUNK: usize = 64 << 10;
+pub(crate) const BODY_CHUNK: usize = 64 << 10;
 
 /// Outbound HTTP of one call: linked for every guest, since some languages always import it, and denied unless the call was given
 /// something that sends requests.

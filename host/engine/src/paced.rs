@@ -55,7 +55,7 @@ impl<S: StoreState, T: Send + 'static> Paced<S, T> {
                 None => Poll::Pending,
             }
         });
-        self.room.lane().take(turn)
+        self.room.lane().take(self.room.tenant(), turn)
     }
 }
 

@@ -17,7 +17,7 @@ use crate::call::{Call, SLICE, Shared, closed, overdrawn};
 use crate::clock::{CpuClock, OVERRUN};
 use crate::keep::Discard;
 use crate::lane::SlowLane;
-use crate::memory::Share;
+use crate::memory::{Share, Tenant};
 use crate::meter::Exceeded;
 use crate::paced::Paced;
 use crate::seat::{Seat, Ticket};
@@ -207,6 +207,10 @@ impl<S: StoreState> Room<S> {
             self.changed.notify_one();
         }
         polled
+    }
+
+    pub(crate) fn tenant(&self) -> Option<&Tenant> {
+        self.environment.tenant.as_ref()
     }
 
     pub(crate) fn lane(&self) -> &SlowLane {

@@ -105,8 +105,7 @@ pub struct StoreBase {
     outbound: Outbound,
 }
 
-/// Resource handles that one call may hold. Each may stand for memory of the host: what HTTP headers hold is counted beside, and a
-/// body's is twice what may be written to it at once.
+/// Resource handles that one call may hold. Each may stand for memory of the host: what HTTP headers and bodies hold is counted beside.
 pub(crate) const HANDLES: usize = 1_000;
 
 /// Resource handles that a guest may keep from one call to the next.
@@ -158,7 +157,7 @@ impl StoreBase {
 
     /// Whether the guest holds nothing of the host's that belongs to the call that has just ended. Language runtimes keep the
     /// standard streams open and leave HTTP headers to their garbage collector. A body's stream is no standard stream, but a
-    /// child of its body, which may not be here.
+    /// child of its body, which may not be here. StarlingMonkey leaves its request too, and cannot answer another one.
     pub(crate) fn is_at_rest(&mut self) -> bool {
         let mut handles = 0;
         self.table.iter_mut().all(|entry| {
@@ -203,6 +202,23 @@ impl StoreBase {
             ctx: ctx.cli(),
             table,
         }
+    }
+
+    /// The next call begins: its handles hold what is still there, and the first body that it makes does not count.
+    pub(crate) fn settle(&mut self) {
+        self.meter.made_body = false;
+        if self.meter.holds_of_all() {
+            let all = held::of_table(&mut self.table) as u64;
+            self.meter.settle(all);
+        }
+    }
+
+    /// Counts a body of an outbound request or a response that is about to be made.
+    pub(crate) fn hold_body(&mut self) -> wasmtime::Result<()> {
+        if std::mem::replace(&mut self.meter.made_body, true) {
+            self.hold(held::BODY)?;
+        }
+        Ok(())
     }
 
     /// Counts what a handle of HTTP is about to hold more.

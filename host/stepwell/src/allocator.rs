@@ -13,10 +13,12 @@ const GROWTH: usize = 32 << 20;
 #[derive(Default)]
 pub(crate) struct Allocator {
     least: Option<usize>,
+    /// How large it was then.
+    trimmed: Option<usize>,
 }
 
 impl Allocator {
-    /// Whether there may be much to give back: the process has grown since.
+    /// Whether there may be much to give back: the process has grown since, or some of what was still in use then is not any more.
     pub(crate) fn has_grown(&mut self) -> bool {
         self.has_grown_to(resident())
     }
@@ -28,12 +30,19 @@ impl Allocator {
         let least = *self.least.get_or_insert(resident);
         // It shrinks by itself, too.
         self.least = Some(least.min(resident));
-        resident >= least.saturating_add(GROWTH)
+        let grown = resident >= least.saturating_add(GROWTH);
+        let shrunk = |trimmed: usize| resident.saturating_add(GROWTH) <= trimmed;
+        grown || self.trimmed.is_some_and(shrunk)
     }
 
     /// What is resident now is what is needed.
     pub(crate) fn was_trimmed(&mut self) {
-        self.least = resident();
+        self.was_trimmed_to(resident());
+    }
+
+    fn was_trimmed_to(&mut self, resident: Option<usize>) {
+        self.least = resident;
+        self.trimmed = resident;
     }
 }
 
@@ -75,6 +84,19 @@ mod tests {
             assert_eq!(allocator.has_grown_to(Some(mib << 20)), expected, "{mib}");
         }
         assert!(!allocator.has_grown_to(None));
+    }
+
+    #[test]
+    fn it_is_worth_it_when_what_was_in_use_is_gone() {
+        let mut allocator = Allocator::default();
+        assert!(!allocator.has_grown_to(Some(100 << 20)));
+        assert!(allocator.has_grown_to(Some(1000 << 20)));
+        allocator.was_trimmed_to(Some(900 << 20));
+        assert!(!allocator.has_grown_to(Some(900 << 20)));
+        assert!(!allocator.has_grown_to(Some(880 << 20)));
+        assert!(allocator.has_grown_to(Some(400 << 20)));
+        allocator.was_trimmed_to(Some(110 << 20));
+        assert!(!allocator.has_grown_to(Some(110 << 20)));
     }
 
     #[cfg(target_env = "gnu")]

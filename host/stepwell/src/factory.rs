@@ -170,10 +170,10 @@ impl StepFactory for Factory {
             services: self.services.clone(),
             binding: model.binding.clone(),
             version: model.version.clone(),
-            mapping: JsonMapping {
+            mapping: Arc::new(JsonMapping {
                 inputs: model.inputs.iter().cloned().collect(),
                 outputs: model.outputs.iter().cloned().collect(),
-            },
+            }),
         }))
     }
 }
@@ -248,7 +248,7 @@ struct ModelStep {
     services: Arc<Services>,
     binding: String,
     version: Option<String>,
-    mapping: JsonMapping,
+    mapping: Arc<JsonMapping>,
 }
 
 #[async_trait]
@@ -258,10 +258,11 @@ impl Step for ModelStep {
             .services
             .models
             .infer_json(
+                &call.scope.namespace,
                 &self.binding,
                 self.version.as_deref(),
                 &self.mapping,
-                &event.data,
+                event.data.clone(),
                 call.deadline,
             )
             .await?;

@@ -44,14 +44,7 @@ impl Telemetry {
         let filter = std::env::var(LOG_VARIABLE).unwrap_or_else(|_| LOGGED.into());
         // A filter such as `[run{pipeline=p}]=debug` has to see every span, and an exporter too.
         let every_span = otlp_endpoint.is_some() || filter.contains('[');
-        let wanted =
-            EnvFilter::try_new(&filter).with_context(|| format!("{LOG_VARIABLE}='{filter}'"))?;
-        // It calls every subscription that ends an error: the host has closed it already, within a time.
-        let filter = if filter.contains("rdkafka") {
-            wanted
-        } else {
-            wanted.add_directive("rdkafka::consumer::base_consumer=off".parse()?)
-        };
+        let filter = log_filter(&filter)?;
         let for_people = std::io::stderr().is_terminal();
         let (stderr, flush) = Lines::to_stderr(!for_people).context("the log")?;
         stderr.take_panics();
@@ -121,6 +114,23 @@ impl Telemetry {
     }
 }
 
+/// What is logged only when it is asked for by name. What the WASI library says of a guest's HTTP requests the guest is told too,
+/// and could fill the host's log with it; the Kafka library calls every subscription that ends an error.
+const UNASKED: [&str; 2] = ["wasmtime_wasi_http", "rdkafka::consumer::base_consumer"];
+
+fn log_filter(text: &str) -> Result<EnvFilter> {
+    let mut filter =
+        EnvFilter::try_new(text).with_context(|| format!("{LOG_VARIABLE}='{text}'"))?;
+    for target in UNASKED {
+        let library = target.split("::").next().unwrap_or(target);
+        if !text.contains(library) {
+            let silence = format!("{target}=off").parse();
+            filter = filter.add_directive(silence.context("the log's filter")?);
+        }
+    }
+    Ok(filter)
+}
+
 fn exporter(endpoint: &str, service_name: &str) -> Result<SdkTracerProvider> {
     let base = endpoint.trim_end_matches('/');
     let url = if base.ends_with("/v1/traces") {
@@ -167,4 +177,51 @@ fn join_trace(span: &Span, trace: &TraceContext) {
     );
     // Without an exporter there is no trace to join, and that is no mistake.
     let _ = span.set_parent(TraceContextPropagator::new().extract(&headers));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::sync::Mutex;
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn logged(filter: &str) -> String {
+        let written = Written::default();
+        let writer = written.clone();
+        let lines = tracing_subscriber::fmt::layer().with_writer(move || writer.clone());
+        let subscriber = tracing_subscriber::registry()
+            .with(log_filter(filter).unwrap())
+            .with(lines);
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::warn!(target: "wasmtime_wasi_http::p2::error", "of a guest");
+            tracing::warn!(target: "stepwell", "of the host");
+        });
+        String::from_utf8(written.0.lock().unwrap().clone()).unwrap()
+    }
+
+    #[test]
+    fn guests_cannot_fill_the_log_with_requests_that_are_none() {
+        for filter in ["info", "warn", "trace", "debug,sqlx=warn"] {
+            let log = logged(filter);
+            assert!(log.contains("of the host"), "{filter}: {log}");
+            assert!(!log.contains("of a guest"), "{filter}: {log}");
+        }
+        assert!(logged("info,wasmtime_wasi_http=warn").contains("of a guest"));
+        assert!(log_filter("stepwell=loud").is_err());
+    }
 }

@@ -408,6 +408,29 @@ async fn what_the_host_would_have_to_hold_is_bounded() {
         ErrorKind::Limit,
         &["1000", "handles"],
     );
+    // What waits in them is the guest's own memory, and that of all guests.
+    let memory = Limits {
+        memory: 8 << 20,
+        ..generous()
+    };
+    let call = async |what: &str| host.call(&plugin, memory, what).await;
+    assert_eq!(data(&call("bodies:40").await.unwrap()), "5242880");
+    error(
+        call("bodies:100").await,
+        ErrorKind::Limit,
+        &["8MiB", "limits.memory"],
+    );
+    let host = host_with(|config| config.guest_memory = 8 << 20);
+    let plugin = host.plugin(guest("hostile.wasm")).await;
+    let call = async |what: &str| host.call(&plugin, generous(), what).await;
+    for _ in 0..5 {
+        assert_eq!(data(&call("bodies:40").await.unwrap()), "5242880");
+    }
+    error(
+        call("bodies:100").await,
+        ErrorKind::Unavailable,
+        &["limits.guest_memory"],
+    );
 }
 
 #[tokio::test]

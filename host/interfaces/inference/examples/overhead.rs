@@ -86,7 +86,10 @@ async fn main() {
                 ..InferRequest::default()
             };
             let deadline = started + Duration::from_secs(10);
-            let answer = models.infer("model", request, deadline).await.unwrap();
+            let answer = models
+                .infer(&"default".parse().unwrap(), "model", request, deadline)
+                .await
+                .unwrap();
             assert_eq!(answer[0].data.len(), 16);
             hosted.push(started.elapsed());
         }

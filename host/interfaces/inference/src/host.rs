@@ -118,7 +118,10 @@ impl InferenceView<'_> {
             inputs: inputs.into_iter().map(Into::into).collect(),
             outputs: options.outputs,
         };
-        self.models.infer(binding, request, deadline).await
+        let namespace = &self.call.scope.namespace;
+        self.models
+            .infer(namespace, binding, request, deadline)
+            .await
     }
 
     /// The binding and the version that the guest means, if it may do this.

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use stepwell_core::ByteSize;
+use stepwell_core::{ByteSize, Name};
 use tokio::sync::oneshot;
 use tokio::time::timeout_at;
 
@@ -173,52 +173,65 @@ impl Models {
         }
     }
 
-    /// Runs the model behind a binding.
+    /// Runs the model behind a binding, at the turns of this namespace.
     ///
     /// # Errors
     /// [`InferError`]; nothing in it is internal.
     pub async fn infer(
         &self,
+        namespace: &Name,
         binding: &str,
         request: InferRequest,
         deadline: Instant,
     ) -> Result<Vec<Tensor>, InferError> {
         let loaded = self.served(binding, request.version.as_deref())?;
-        let signature = request.signature.as_deref().unwrap_or(DEFAULT_SIGNATURE);
-        let result = self
-            .run(
-                &loaded,
-                signature,
-                request.inputs,
-                &request.outputs,
-                deadline,
-            )
-            .await;
+        let name = request.signature.as_deref().unwrap_or(DEFAULT_SIGNATURE);
+        let run = async {
+            let signature = loaded.signature(name)?;
+            let outputs = signature.choose(&request.outputs)?;
+            let bytes = size(&request.inputs)?;
+            let inputs = signature.accept(request.inputs)?;
+            let name = name.to_owned();
+            self.run(namespace, &loaded, bytes, deadline, move |loaded| {
+                loaded.run(&name, inputs, &outputs)
+            })
+            .await
+        };
+        let result = run.await;
         loaded.count(result.as_ref().err());
         result
     }
 
-    /// Runs the model behind a binding on JSON: a pipeline's built-in `model` step. The answer is JSON too.
+    /// Runs the model behind a binding on JSON: a pipeline's built-in `model` step. The answer is JSON too. Reading and writing it may
+    /// take longer than the model, and is done where that runs.
     ///
     /// # Errors
     /// [`InferError`]; `InvalidInput` when the data is no JSON or does not fit.
     pub async fn infer_json(
         &self,
+        namespace: &Name,
         binding: &str,
         version: Option<&str>,
-        mapping: &JsonMapping,
-        data: &[u8],
+        mapping: &Arc<JsonMapping>,
+        data: impl AsRef<[u8]> + Send + 'static,
         deadline: Instant,
     ) -> Result<Vec<u8>, InferError> {
         let loaded = self.served(binding, version)?;
         let run = async {
-            let signature = loaded.signature(DEFAULT_SIGNATURE)?;
-            let inputs = mapping.inputs(signature, data)?;
             let outputs = mapping.outputs();
-            let tensors = self
-                .run(&loaded, DEFAULT_SIGNATURE, inputs, &outputs, deadline)
-                .await?;
-            mapping.reply(&tensors)
+            let outputs = loaded.signature(DEFAULT_SIGNATURE)?.choose(&outputs)?;
+            let (bytes, mapping) = (data.as_ref().len(), mapping.clone());
+            self.run(namespace, &loaded, bytes, deadline, move |loaded| {
+                let signature = loaded.signature(DEFAULT_SIGNATURE)?;
+                let inputs = mapping.inputs(signature, data.as_ref())?;
+                size(&inputs)?;
+                let inputs = signature.accept(inputs)?;
+                if Instant::now() >= deadline {
+                    return Err(InferError::DeadlineExceeded);
+                }
+                mapping.reply(&loaded.run(DEFAULT_SIGNATURE, inputs, &outputs)?)
+            })
+            .await
         };
         let result = run.await;
         loaded.count(result.as_ref().err());
@@ -286,49 +299,27 @@ impl Models {
         }
     }
 
-    async fn run(
+    /// Does this on one of the pool's threads.
+    async fn run<T: Send + 'static>(
         &self,
+        namespace: &Name,
         loaded: &Arc<Loaded>,
-        signature_name: &str,
-        inputs: Vec<Tensor>,
-        outputs: &[String],
+        bytes: usize,
         deadline: Instant,
-    ) -> Result<Vec<Tensor>, InferError> {
-        let signature = loaded.signature(signature_name)?;
-        let outputs = signature.choose(outputs)?;
-        let bytes = inputs
-            .iter()
-            .fold(0_usize, |sum, tensor| sum.saturating_add(tensor.data.len()));
-        if bytes > MAX_INPUT {
-            return Err(InferError::InvalidInput(format!(
-                "the inputs are {}, at most {} are accepted",
-                ByteSize(bytes as u64),
-                ByteSize(MAX_INPUT as u64)
-            )));
-        }
-        let inputs = signature.accept(inputs)?;
+        work: impl FnOnce(&Loaded) -> Result<T, InferError> + Send + 'static,
+    ) -> Result<T, InferError> {
         if Instant::now() >= deadline {
             return Err(InferError::DeadlineExceeded);
         }
-        let (running, name) = (loaded.clone(), signature_name.to_owned());
+        let running = loaded.clone();
         let answer = self
             .pool
-            .submit(bytes, deadline, move || {
-                let started = Instant::now();
-                let result = running.model.run(&name, inputs, &outputs);
-                running.seconds.record(started.elapsed().as_secs_f64());
-                result
-            })
+            .submit(namespace, bytes, deadline, move || work(&running))
             .map_err(|full| InferError::Overloaded {
                 retry_after: full.retry_after,
             })?;
         match timeout_at(deadline.into(), answer).await {
-            Ok(Ok(Ok(tensors))) => Ok(tensors),
-            Ok(Ok(Err(RunError::Input(what)))) => Err(InferError::InvalidInput(what)),
-            Ok(Ok(Err(RunError::Failed(error)))) => {
-                tracing::warn!(model = %loaded.name, version = %loaded.version, %error, "a model failed");
-                Err(InferError::Internal("the model failed".into()))
-            }
+            Ok(Ok(result)) => result,
             Ok(Err(_)) if Instant::now() < deadline => {
                 Err(InferError::Internal("the model failed".into()))
             }
@@ -337,7 +328,40 @@ impl Models {
     }
 }
 
+/// Bytes of all inputs, if they are not too many.
+fn size(inputs: &[Tensor]) -> Result<usize, InferError> {
+    let bytes = inputs
+        .iter()
+        .fold(0_usize, |sum, tensor| sum.saturating_add(tensor.data.len()));
+    if bytes > MAX_INPUT {
+        return Err(InferError::InvalidInput(format!(
+            "the inputs are {}, at most {} are accepted",
+            ByteSize(bytes as u64),
+            ByteSize(MAX_INPUT as u64)
+        )));
+    }
+    Ok(bytes)
+}
+
 impl Loaded {
+    fn run(
+        &self,
+        signature: &str,
+        inputs: Vec<Tensor>,
+        outputs: &[usize],
+    ) -> Result<Vec<Tensor>, InferError> {
+        let started = Instant::now();
+        let result = self.model.run(signature, inputs, outputs);
+        self.seconds.record(started.elapsed().as_secs_f64());
+        result.map_err(|error| match error {
+            RunError::Input(what) => InferError::InvalidInput(what),
+            RunError::Failed(error) => {
+                tracing::warn!(model = %self.name, version = %self.version, %error, "a model failed");
+                InferError::Internal("the model failed".into())
+            }
+        })
+    }
+
     fn signature(&self, name: &str) -> Result<&Signature, InferError> {
         let signatures = self.model.signatures();
         signatures.get(name).ok_or_else(|| {

@@ -13,12 +13,17 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+use stepwell_core::Name;
 use stepwell_inference::{
-    Backend, DEFAULT_SIGNATURE, DataType, Health, InferError, InferRequest, LibraryConfig,
-    LibraryStatus, LoadError, Model, ModelBindingConfig, Models, ModelsConfig, RunError, Signature,
-    Tensor, TensorInfo, VersionState,
+    Backend, DEFAULT_SIGNATURE, DataType, Health, InferError, InferRequest, JsonMapping,
+    LibraryConfig, LibraryStatus, LoadError, Model, ModelBindingConfig, Models, ModelsConfig,
+    RunError, Signature, Tensor, TensorInfo, VersionState,
 };
 use tempfile::TempDir;
+
+fn namespace() -> Name {
+    "default".parse().unwrap()
+}
 
 /// Loads anything but files that say `broken`; its models answer the file's text, once the gate is open.
 #[derive(Default)]
@@ -126,7 +131,7 @@ fn config(directory: &TempDir, bindings: &[(&str, &str, &str)]) -> ModelsConfig 
 async fn answer(models: &Models, binding: &str) -> Result<String, InferError> {
     let deadline = Instant::now() + Duration::from_secs(30);
     let tensors = models
-        .infer(binding, InferRequest::default(), deadline)
+        .infer(&namespace(), binding, InferRequest::default(), deadline)
         .await?;
     Ok(String::from_utf8(tensors[0].data.clone()).unwrap())
 }
@@ -173,12 +178,12 @@ async fn latest_follows_the_disk_and_a_number_stays() {
     let deadline = Instant::now() + Duration::from_secs(30);
     assert!(
         models
-            .infer("newest", request("10"), deadline)
+            .infer(&namespace(), "newest", request("10"), deadline)
             .await
             .is_ok()
     );
     let error = models
-        .infer("newest", request("2"), deadline)
+        .infer(&namespace(), "newest", request("2"), deadline)
         .await
         .unwrap_err();
     assert_eq!(
@@ -297,18 +302,51 @@ async fn a_full_queue_is_overloaded_and_deadlines_hold() {
         .filter(|answer| matches!(answer, Err(InferError::Overloaded { .. })))
         .count();
     let answered = answers.iter().filter(|answer| answer.is_ok()).count();
-    assert!(refused > 0 && answered >= 4, "{answers:?}");
+    // One namespace has three quarters of the queue.
+    assert!(refused > 0 && answered >= 3, "{answers:?}");
     assert_eq!(refused + answered, many);
 
     gate.set(true);
     let soon = Instant::now() + Duration::from_millis(50);
     let late = models
-        .infer("m", InferRequest::default(), soon)
+        .infer(&namespace(), "m", InferRequest::default(), soon)
         .await
         .unwrap_err();
     assert_eq!(late, InferError::DeadlineExceeded);
     gate.set(false);
     assert_eq!(answer(&models, "m").await.unwrap(), "one");
+}
+
+/// It may take longer than the model, and whoever asks is a thread that answers requests.
+#[tokio::test]
+async fn json_is_read_where_models_run() {
+    let directory = TempDir::new().unwrap();
+    put(&directory, "m/1", "one");
+    let texts = Texts::default();
+    let gate = texts.gate.clone();
+    let mut config = config(&directory, &[("m", "m", "latest")]);
+    config.queue = 100;
+    let models = Models::start_with(config, Arc::new(texts)).unwrap();
+    models.rescan().await;
+    let mapping = Arc::new(JsonMapping::default());
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let namespace = namespace();
+    let json =
+        |data: &'static str| models.infer_json(&namespace, "m", None, &mapping, data, deadline);
+    assert_eq!(json("{}").await.unwrap(), br#"{"text":[111,110,101]}"#);
+    gate.set(true);
+    let threads = std::thread::available_parallelism().unwrap().get();
+    let busy = join_all((0..threads).map(|_| answer(&models, "m")).collect());
+    let unreadable = async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let mut answer = std::pin::pin!(json("no JSON"));
+        let early = tokio::time::timeout(Duration::from_millis(200), &mut answer).await;
+        assert!(early.is_err(), "{early:?}");
+        gate.set(false);
+        answer.await
+    };
+    let (_, unreadable) = tokio::join!(busy, unreadable);
+    assert!(matches!(unreadable, Err(InferError::InvalidInput(_))));
 }
 
 #[tokio::test]

@@ -8,13 +8,19 @@
 )]
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use stepwell_core::Name;
 use stepwell_inference::{
     DataType, Health, InferError, InferRequest, JsonMapping, LibraryStatus, ModelBindingConfig,
     Models, ModelsConfig, Tensor,
 };
 use tokio::sync::OnceCell;
+
+fn namespace() -> Name {
+    "default".parse().unwrap()
+}
 
 const MODELS: [&str; 5] = ["digits", "half_plus_two", "iris", "numerals", "echo"];
 
@@ -62,7 +68,12 @@ async fn run(
     };
     models()
         .await
-        .infer(model, request, Instant::now() + Duration::from_secs(60))
+        .infer(
+            &namespace(),
+            model,
+            request,
+            Instant::now() + Duration::from_secs(60),
+        )
         .await
 }
 
@@ -537,7 +548,14 @@ async fn json_in_and_json_out() {
         let mapping: JsonMapping = serde_json::from_str(mapping).unwrap();
         let answer = models()
             .await
-            .infer_json(binding, None, &mapping, data.as_bytes(), deadline)
+            .infer_json(
+                &namespace(),
+                binding,
+                None,
+                &Arc::new(mapping),
+                data,
+                deadline,
+            )
             .await;
         answer.map(|bytes| String::from_utf8(bytes).unwrap())
     };

@@ -10,6 +10,15 @@ pub(crate) trait Pooled: Send + 'static {
     /// Ends whatever the last user left and forgets what it changed in the session; false when the connection cannot serve
     /// again.
     fn reset(&mut self) -> impl Future<Output = bool> + Send;
+
+    /// Closes it, whatever it is in the middle of. The permit is given back when nothing of that is left in this process.
+    fn abandon(self, permit: Permit)
+    where
+        Self: Sized,
+    {
+        drop(self);
+        drop(permit);
+    }
 }
 
 /// The idle connections of a binding. How many there are in all is bounded by the permits that their users hold.
@@ -84,19 +93,22 @@ impl<C: Pooled> Drop for Lease<C> {
         let Some((mut connection, permit)) = self.held.take() else {
             return;
         };
-        if self.busy {
-            return;
-        }
         // Without a runtime there is nothing to reset it with, so it is closed.
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            let pool = Arc::clone(&self.pool);
-            runtime.spawn(async move {
-                if let Ok(true) = tokio::time::timeout(RESET_TIME, connection.reset()).await {
-                    pool.put(connection);
-                }
+        let Some(runtime) = tokio::runtime::Handle::try_current()
+            .ok()
+            .filter(|_| !self.busy)
+        else {
+            return connection.abandon(permit);
+        };
+        let pool = Arc::clone(&self.pool);
+        runtime.spawn(async move {
+            if let Ok(true) = tokio::time::timeout(RESET_TIME, connection.reset()).await {
+                pool.put(connection);
                 drop(permit);
-            });
-        }
+            } else {
+                connection.abandon(permit);
+            }
+        });
     }
 }
 

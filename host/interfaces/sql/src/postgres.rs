@@ -435,9 +435,10 @@ async fn query(lease: &mut Lease<Session>, statement: &Statement) -> Result<Rows
     let mut bytes = 0;
     let (prepared, _) = run(lease, statement, |row| {
         let row = decode::read_row(row)?;
+        let columns = row.len();
         bytes += row.iter().map(Value::size).sum::<usize>();
         rows.push(row);
-        statement.check_result(rows.len(), bytes)
+        statement.check_result(rows.len(), columns, bytes)
     })
     .await?;
     let columns = prepared

@@ -12,8 +12,10 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use futures::TryStreamExt;
+use rustix::process::{getpriority_process, setpriority_process};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Either, Executor};
+use tokio::sync::oneshot;
 
 use crate::client::{Access, Capacity, Database, Isolation, Transaction};
 use crate::permit::Permit;
@@ -27,6 +29,9 @@ use self::values::Declared;
 const READERS: usize = 8;
 /// How long a statement waits for a lock of another process; within the host there is one writer.
 const BUSY: Duration = Duration::from_secs(2);
+/// How far behind the host's other threads those of the connections are, as `nice` has it: what guests' statements compute gives way
+/// to requests, as guests do that compute for long.
+const NICE: i32 = 5;
 
 /// Begins a transaction and takes its snapshot, and with it the schema: without one, a statement is compiled for the tables that the connection last saw, and
 /// sqlx's thread ends when they turn out to have changed.
@@ -76,14 +81,14 @@ impl Sqlite {
             .foreign_keys(true)
             .busy_timeout(BUSY)
             .row_buffer_size(8)
+            // In files, what a statement sorts or remembers could fill the disk; in memory, it is bounded.
+            .pragma("temp_store", "MEMORY")
             .disable_statement_logging();
         let failed = |error: sqlx::Error| {
             tracing::error!(%error, path = %self.path.display(), "cannot open an SQLite binding");
             SqlError::unavailable()
         };
-        let mut connection = SqliteConnection::connect_with(&options)
-            .await
-            .map_err(failed)?;
+        let mut connection = open(options).await.map_err(failed)?;
         if access == Access::Read {
             connection
                 .execute("PRAGMA query_only = ON")
@@ -169,6 +174,32 @@ impl Database for Sqlite {
     }
 }
 
+/// Opens a connection. Its thread has the priority of the one that starts it.
+async fn open(options: SqliteConnectOptions) -> Result<SqliteConnection, sqlx::Error> {
+    let (sender, opened) = oneshot::channel();
+    std::thread::Builder::new()
+        .name("sqlite-open".into())
+        .spawn(move || {
+            if let Err(error) = give_way() {
+                tracing::warn!(%error, "SQLite cannot be given a low priority");
+            }
+            // Whoever asked may have gone.
+            let _ = sender.send(futures::executor::block_on(SqliteConnection::connect_with(
+                &options,
+            )));
+        })
+        .map_err(sqlx::Error::Io)?;
+    opened.await.map_err(|_| sqlx::Error::WorkerCrashed)?
+}
+
+/// Lowers the priority of the calling thread; on Linux that is all that this is about.
+fn give_way() -> rustix::io::Result<()> {
+    if getpriority_process(None)? < NICE {
+        setpriority_process(None, NICE)?;
+    }
+    Ok(())
+}
+
 struct SqliteTransaction {
     lease: Lease<Confined>,
     deadline: Instant,
@@ -215,6 +246,12 @@ impl Pooled for Confined {
             Some(false) => true,
             None => false,
         }
+    }
+
+    /// Some functions of SQL cannot be interrupted, and its thread goes on until they are done: `instr` takes minutes for what is
+    /// as long as it may be.
+    fn abandon(self, permit: Permit) {
+        self.interrupt.keep(permit);
     }
 }
 
@@ -310,7 +347,7 @@ async fn run(
             Ok(Some(Either::Right(row))) => {
                 count += 1;
                 bytes += each(&shape, Some(&row))?;
-                statement.check_result(count, bytes)?;
+                statement.check_result(count, shape.columns.len(), bytes)?;
             }
             Ok(None) => break None,
             Err(error) => break Some(error),
@@ -402,9 +439,37 @@ fn off_the_runtime<T>(work: impl FnOnce() -> T) -> T {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
+    use tokio::sync::{OwnedRwLockReadGuard, RwLock};
+
     use super::*;
 
-    async fn connections() -> (tempfile::TempDir, [Confined; 2]) {
+    /// What fills SQLite's memory, which is the process's, is not tested beside others.
+    static MEMORY: LazyLock<Arc<RwLock<()>>> = LazyLock::new(Arc::default);
+
+    struct Directory {
+        directory: tempfile::TempDir,
+        _others: OwnedRwLockReadGuard<()>,
+    }
+
+    impl Directory {
+        fn path(&self) -> &std::path::Path {
+            self.directory.path()
+        }
+    }
+
+    async fn connections() -> (Directory, [Confined; 2]) {
+        let others = MEMORY.clone().read_owned().await;
+        let (directory, both) = connections_of_one().await;
+        let directory = Directory {
+            directory,
+            _others: others,
+        };
+        (directory, both)
+    }
+
+    async fn connections_of_one() -> (tempfile::TempDir, [Confined; 2]) {
         let directory = tempfile::TempDir::new().unwrap();
         let sqlite = Sqlite::new(directory.path().join("sql").join("test.sqlite"));
         let mut writer = sqlite.connect(Access::Write).await.unwrap();
@@ -527,9 +592,105 @@ mod tests {
         }
     }
 
+    /// `instr` looks at every byte of one text for every byte of the other, and nothing interrupts it.
+    const UNSTOPPABLE: &str =
+        "SELECT instr(printf('%.600000c', 'a'), printf('%.300000c', 'a') || 'b')";
+
+    fn permits() -> crate::permit::Permits {
+        let capacity = Capacity {
+            connections: 1,
+            writers: None,
+        };
+        crate::permit::Permits::new(capacity, metrics::Gauge::noop())
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_permit_is_given_back_when_its_statement_has_really_ended() {
+        let (_directory, [mut reader, _]) = connections().await;
+        // Nobody waits for it any more after a moment.
+        let statement = reader.connection.execute(UNSTOPPABLE);
+        let outcome = tokio::time::timeout(Duration::from_millis(50), statement).await;
+        assert!(outcome.is_err(), "it is no long statement: {outcome:?}");
+        let permits = permits();
+        let permit = permits.try_acquire(Access::Read).unwrap();
+        let pool = Pool::new();
+        let mut lease = Lease::new(reader, permit, pool);
+        let _ = lease.start().unwrap();
+        drop(lease);
+        assert!(permits.try_acquire(Access::Read).is_none());
+        let soon = Instant::now() + Duration::from_secs(60);
+        let waited = permits.acquire(Access::Read, soon).await;
+        assert!(waited.is_ok(), "{waited:?}");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn statements_give_way_to_requests() {
+        let own = getpriority_process(None).unwrap();
+        let (_directory, [mut reader, _]) = connections().await;
+        let nice = Arc::new(std::sync::Mutex::new(None));
+        let of_thread = nice.clone();
+        let mut handle = reader.connection.lock_handle().await.unwrap();
+        handle.set_progress_handler(1, move || {
+            *of_thread.lock().unwrap() = getpriority_process(None).ok();
+            true
+        });
+        drop(handle);
+        reader.connection.execute("SELECT 1").await.unwrap();
+        assert_eq!(*nice.lock().unwrap(), Some(own.max(NICE)));
+        assert_eq!(getpriority_process(None).unwrap(), own);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_a_statement_remembers_is_in_memory_and_bounded() {
+        let _alone = MEMORY.write().await;
+        let (_directory, [mut reader, _]) = connections_of_one().await;
+        reader
+            .interrupt
+            .arm(Instant::now() + Duration::from_secs(60));
+        let sql = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c LIMIT 300)
+            SELECT count(*) FROM (SELECT DISTINCT randomblob(4000000 + x) FROM c)";
+        let error = reader.connection.execute(sql).await.unwrap_err();
+        let error = reader.explain(&error);
+        assert_eq!(error.kind, crate::SqlErrorKind::TooLarge, "{error:?}");
+    }
+
+    #[test]
+    fn a_statement_pays_for_what_it_takes_and_not_for_what_others_hold() {
+        let interrupt = Interrupt::default();
+        interrupt.arm(Instant::now() + BUSY);
+        assert!(interrupt.goes_on_with(600 << 20, 590 << 20));
+        assert!(!interrupt.was_out_of_memory());
+        assert!(!interrupt.goes_on_with(600 << 20, 500 << 20));
+        assert!(interrupt.was_out_of_memory());
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_values_of_a_result_are_bounded_however_short_they_are() {
+        let _others = MEMORY.read().await;
+        let directory = tempfile::TempDir::new().unwrap();
+        let sqlite = Sqlite::new(directory.path().join("sql").join("test.sqlite"));
+        let permits = permits();
+        let query = async |rows: usize| {
+            let columns = ["NULL"; 200].join(", ");
+            let sql = format!(
+                "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT {rows}) SELECT {columns} FROM n"
+            );
+            let soon = Instant::now() + Duration::from_secs(60);
+            let statement = Statement::new(sql, Vec::new(), soon).unwrap();
+            let permit = permits.acquire(Access::Read, soon).await.unwrap();
+            sqlite.query(statement, Access::Read, permit).await
+        };
+        assert_eq!(query(100).await.unwrap().rows.len(), 100);
+        let error = query(crate::statement::MAX_VALUES / 200 + 1)
+            .await
+            .unwrap_err();
+        assert!(error.message.contains("values"), "{error:?}");
+    }
+
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_statement_cannot_fill_the_hosts_memory() {
-        let (_directory, [mut reader, _]) = connections().await;
+        let _alone = MEMORY.write().await;
+        let (_directory, [mut reader, _]) = connections_of_one().await;
         let columns = vec!["printf('%.*c', 8000000, 'x')"; 190].join(", ");
         let sql = format!("SELECT {columns}");
         let error = reader

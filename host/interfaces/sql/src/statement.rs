@@ -10,6 +10,8 @@ pub const MAX_PARAMETERS: usize = 32_766;
 pub const MAX_PARAMETER_BYTES: usize = 8 << 20;
 /// Rows of one result.
 pub const MAX_ROWS: usize = 65_536;
+/// Values of one result: each takes some memory, however short it is.
+pub(crate) const MAX_VALUES: usize = 1 << 20;
 /// Bytes of one result.
 pub const MAX_RESULT_BYTES: usize = 8 << 20;
 
@@ -91,11 +93,21 @@ impl Statement {
     }
 
     /// Whether a result is still within its bounds.
-    pub(crate) fn check_result(&self, rows: usize, bytes: usize) -> Result<(), SqlError> {
+    pub(crate) fn check_result(
+        &self,
+        rows: usize,
+        columns: usize,
+        bytes: usize,
+    ) -> Result<(), SqlError> {
         let (most_rows, most_bytes) = (self.max_rows, self.max_bytes);
         if rows > most_rows {
             return Err(SqlError::too_large(format!(
                 "the result has more than {most_rows} rows"
+            )));
+        }
+        if rows.saturating_mul(columns) > MAX_VALUES {
+            return Err(SqlError::too_large(format!(
+                "the result has more than {MAX_VALUES} values"
             )));
         }
         if bytes > most_bytes {

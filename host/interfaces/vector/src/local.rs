@@ -1,11 +1,12 @@
 //! The embedded index: exact search in memory, every write in a SQLite file before it is acknowledged.
 
 mod file;
+mod lane;
 mod memory;
 mod scan;
 mod writer;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BinaryHeap};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -15,8 +16,9 @@ use async_trait::async_trait;
 use tokio::sync::{OnceCell, mpsc, oneshot};
 
 use self::file::{Changes, File};
+use self::lane::{Lane, Work as _};
 use self::memory::Space;
-use self::scan::Scan;
+use self::scan::{Rows, Scan};
 use self::writer::{Job, Write};
 use crate::binding::closed;
 use crate::client::{
@@ -28,7 +30,7 @@ use crate::score::Scorer;
 
 /// Memory that one index may take.
 const MAX_BYTES: usize = 2 << 30;
-/// A search of more work than this leaves the thread that answers other requests.
+/// A search of more work than this is done on threads that give way to requests.
 const INLINE_COST: usize = 64 << 10;
 /// A file that could not be opened is tried again no sooner than this.
 const REOPEN_PAUSE: Duration = Duration::from_secs(2);
@@ -57,6 +59,8 @@ struct Memory {
     max_bytes: usize,
     spaces: RwLock<BTreeMap<String, Space>>,
     writes_fail: AtomicBool,
+    /// Where rows are looked at.
+    lane: Lane,
 }
 
 impl LocalStore {
@@ -93,6 +97,7 @@ impl LocalStore {
         let (done, result) = oneshot::channel();
         let job = Job::Write {
             space: at.name().to_owned(),
+            deadline: at.deadline,
             write: Box::new(write),
             done,
         };
@@ -144,6 +149,7 @@ impl Index {
             max_bytes: self.max_bytes,
             spaces: RwLock::new(spaces),
             writes_fail: AtomicBool::new(false),
+            lane: Lane::default(),
         });
         let (jobs, queue) = mpsc::channel(64);
         tokio::spawn(writer::run(file, Arc::clone(&memory), queue));
@@ -211,27 +217,26 @@ impl VectorStore for LocalStore {
                     (vector.values, vector.sparse)
                 }
             };
-            Some((space.segments(), dense, sparse))
+            Some((space.segments(), space.bytes(), dense, sparse))
         });
-        let Some((segments, dense, sparse)) = taken.flatten() else {
+        let Some((segments, bytes, dense, sparse)) = taken.flatten() else {
             return Ok(Vec::new());
         };
-        let scan = Scan {
-            dimension: memory.dimension,
-            segments,
+        let mut scan = Scan {
+            rows: Rows::new(memory.dimension, segments, at.deadline),
             scorer: Scorer::new(self.0.shape.metric, dense, sparse),
             top_k: search.top_k as usize,
             filter: search.filter,
             include_values: search.include_values,
             include_metadata: search.include_metadata,
-            deadline: at.deadline,
+            nearest: BinaryHeap::new(),
         };
-        if scan.cost() <= INLINE_COST {
-            return scan.run();
+        if scan.cost(bytes) <= INLINE_COST
+            && let Some(found) = scan.go_on(at.deadline)
+        {
+            return found;
         }
-        tokio::task::spawn_blocking(move || scan.run())
-            .await
-            .map_err(|_| VectorError::Internal("the search failed".into()))?
+        memory.lane.run(scan).await?
     }
 
     async fn fetch(&self, at: &Place<'_>, ids: Vec<String>) -> Result<Vec<Vector>, VectorError> {

@@ -75,8 +75,8 @@ impl Operation {
     pub(super) fn key(&self, key: &str) -> Result<String, Error> {
         if key.len() > MAX_KEY {
             return Err(self.refuse(format!(
-                "a key of {} is too long: keys have up to {}",
-                ByteSize(key.len() as u64),
+                "a key of {} bytes is too long: keys have up to {}",
+                key.len(),
                 ByteSize(MAX_KEY as u64)
             )));
         }
@@ -100,8 +100,8 @@ impl Operation {
     pub(super) fn value(&self, value: &[u8]) -> Result<(), Error> {
         if value.len() > MAX_VALUE {
             return Err(self.refuse(format!(
-                "a value of {} is too large: values have up to {}",
-                ByteSize(value.len() as u64),
+                "a value of {} bytes is too large: values have up to {}",
+                value.len(),
                 ByteSize(MAX_VALUE as u64)
             )));
         }

@@ -3,9 +3,8 @@
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr::{self, NonNull};
-use std::sync::Arc;
-use std::sync::LazyLock;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Instant;
 
 use libsqlite3_sys as ffi;
@@ -13,23 +12,34 @@ use sqlx::sqlite::LockedSqliteHandle;
 
 use crate::SqlError;
 use crate::client::Access;
+use crate::permit::Permit;
 use crate::statement::{MAX_PARAMETERS, MAX_RESULT_BYTES, MAX_SQL};
 
 use super::error::from_code;
 
 /// Columns of a table or a result. SQLite's own bound is 2000, which times the length of a value is more than a host can hold.
 const MAX_COLUMNS: c_int = 200;
-/// Instructions between two looks at the clock and at the memory in use.
-const INSTRUCTIONS: c_int = 200;
+/// Instructions between two looks at the memory in use. Each may make a value of 8 MiB.
+const INSTRUCTIONS: c_int = 8;
+/// Such looks between two at the clock.
+const LOOKS: u32 = 25;
 /// Bytes that SQLite may hold, all connections of the process together, before guests' statements are stopped.
 const MAX_MEMORY: i64 = 512 << 20;
+/// Growth since a statement began up to which it goes on all the same: what others hold is not its fault.
+const SHARE: i64 = 32 << 20;
 
 /// Stops a connection's statement when its time is up, or when SQLite holds too much memory.
 #[derive(Debug, Default)]
 pub(super) struct Interrupt {
     /// Milliseconds after [`START`]; 0 is in the past.
     deadline: AtomicU64,
+    /// What SQLite held when the statement began.
+    before: AtomicI64,
+    /// Only the connection's thread counts them while a statement runs.
+    looks: AtomicU32,
     out_of_memory: AtomicBool,
+    /// Kept for a connection that nobody waits for any more. The connection has this, so it goes when the connection does.
+    permit: Mutex<Option<Permit>>,
 }
 
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
@@ -39,6 +49,8 @@ impl Interrupt {
     pub(super) fn arm(&self, deadline: Instant) {
         let millis = deadline.saturating_duration_since(*START).as_millis();
         self.out_of_memory.store(false, Ordering::Relaxed);
+        self.looks.store(0, Ordering::Relaxed);
+        self.before.store(memory_used(), Ordering::Relaxed);
         self.deadline
             .store(u64::try_from(millis).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
@@ -53,16 +65,40 @@ impl Interrupt {
         self.out_of_memory.load(Ordering::Relaxed)
     }
 
-    fn may_go_on(&self) -> bool {
-        #[allow(unsafe_code, reason = "sqlite3_memory_used has no safe wrapper")]
-        // SAFETY: it takes no arguments and is thread-safe.
-        let used = unsafe { ffi::sqlite3_memory_used() };
-        if used > MAX_MEMORY {
+    /// Gives the permit back when the connection's thread has ended.
+    pub(super) fn keep(&self, permit: Permit) {
+        *self.permit.lock().unwrap_or_else(PoisonError::into_inner) = Some(permit);
+    }
+
+    /// Whether a statement goes on while SQLite holds so many bytes, and held so many when it began.
+    pub(super) fn goes_on_with(&self, used: i64, before: i64) -> bool {
+        let too_much = used > MAX_MEMORY && used - before > SHARE;
+        if too_much {
             self.out_of_memory.store(true, Ordering::Relaxed);
+        }
+        !too_much
+    }
+
+    fn may_go_on(&self) -> bool {
+        if !self.goes_on_with(memory_used(), self.before.load(Ordering::Relaxed)) {
             return false;
+        }
+        let looks = self.looks.load(Ordering::Relaxed);
+        self.looks.store(looks.wrapping_add(1), Ordering::Relaxed);
+        if !looks.is_multiple_of(LOOKS) {
+            return true;
         }
         let deadline = self.deadline.load(Ordering::Relaxed);
         START.elapsed().as_millis() < u128::from(deadline)
+    }
+}
+
+/// Bytes that SQLite holds, all connections of the process together.
+fn memory_used() -> i64 {
+    #[allow(unsafe_code, reason = "sqlite3_memory_used has no safe wrapper")]
+    // SAFETY: it takes no arguments and is thread-safe.
+    unsafe {
+        ffi::sqlite3_memory_used()
     }
 }
 

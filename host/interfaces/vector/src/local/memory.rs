@@ -183,7 +183,7 @@ impl Segment {
         self.rows.len()
     }
 
-    fn row(&self, number: usize, dimension: usize) -> Option<(&[f32], &Row)> {
+    pub(crate) fn row(&self, number: usize, dimension: usize) -> Option<(&[f32], &Row)> {
         let start = number * dimension;
         Some((
             self.values.get(start..start + dimension)?,

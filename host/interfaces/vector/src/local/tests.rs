@@ -282,3 +282,54 @@ async fn an_abandoned_write_happens_whole() {
         Err(VectorError::Unavailable(_))
     ));
 }
+
+/// A filter that takes long for each row: what is looked for is in none of many tags.
+fn long_filter() -> Filter {
+    let test = serde_json::json!({"tags": {"$nin": ["x", "y", "z"]}});
+    Filter::from_json(serde_json::json!({"$and": vec![test; 120]})).unwrap()
+}
+
+#[tokio::test]
+async fn a_filter_ends_at_its_deadline_and_changes_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = store(&directory, MAX_BYTES);
+    let tags: Vec<String> = (0..400).map(|tag| format!("t{tag}")).collect();
+    let metadata: Metadata = serde_json::from_value(serde_json::json!({ "tags": tags })).unwrap();
+    for first in (0..2_000).step_by(200) {
+        let vectors = (first..first + 200).map(|id| Vector {
+            metadata: Some(metadata.clone()),
+            ..vector(id)
+        });
+        store.upsert(&soon(), vectors.collect()).await.unwrap();
+    }
+    let search = || Search {
+        target: Target::Values {
+            dense: vec![1.0, 0.0, 0.0, 0.0],
+            sparse: None,
+        },
+        top_k: 10_000,
+        filter: Some(long_filter()),
+        include_values: false,
+        include_metadata: false,
+    };
+    // All of it takes seconds.
+    let began = Instant::now();
+    let at = || Place::default_until(Instant::now() + Duration::from_millis(50));
+    let found = store.query(&at(), search()).await;
+    assert_eq!(found.unwrap_err(), VectorError::DeadlineExceeded);
+    let deleted = store.delete(&at(), Selection::Filter(long_filter())).await;
+    assert_eq!(deleted.unwrap_err(), VectorError::DeadlineExceeded);
+    assert!(
+        began.elapsed() < Duration::from_millis(600),
+        "{:?}",
+        began.elapsed()
+    );
+    // With enough time every row is found once, in order, whatever the turns.
+    let all = Search {
+        filter: Some(Filter::from_json(serde_json::json!({"tags": "t399"})).unwrap()),
+        ..search()
+    };
+    let found = store.query(&soon(), all).await.unwrap();
+    assert_eq!(found.len(), 2_000);
+    assert!(found.windows(2).all(|pair| pair[0].score >= pair[1].score));
+}

@@ -3,13 +3,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use tokio::sync::{mpsc, oneshot};
 
 use super::Memory;
 use super::file::{Changes, File};
 use super::memory::{Space, footprint};
-use super::scan::matching;
+use super::scan::{Matching, Rows};
 use crate::client::{Change, Metadata, Selection, Vector, VectorError};
 use crate::limits::check_metadata;
 
@@ -18,6 +19,8 @@ pub(crate) enum Job {
     /// A change to one namespace.
     Write {
         space: String,
+        /// When it is no longer worth looking for what is to change.
+        deadline: Instant,
         write: Box<Write>,
         done: oneshot::Sender<Result<(), VectorError>>,
     },
@@ -39,8 +42,13 @@ pub(crate) async fn run(mut file: File, memory: Arc<Memory>, mut jobs: mpsc::Rec
     let mut closing = None;
     while let Some(job) = jobs.recv().await {
         match job {
-            Job::Write { space, write, done } => {
-                let result = perform(&mut file, &memory, space, *write).await;
+            Job::Write {
+                space,
+                deadline,
+                write,
+                done,
+            } => {
+                let result = perform(&mut file, &memory, space, deadline, *write).await;
                 let failing = matches!(result, Err(VectorError::Unavailable(_)));
                 memory.writes_fail.store(failing, Ordering::Relaxed);
                 // The caller may have gone; the work is done.
@@ -65,6 +73,7 @@ async fn perform(
     file: &mut File,
     memory: &Arc<Memory>,
     space: String,
+    deadline: Instant,
     write: Write,
 ) -> Result<(), VectorError> {
     let changes = match write {
@@ -83,12 +92,12 @@ async fn perform(
         ),
         Write::Delete(Selection::Filter(filter)) => {
             let segments = memory.read(&space, Space::segments).unwrap_or_default();
-            let dimension = memory.dimension;
-            let ids = tokio::task::spawn_blocking(move || matching(&segments, dimension, &filter));
-            Changes::Remove(
-                ids.await
-                    .map_err(|_| VectorError::Internal("evaluating the filter failed".into()))?,
-            )
+            let matching = Matching {
+                rows: Rows::new(memory.dimension, segments, deadline),
+                filter,
+                ids: Vec::new(),
+            };
+            Changes::Remove(memory.lane.run(matching).await??)
         }
     };
     match &changes {
