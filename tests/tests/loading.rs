@@ -45,6 +45,33 @@ async fn metric(host: &Host, name: &str) -> f64 {
     value.unwrap_or(0.0)
 }
 
+/// A step with a module in it that nobody instantiates: one function, whose 400,000 instructions are all in memory at once while it
+/// is compiled.
+fn bomb() -> Vec<u8> {
+    let section = |id: u8, content: Vec<u8>| [vec![id], leb(content.len()), content].concat();
+    // Each stores what is at an address to that address.
+    let store = [0x20, 0, 0x20, 0, 0x28, 2, 0, 0x36, 2, 0];
+    let body = [vec![0], store.repeat(100_000), vec![0x0b]].concat();
+    let module = [
+        b"\0asm\x01\0\0\0".to_vec(),
+        section(1, vec![1, 0x60, 1, 0x7f, 0]),
+        section(3, vec![1, 0]),
+        section(5, vec![1, 0, 1]),
+        section(10, [vec![1], leb(body.len()), body].concat()),
+    ];
+    [guest("echo").unwrap(), section(1, module.concat())].concat()
+}
+
+fn leb(mut value: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while value > 0x7f {
+        bytes.push(u8::try_from(value & 0x7f).unwrap() | 0x80);
+        value >>= 7;
+    }
+    bytes.push(u8::try_from(value).unwrap());
+    bytes
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_takes_too_much_to_compile_is_refused_and_costs_nobody_else() {
     for (limit, code, setting) in [
@@ -58,10 +85,7 @@ async fn what_takes_too_much_to_compile_is_refused_and_costs_nobody_else() {
         let host = Host::start(&Config::with(&format!("[limits]\n{limit}\n")))
             .await
             .unwrap();
-        let reply = host
-            .put_plugin("bomb", "1.0.0", guest("hostile").unwrap())
-            .await
-            .unwrap();
+        let reply = host.put_plugin("bomb", "1.0.0", bomb()).await.unwrap();
         assert_eq!(
             (reply.status, reply.code()),
             (StatusCode::UNPROCESSABLE_ENTITY, code.to_owned())
