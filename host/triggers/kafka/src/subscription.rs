@@ -33,6 +33,9 @@ const COMMIT_EVERY: Duration = Duration::from_secs(1);
 /// A host that dies repeats what was not committed: on a fast topic, a second's records would be too many.
 const COMMIT_AFTER: usize = 500;
 
+/// How long a subscription that ends waits for the group to take its last offsets.
+const COMMIT_PATIENCE: Duration = Duration::from_secs(5);
+
 /// How long the group protocol may take to let a closing consumer go.
 const CLOSE_WITHIN: Duration = Duration::from_secs(3);
 
@@ -281,7 +284,7 @@ impl Poller {
             return;
         }
         self.collect_settled();
-        self.commit(CommitMode::Sync, |place| done.contains(place));
+        self.commit_for_good(|place| done.contains(place));
         for place in &done {
             if let Some(partition) = self.partitions.remove(place) {
                 if !partition.task.is_finished() {
@@ -354,8 +357,17 @@ impl Poller {
         }
     }
 
-    /// Commits the watermarks of the partitions that `which` selects.
-    fn commit(&mut self, mode: CommitMode, which: impl Fn(&Place) -> bool) {
+    /// Commits the watermarks of the partitions that `which` selects, as nobody does later: also those that were sent without
+    /// waiting for the answer, which the group refuses while it is being rebalanced.
+    fn commit_for_good(&mut self, which: impl Fn(&Place) -> bool) -> bool {
+        for (place, partition) in &mut self.partitions {
+            partition.dirty |= partition.watermark.is_some() && which(place);
+        }
+        self.commit(CommitMode::Sync, which)
+    }
+
+    /// Commits the watermarks of the partitions that `which` selects, if they have moved; whether that was possible.
+    fn commit(&mut self, mode: CommitMode, which: impl Fn(&Place) -> bool) -> bool {
         let mut offsets = TopicPartitionList::new();
         let mut taken = Vec::new();
         for (place, partition) in &mut self.partitions {
@@ -371,7 +383,7 @@ impl Poller {
             }
         }
         if taken.is_empty() {
-            return;
+            return true;
         }
         match self.consumer.commit(&offsets, mode) {
             Ok(()) => {
@@ -380,11 +392,13 @@ impl Poller {
                         partition.dirty = false;
                     }
                 }
+                true
             }
             Err(error) => {
                 // The watermark stays dirty, so the next commit tries again; after a rebalance its new owner decides.
                 counter!("stepwell_kafka_commit_failures_total", "group" => self.shared.spec.group.clone()).increment(1);
                 warn!(%error, "offsets not committed");
+                false
             }
         }
     }
@@ -407,7 +421,12 @@ impl Poller {
             while self.consumer.context().next_rebalance().is_some() {}
         }
         self.collect_settled();
-        self.commit(CommitMode::Sync, |_| true);
+        // A group that is being rebalanced takes no offsets until we have joined it again, which takes polling.
+        let end = Instant::now() + limit.min(COMMIT_PATIENCE);
+        while !self.commit_for_good(|_| true) && Instant::now() < end {
+            let _ = self.consumer.poll(Duration::from_millis(50));
+            while self.consumer.context().next_rebalance().is_some() {}
+        }
         for (place, partition) in self.partitions.drain() {
             if !partition.task.is_finished() {
                 warn!(
