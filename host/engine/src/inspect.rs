@@ -3,7 +3,7 @@ use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use stepwell_core::ByteSize;
-use wasmparser::component_types::{ComponentAnyTypeId, ComponentEntityType};
+use wasmparser::component_types::{ComponentAnyTypeId, ComponentEntityType, ResourceId};
 use wasmparser::types::TypesRef;
 use wasmparser::{
     Chunk, Encoding, KnownCustom, Parser, Payload, ValidPayload, Validator, WasmFeatures,
@@ -461,33 +461,33 @@ fn imports_of(types: TypesRef<'_>, names: Vec<String>) -> Vec<Import> {
     let mut known = HashSet::new();
     let mut imports = Vec::with_capacity(names.len());
     for name in names {
-        let item = types.component_item_for_import(&name);
-        let mut resources = Vec::new();
-        let mut only = |ty: ComponentEntityType| match ty {
-            ComponentEntityType::Type {
-                referenced: ComponentAnyTypeId::Resource(resource),
-                ..
-            } => {
-                resources.push(resource.resource());
-                true
-            }
-            ComponentEntityType::Type { .. } => true,
-            _ => false,
+        let item = types.component_item_for_import(&name).map(|item| item.ty);
+        let parts: Option<Vec<ComponentEntityType>> = match item {
+            Some(ComponentEntityType::Instance(id)) => types
+                .get(id)
+                .map(|instance| instance.exports.values().map(|item| item.ty).collect()),
+            item => item.map(|ty| vec![ty]),
         };
-        let mut types_only = match item.map(|item| item.ty) {
-            Some(ComponentEntityType::Instance(id)) => types.get(id).is_some_and(|instance| {
-                // Of all of them: the resources are to be known.
-                let others = instance.exports.values().filter(|item| !only(item.ty));
-                others.count() == 0
-            }),
-            Some(ty) => only(ty),
-            None => false,
+        let parts = parts.as_deref();
+        let needs_nobody = |part: &ComponentEntityType| match resource_of(part) {
+            Some(resource) => known.contains(&resource),
+            None => matches!(part, ComponentEntityType::Type { .. }),
         };
-        types_only &= resources.iter().all(|resource| known.contains(resource));
-        known.extend(resources);
+        let types_only = parts.is_some_and(|parts| parts.iter().all(needs_nobody));
+        known.extend(parts.unwrap_or_default().iter().filter_map(resource_of));
         imports.push(Import { name, types_only });
     }
     imports
+}
+
+fn resource_of(part: &ComponentEntityType) -> Option<ResourceId> {
+    match part {
+        ComponentEntityType::Type {
+            referenced: ComponentAnyTypeId::Resource(resource),
+            ..
+        } => Some(resource.resource()),
+        _ => None,
+    }
 }
 
 fn check_names(found: &Found) -> Result<(), Refused> {

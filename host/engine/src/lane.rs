@@ -484,6 +484,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn who_computes_here_is_interrupted_also_after_a_pause() {
+        let lane = SlowLane::start(1).unwrap();
+        for _ in 0..3 {
+            let waited = lane.take(None, async {
+                let most = rustix::event::Timespec {
+                    tv_sec: 60,
+                    tv_nsec: 0,
+                };
+                rustix::event::poll(&mut [], Some(&most))
+            });
+            assert_eq!(waited.await.unwrap(), Err(rustix::io::Errno::INTR));
+            // The threads have nothing to do, and wait.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    #[tokio::test]
     async fn namespaces_take_turns_however_many_calls_each_has() {
         let lane = SlowLane::start(1).unwrap();
         let memory = Arc::new(crate::memory::GuestMemory::new(1 << 20));
