@@ -12,19 +12,7 @@ use stepwell_tests::{Reply, guest, send};
 
 use crate::Soak;
 use crate::expected::{Expected, State};
-use crate::target::Visit;
-
-/// The pipeline of the HTTP function; it stays as it is.
-pub(crate) const FUNCTION: &str = "\
-stepwell: 1
-name: function
-triggers:
-  - http: {path: /echo, timeout: 15s}
-  - http: {path: /spin, timeout: 15s}
-  - http: {path: \"/big/{*rest}\", timeout: 15s}
-steps:
-  - {id: only, plugin: function@1, limits: {wall: 10s}}
-";
+use crate::target::{Visit, unexpected};
 
 /// One pipeline's only deployer: it changes it in every way there is, and says beforehand what it may become.
 pub(crate) async fn deployer(soak: Arc<Soak>, index: usize, rng: StdRng) {
@@ -85,10 +73,7 @@ impl Deployer<'_> {
     }
 
     fn path(&self) -> String {
-        format!(
-            "/api/v1/namespaces/default/pipelines/{}",
-            self.expected.name
-        )
+        format!("/namespaces/default/pipelines/{}", self.expected.name)
     }
 
     fn document(&self, tag: u64) -> String {
@@ -101,8 +86,8 @@ impl Deployer<'_> {
 
     /// After an answer that got lost: what became of it?
     async fn ask(&mut self, visit: &Visit) -> Result<()> {
-        let reply = self
-            .send(visit, Method::GET, &self.path(), Bytes::new())
+        let reply = visit
+            .manage(Method::GET, &self.path(), Bytes::new())
             .await?;
         let state = match reply.status.as_u16() {
             404 => State::Absent,
@@ -180,7 +165,7 @@ impl Deployer<'_> {
         self.expected.propose(state);
         self.certain = false;
         let what = format!("{method} {}", path.replace(&self.expected.name, "…"));
-        let reply = self.send(visit, method, &path, body.into()).await?;
+        let reply = visit.manage(method, &path, body).await?;
         if good.contains(&reply.status.as_u16()) {
             self.learn(&reply, state);
             self.soak.findings.count(&what);
@@ -201,7 +186,7 @@ impl Deployer<'_> {
     /// A version of its own with bytes of its own, and again, and with other bytes.
     async fn upload(&mut self, visit: &Visit) -> Result<()> {
         let path = format!(
-            "/api/v1/namespaces/default/plugins/probe/versions/1.{}.{}",
+            "/namespaces/default/plugins/probe/versions/1.{}.{}",
             self.index + 1,
             self.next
         );
@@ -211,16 +196,14 @@ impl Deployer<'_> {
             (bytes.clone(), 200),
             (marked(bytes, "other"), 409),
         ] {
-            let reply = self.send(visit, Method::PUT, &path, bytes.into()).await?;
+            let reply = visit.manage(Method::PUT, &path, bytes).await?;
             if reply.status.as_u16() != status {
                 return Err(unexpected(&reply));
             }
             self.soak.findings.count(&format!("upload {status}"));
         }
         // What a pipeline has pinned meanwhile stays.
-        let reply = self
-            .send(visit, Method::DELETE, &path, Bytes::new())
-            .await?;
+        let reply = visit.manage(Method::DELETE, &path, Bytes::new()).await?;
         match reply.status.as_u16() {
             204 => self.soak.findings.count("plugin version removed"),
             409 => self.soak.findings.count("plugin version in use"),
@@ -248,10 +231,10 @@ impl Deployer<'_> {
             }
         }
         let path = format!(
-            "/api/v1/namespaces/default/plugins/rubbish-{}/versions/1.0.0",
+            "/namespaces/default/plugins/rubbish-{}/versions/1.0.0",
             self.index
         );
-        let reply = self.send(visit, Method::PUT, &path, bytes.into()).await?;
+        let reply = visit.manage(Method::PUT, &path, bytes).await?;
         if reply.status != 422 {
             return Err(unexpected(&reply));
         }
@@ -261,9 +244,7 @@ impl Deployer<'_> {
 
     async fn apply_nonsense(&mut self, visit: &Visit) -> Result<()> {
         let document = self.document(self.next).replace("probe@1", "nobody@1");
-        let reply = self
-            .send(visit, Method::PUT, &self.path(), document.into())
-            .await?;
+        let reply = visit.manage(Method::PUT, &self.path(), document).await?;
         if reply.status != 422 || reply.code() != "invalid-pipeline" {
             return Err(unexpected(&reply));
         }
@@ -274,7 +255,7 @@ impl Deployer<'_> {
     async fn apply_stale(&mut self, visit: &Visit) -> Result<()> {
         let request = visit
             .http
-            .put(format!("{}{}", visit.admin, self.path()))
+            .put(format!("{}/api/v1{}", visit.admin, self.path()))
             .header("if-match", "\"999999\"")
             .body(self.document(self.next));
         let reply = send(request).await?;
@@ -284,27 +265,6 @@ impl Deployer<'_> {
         self.soak.findings.count("stale change refused");
         Ok(())
     }
-
-    async fn send(&self, visit: &Visit, method: Method, path: &str, body: Bytes) -> Result<Reply> {
-        send(
-            visit
-                .http
-                .request(method, format!("{}{path}", visit.admin))
-                .body(body),
-        )
-        .await
-    }
-}
-
-fn unexpected(reply: &Reply) -> anyhow::Error {
-    anyhow::anyhow!(
-        "unexpected {}: {}",
-        reply.status,
-        String::from_utf8_lossy(&reply.body)
-            .chars()
-            .take(500)
-            .collect::<String>()
-    )
 }
 
 /// The tag in a pipeline's document.

@@ -19,8 +19,13 @@ const SHOWN: usize = 50;
 impl Findings {
     /// Something happened as it should.
     pub(crate) fn count(&self, what: &str) {
+        self.add(what, 1);
+    }
+
+    /// The same, so many times.
+    pub(crate) fn add(&self, what: &str, times: u64) {
         let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *inner.counts.entry(what.to_owned()).or_default() += 1;
+        *inner.counts.entry(what.to_owned()).or_default() += times;
     }
 
     /// Something was wrong.

@@ -5,12 +5,12 @@ use anyhow::{Result, bail, ensure};
 use futures::StreamExt as _;
 use rand::Rng as _;
 use rand::rngs::StdRng;
-use reqwest::{Body, Method, RequestBuilder, StatusCode};
+use reqwest::{Body, RequestBuilder, StatusCode};
 use stepwell_tests::{Reply, send};
 
-use crate::Soak;
 use crate::expected::State;
 use crate::target::Visit;
+use crate::{Soak, keepers, scans};
 
 /// Calls pipelines, well and badly, and looks at every answer.
 pub(crate) async fn caller(soak: Arc<Soak>, mut rng: StdRng) {
@@ -22,8 +22,11 @@ pub(crate) async fn caller(soak: Arc<Soak>, mut rng: StdRng) {
             continue;
         };
         let result = match rng.random_range(0..10) {
-            0..7 => step(&soak, &visit, &mut rng).await,
-            _ => function(&soak, &visit, &mut rng).await,
+            0..4 => step(&soak, &visit, &mut rng).await,
+            4..6 => function(&soak, &visit, &mut rng).await,
+            6 => service(&soak, &visit, &mut rng).await,
+            7 => keepers::call(&soak, &visit, &mut rng).await,
+            _ => scans::show(&soak, &visit, &mut rng).await,
         };
         if let Err(error) = result
             && soak.target.undisturbed(&visit)
@@ -56,14 +59,14 @@ async fn step(soak: &Soak, visit: &Visit, rng: &mut StdRng) -> Result<()> {
     else {
         return Ok(());
     };
-    let path = format!("{}/{}", visit.data, pipeline.name);
+    let path = format!("/{}", pipeline.name);
     let since = pipeline.since();
     let absent = |reply: &Reply| {
         reply.status == StatusCode::NOT_FOUND && pipeline.allows(since, State::Absent)
     };
     match rng.random_range(0..100) {
         0..45 => {
-            let reply = send(event(visit, &path, "config:tag", Vec::new())).await?;
+            let reply = send(visit.event(&path, "1", "config:tag")).await?;
             if absent(&reply) || busy(&reply) {
                 return Ok(());
             }
@@ -87,7 +90,7 @@ async fn step(soak: &Soak, visit: &Visit, rng: &mut StdRng) -> Result<()> {
         }
         45..75 => {
             let body = random_bytes(rng, 64 << 10);
-            let reply = send(event(visit, &path, "echo", body.clone())).await?;
+            let reply = send(visit.event(&path, "1", "echo").body(body.clone())).await?;
             if absent(&reply) || busy(&reply) {
                 return Ok(());
             }
@@ -106,7 +109,7 @@ async fn step(soak: &Soak, visit: &Visit, rng: &mut StdRng) -> Result<()> {
                 .get(rng.random_range(0..DEEDS.len()))
                 .copied()
                 .unwrap_or_default();
-            let reply = send(event(visit, &path, deed, Vec::new())).await?;
+            let reply = send(visit.event(&path, "1", deed)).await?;
             if absent(&reply) || busy(&reply) {
                 return Ok(());
             }
@@ -126,7 +129,7 @@ async fn step(soak: &Soak, visit: &Visit, rng: &mut StdRng) -> Result<()> {
             Ok(())
         }
         88..92 => {
-            let reply = send(event(visit, &path, "echo", vec![0; 2 << 20])).await?;
+            let reply = send(visit.event(&path, "1", "echo").body(vec![0; 2 << 20])).await?;
             if absent(&reply) || busy(&reply) {
                 return Ok(());
             }
@@ -138,7 +141,7 @@ async fn step(soak: &Soak, visit: &Visit, rng: &mut StdRng) -> Result<()> {
             soak.findings.count("too large refused");
             Ok(())
         }
-        92..97 => abandoned(soak, event(visit, &path, "sleep:300", Vec::new()), rng).await,
+        92..97 => abandoned(soak, visit.event(&path, "1", "sleep:300"), rng).await,
         _ => {
             let reply = send(visit.http.get(format!("{}/nowhere", visit.data))).await?;
             ensure!(reply.status == StatusCode::NOT_FOUND, "{}", reply.status);
@@ -196,6 +199,57 @@ async fn function(soak: &Soak, visit: &Visit, rng: &mut StdRng) -> Result<()> {
     }
 }
 
+/// Instances that answer several requests at once: what one of these does ends the others of its instance, if it is bad.
+async fn service(soak: &Soak, visit: &Visit, rng: &mut StdRng) -> Result<()> {
+    let path = match rng.random_range(0..100) {
+        0..40 => "/about",
+        40..60 => "/sleep/20",
+        60..70 => "/linger/50",
+        70..80 => "/fields/3",
+        80..85 => "/streams/50",
+        85..90 => "/flood/20",
+        90..93 => "/unfinished",
+        93..96 => "/trap-midway",
+        96..98 => "/trap",
+        _ => {
+            return abandoned(
+                soak,
+                visit.http.get(format!("{}/sleep/400", visit.data)),
+                rng,
+            )
+            .await;
+        }
+    };
+    let response = visit
+        .http
+        .get(format!("{}{path}", visit.data))
+        .send()
+        .await?;
+    let status = response.status().as_u16();
+    // A body that breaks off is its own guest's doing, or that of another request of the same instance.
+    let Ok(body) = response.bytes().await else {
+        soak.findings.count("service: broken off");
+        return Ok(());
+    };
+    let text = String::from_utf8_lossy(&body);
+    let is_right = match path {
+        "/about" => text.contains("Method::Get") && text.ends_with("/about"),
+        "/sleep/20" => text.parse::<u64>().is_ok_and(|calls| calls <= 200),
+        "/linger/50" => text == "hello",
+        "/fields/3" => text == "3",
+        "/streams/50" => text == "50",
+        "/flood/20" => text == "logged",
+        _ => false,
+    };
+    match status {
+        200 => ensure!(is_right, "{path}: '{text}'"),
+        429 | 500 | 502 | 503 | 504 => {}
+        _ => bail!("{path}: {status} '{text}'"),
+    }
+    soak.findings.count(&format!("service {path}: {status}"));
+    Ok(())
+}
+
 /// A caller who hangs up.
 async fn abandoned(soak: &Soak, request: RequestBuilder, rng: &mut StdRng) -> Result<()> {
     let patience = Duration::from_micros(rng.random_range(0..30_000));
@@ -211,17 +265,6 @@ async fn abandoned(soak: &Soak, request: RequestBuilder, rng: &mut StdRng) -> Re
             Ok(())
         }
     }
-}
-
-fn event(visit: &Visit, path: &str, kind: &str, body: Vec<u8>) -> RequestBuilder {
-    visit
-        .http
-        .request(Method::POST, path)
-        .header("ce-specversion", "1.0")
-        .header("ce-id", "1")
-        .header("ce-source", "/soak")
-        .header("ce-type", kind)
-        .body(body)
 }
 
 /// No permit just then: an answer that is always allowed.

@@ -1,5 +1,6 @@
 //! Hours of random uploads, deploys, kills and load, and after each the question whether anything was wrong: an answer of a
-//! revision that was not deployed, an answer nobody gave, a run or a permit that never ended, memory that only grows.
+//! revision that was not deployed, an answer nobody gave, what one namespace has in another's hands, an acknowledged write that is
+//! gone, a record without its answer, a run or a permit that never ended, memory that only grows.
 //!
 //! Everything random comes from one seed, which the report names.
 
@@ -7,9 +8,14 @@ mod chaos;
 mod deploys;
 mod expected;
 mod findings;
+mod keepers;
 mod load;
+mod records;
 mod rest;
+mod scans;
+mod standing;
 mod target;
+mod tenants;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,13 +24,13 @@ use anyhow::{Result, bail};
 use clap::Parser;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
-use stepwell_tests::{Config, Host};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::expected::Expected;
 use crate::findings::{Findings, note};
 use crate::rest::{Gate, Rest};
+use crate::scans::Scans;
 use crate::target::Target;
 
 /// Random uploads, deploys, kills and load; an error when any answer was wrong or anything leaked
@@ -48,10 +54,14 @@ pub(crate) struct Args {
     kill_every: u64,
 }
 
+/// Pictures that are shown to the digit reader, few enough that each is shown often.
+const PICTURES: usize = 100;
+
 /// What all tasks share.
 pub(crate) struct Soak {
     pub(crate) target: Target,
     pub(crate) pipelines: Vec<Expected>,
+    pub(crate) scans: Scans,
     pub(crate) findings: Findings,
     pub(crate) gate: Gate,
     pub(crate) stop: CancellationToken,
@@ -74,15 +84,13 @@ async fn run(args: &Args, seed: u64) -> Result<()> {
         "seed {seed}, {} s, {} pipelines, {} callers",
         args.seconds, args.pipelines, args.callers
     ));
-    let mut host = Host::start(&Config::default()).await?;
-    host.upload("probe", "1.0.0", "hostile").await?;
-    host.upload("function", "1.0.0", "hostile-http").await?;
-    host.apply("function", deploys::FUNCTION).await?;
+    let mut host = standing::host().await?;
     let soak = Arc::new(Soak {
         target: Target::new(&host),
         pipelines: (0..args.pipelines)
             .map(|index| Expected::new(format!("tagged-{index}")))
             .collect(),
+        scans: Scans::new(PICTURES)?,
         findings: Findings::default(),
         gate: Gate::default(),
         stop: CancellationToken::new(),
@@ -97,6 +105,11 @@ async fn run(args: &Args, seed: u64) -> Result<()> {
         let rng = StdRng::from_rng(&mut seeds);
         tasks.spawn(load::caller(soak.clone(), rng));
     }
+    tasks.spawn(tenants::tenant(soak.clone(), StdRng::from_rng(&mut seeds)));
+    tasks.spawn(records::producer(
+        soak.clone(),
+        StdRng::from_rng(&mut seeds),
+    ));
     tasks.close();
 
     let half = Duration::from_secs(args.seconds) / 2;
@@ -114,6 +127,9 @@ async fn run(args: &Args, seed: u64) -> Result<()> {
     let last = Rest::take(&soak, &host).await?;
     rests.push(last);
     Rest::judge(&rests, &soak.findings);
+    if let Some(visit) = soak.target.visit() {
+        scans::judge(&visit, &soak.scans, &soak.findings).await?;
+    }
     match host.stop() {
         Ok(0) => {}
         Ok(code) => soak

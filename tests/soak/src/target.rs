@@ -1,6 +1,8 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
-use stepwell_tests::Host;
+use anyhow::{Result, anyhow};
+use reqwest::{Body, Method, RequestBuilder};
+use stepwell_tests::{Host, Reply, send};
 
 /// Where the host is now, if it runs.
 pub(crate) struct Target {
@@ -14,6 +16,7 @@ struct Place {
     life: u64,
     data: Arc<str>,
     admin: Arc<str>,
+    kafka: Arc<str>,
 }
 
 /// One life of the host, as a request saw it begin.
@@ -23,6 +26,54 @@ pub(crate) struct Visit {
     life: u64,
     pub(crate) data: Arc<str>,
     pub(crate) admin: Arc<str>,
+    /// The embedded broker, whose records end with the host.
+    pub(crate) kafka: Arc<str>,
+}
+
+impl Visit {
+    /// Asks the management API.
+    pub(crate) async fn manage(
+        &self,
+        method: Method,
+        path: &str,
+        body: impl Into<Body>,
+    ) -> Result<Reply> {
+        let url = format!("{}/api/v1{path}", self.admin);
+        send(self.http.request(method, url).body(body)).await
+    }
+
+    /// The same where only these statuses are right.
+    pub(crate) async fn expect(
+        &self,
+        method: Method,
+        path: &str,
+        body: impl Into<Body>,
+        good: &[u16],
+    ) -> Result<Reply> {
+        let what = format!("{method} {path}");
+        let reply = self.manage(method, path, body).await?;
+        match good.contains(&reply.status.as_u16()) {
+            true => Ok(reply),
+            false => Err(unexpected(&reply).context(what)),
+        }
+    }
+
+    /// An event for a route, without its data.
+    pub(crate) fn event(&self, path: &str, id: &str, kind: &str) -> RequestBuilder {
+        self.http
+            .post(format!("{}{path}", self.data))
+            .header("ce-specversion", "1.0")
+            .header("ce-id", id)
+            .header("ce-source", "/soak")
+            .header("ce-type", kind)
+    }
+}
+
+/// An answer that should have been another.
+pub(crate) fn unexpected(reply: &Reply) -> anyhow::Error {
+    let text = String::from_utf8_lossy(&reply.body);
+    let text: String = text.chars().take(500).collect();
+    anyhow!("unexpected {}: {text}", reply.status)
 }
 
 impl Target {
@@ -31,6 +82,7 @@ impl Target {
             life: 0,
             data: host.data().into(),
             admin: host.admin().into(),
+            kafka: host.kafka().into(),
         };
         Self {
             http: reqwest::Client::new(),
@@ -46,6 +98,7 @@ impl Target {
             life: place.life,
             data: place.data,
             admin: place.admin,
+            kafka: place.kafka,
         })
     }
 
@@ -65,6 +118,7 @@ impl Target {
             place.life += 1;
             place.data = host.data().into();
             place.admin = host.admin().into();
+            place.kafka = host.kafka().into();
         });
     }
 
