@@ -62,6 +62,8 @@ fn main() -> ExitCode {
         println!("uploads_of_too_much_are_refused ... ok");
         what_was_compiled_before_is_still_checked().await;
         println!("what_was_compiled_before_is_still_checked ... ok");
+        a_compiler_gives_way().await;
+        println!("a_compiler_gives_way ... ok");
     });
     ExitCode::SUCCESS
 }
@@ -438,4 +440,39 @@ async fn what_was_compiled_before_is_still_checked() {
     assert!(!first.cached && second.cached);
     assert_eq!(first.inspection, second.inspection);
     assert!(!first.inspection.imports.is_empty());
+}
+
+/// Its threads have the lowest priority, and timers that interrupt them.
+async fn a_compiler_gives_way() {
+    let bounds = r#"{"memory":4294967296,"cpu":{"secs":100,"nanos":0},"code":1000000000}"#;
+    let mut compiler = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["compile-worker", r#"{"check":null,"compile":true}"#, bounds])
+        .env("RAYON_NUM_THREADS", "3")
+        // It waits for its component, and all that it sets up is there.
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let place = PathBuf::from(format!("/proc/{}", compiler.id()));
+    let timers = || {
+        let timers = std::fs::read_to_string(place.join("timers")).unwrap();
+        timers
+            .lines()
+            .filter(|line| line.starts_with("ID:"))
+            .count()
+    };
+    let end = Instant::now() + Duration::from_secs(30);
+    while timers() < 3 {
+        assert!(Instant::now() < end, "{} of 3 threads", timers());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // The 19th field; the name of a program may have spaces, and is in brackets.
+    let stat = std::fs::read_to_string(place.join("stat")).unwrap();
+    let (_, fields) = stat.rsplit_once(") ").unwrap();
+    assert_eq!(fields.split(' ').nth(16), Some("19"));
+    drop(compiler.stdin.take());
+    assert!(
+        compiler.wait().unwrap().success(),
+        "nothing is no component, and it says so"
+    );
 }

@@ -220,18 +220,18 @@ async fn service(soak: &Soak, visit: &Visit, rng: &mut StdRng) -> Result<()> {
             .await;
         }
     };
-    let response = visit
-        .http
-        .get(format!("{}{path}", visit.data))
-        .send()
-        .await?;
-    let status = response.status().as_u16();
-    // A body that breaks off is its own guest's doing, or that of another request of the same instance.
-    let Ok(body) = response.bytes().await else {
-        soak.findings.count("service: broken off");
-        return Ok(());
+    let request = visit.http.get(format!("{}{path}", visit.data));
+    let reply = match send(request).await {
+        Ok(reply) => reply,
+        // Its own guest's doing, or that of another request of the same instance. A head may go with its body.
+        Err(error) if is_broken_off(&error) => {
+            soak.findings.count("service: broken off");
+            return Ok(());
+        }
+        Err(error) => return Err(error.context(path)),
     };
-    let text = String::from_utf8_lossy(&body);
+    let status = reply.status.as_u16();
+    let text = String::from_utf8_lossy(&reply.body);
     let is_right = match path {
         "/about" => text.contains("Method::Get") && text.ends_with("/about"),
         "/sleep/20" => text.parse::<u64>().is_ok_and(|calls| calls <= 200),
@@ -248,6 +248,12 @@ async fn service(soak: &Soak, visit: &Visit, rng: &mut StdRng) -> Result<()> {
     }
     soak.findings.count(&format!("service {path}: {status}"));
     Ok(())
+}
+
+/// Whether a response ended before its end.
+fn is_broken_off(error: &anyhow::Error) -> bool {
+    let ended = |error: &reqwest::Error| error.is_body() || error.is_decode();
+    error.downcast_ref().is_some_and(ended) || format!("{error:?}").contains("IncompleteMessage")
 }
 
 /// A caller who hangs up.
