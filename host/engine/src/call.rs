@@ -90,8 +90,7 @@ impl Shared {
         let tenant = base.environment.tenant.as_ref();
         let memory = tenant.map_or(&self.memory, |tenant| &tenant.0);
         base.meter = Meter::new(limits, Some(memory.clone()));
-        let clock = Arc::new(CpuClock::new(limits.cpu, base.cpu.clone()));
-        base.meter.tells(clock.clone());
+        let clock = CpuClock::new(limits.cpu, base.cpu.clone());
         store.limiter(|state| &mut state.base().meter);
         store.set_max_component_handles(HANDLES);
         // Its tasks, streams and futures: an end of each is a handle, and what is between the ends counts here.
@@ -101,9 +100,9 @@ impl Shared {
         let fuel = usize::try_from(self.host_call_bytes(limits));
         store.set_hostcall_fuel(fuel.unwrap_or(usize::MAX));
 
-        let of_callback = clock.clone();
-        store.epoch_deadline_callback(move |_| {
-            if of_callback.used() > limits.cpu {
+        store.epoch_deadline_callback(move |mut context| {
+            let meter = &context.data_mut().base().meter;
+            if meter.clock().is_some_and(|clock| clock.used() > limits.cpu) {
                 return Err(wasmtime::Error::new(Exceeded::Cpu(limits.cpu)));
             }
             // Neighbours and timers get their turn at every tick.
@@ -112,20 +111,21 @@ impl Shared {
         Ok(self.arm((store, clock, slot), limits, now, deadline))
     }
 
-    /// The next call of a store: everything but its memory and tables counts from nothing. `limits` are always those it was made
-    /// with.
+    /// The next call of a store: everything but its memory and tables counts from nothing, and its CPU time by this clock, which no
+    /// other call has. `limits` are always those the store was made with.
     pub(crate) fn arm<S: StoreState>(
         &self,
-        (mut store, clock, slot): Parts<S>,
+        (mut store, clock, slot): (Store<S>, CpuClock, Slot),
         limits: Limits,
         now: Instant,
         deadline: Instant,
     ) -> Call<S> {
+        let clock = Arc::new(clock);
         let base = store.data_mut().base();
+        base.meter.tells(clock.clone());
         base.meter.refused = None;
         base.settle();
         base.log.allow(self.log_bytes);
-        clock.restart(limits.cpu);
         // A first deadline of 0 would be over at once.
         store.set_epoch_deadline(1);
         self.calls.increment(1);

@@ -70,10 +70,12 @@ impl CpuClock {
         }
     }
 
-    /// Counts from nothing again, for the next call of the same store; call it while nothing is polled.
-    pub(crate) fn restart(&self, budget: Duration) {
-        self.used.store(0, Ordering::Relaxed);
-        self.exact.store(budget < SMALL, Ordering::Relaxed);
+    /// One for the next call of the same instance. A call's instance is with the next one before its own last poll is over, so no
+    /// two of them may share a clock.
+    pub(crate) fn next(&self, budget: Duration) -> Self {
+        let next = Self::new(budget, self.account.clone());
+        next.large.store(self.is_large(), Ordering::Relaxed);
+        next
     }
 
     /// CPU time up to now; call it from inside a poll.
@@ -276,5 +278,33 @@ mod tests {
             "{:?}",
             used(&clock)
         );
+    }
+
+    #[test]
+    fn a_call_and_the_next_one_of_its_instance_are_charged_apart() {
+        let account = Arc::new(CpuAccount::default());
+        let ms = Duration::from_millis;
+        let clock = CpuClock::new(ms(10), Some(account.clone()));
+        let mut next = None;
+        clock.timed(|| {
+            compute(ms(300));
+            // The instance is given on before the poll is over.
+            let of_next = clock.next(Duration::from_secs(1));
+            of_next.timed(|| compute(ms(1)));
+            compute(ms(300));
+            next = Some(of_next);
+        });
+        let (first, second) = (used(&clock), used(&next.unwrap()));
+        assert!(first >= ms(600), "{first:?}");
+        assert!(second < ms(100), "{second:?}");
+        assert_eq!(account.used(), first + second);
+    }
+
+    #[test]
+    fn an_instance_that_is_large_stays_so() {
+        let clock = CpuClock::new(Duration::from_secs(1), None);
+        assert!(!clock.next(Duration::from_secs(1)).is_large());
+        clock.be_large();
+        assert!(clock.next(Duration::from_secs(1)).is_large());
     }
 }

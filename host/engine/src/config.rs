@@ -153,11 +153,18 @@ pub(crate) fn wasmtime_config(flavor: Flavor, allocation: Allocation) -> Config 
 /// Bytes of a memory that stay resident while its slot is unused.
 const KEPT_OF_A_SLOT: usize = 1 << 20;
 
-/// How many slots stay warm: on a small machine they must not hold what guests are to have, an eighth of it at most.
-pub(crate) fn warm_slots(instances: u32, guest_memory: u64) -> u32 {
+/// Slots that stay warm for each core: components that are called by turns without losing what is prepared for them. Each core has its
+/// share of the slots to itself.
+const WARM_OF_A_CORE: u32 = 128;
+
+/// How many slots stay warm for a component other than the one that is called. Every component that is new takes a slot that was
+/// never used before until there are so many, and leaves its memory in it. On a small machine they must not hold what guests are to
+/// have, an eighth of it at most.
+pub(crate) fn warm_slots(instances: u32, guest_memory: u64, cores: u32) -> u32 {
     let fit = guest_memory / 8 / KEPT_OF_A_SLOT as u64;
     u32::try_from(fit)
         .unwrap_or(u32::MAX)
+        .min(cores.saturating_mul(WARM_OF_A_CORE))
         .max(16)
         .min(instances)
 }
@@ -236,10 +243,11 @@ mod tests {
 
     #[test]
     fn a_small_machine_keeps_few_slots_warm() {
-        assert_eq!(warm_slots(1000, 16 << 30), 1000);
-        assert_eq!(warm_slots(1000, 1 << 30), 128);
-        assert_eq!(warm_slots(1000, 64 << 20), 16);
-        assert_eq!(warm_slots(2, u64::MAX), 2);
+        assert_eq!(warm_slots(1000, 16 << 30, 16), 1000);
+        assert_eq!(warm_slots(1000, 16 << 30, 2), 256);
+        assert_eq!(warm_slots(1000, 1 << 30, 2), 128);
+        assert_eq!(warm_slots(1000, 64 << 20, 2), 16);
+        assert_eq!(warm_slots(2, u64::MAX, 2), 2);
     }
 
     #[test]

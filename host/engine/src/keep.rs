@@ -184,7 +184,8 @@ impl<S: StoreState> Kept<S> {
                 let mut store = instance.store;
                 bind.renew(store.data_mut());
                 pool.shared.reused.increment(1);
-                let parts = (store, instance.clock, instance.slot);
+                let clock = instance.clock.next(pool.limits.cpu);
+                let parts = (store, clock, instance.slot);
                 let call = pool.shared.arm(parts, pool.limits, now, deadline);
                 (call, Some(instance.exports), instance.calls)
             }

@@ -1,3 +1,4 @@
+use std::num::NonZero;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use metrics::counter;
@@ -118,7 +119,9 @@ impl<S: StoreState> Machine<S> {
         link: &Link<S>,
     ) -> Result<Self, EngineError> {
         let fail = |error: wasmtime::Error| EngineError(format!("{error:#}"));
-        let warm = warm_slots(config.instances, config.guest_memory);
+        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let cores = u32::try_from(cores).unwrap_or(u32::MAX);
+        let warm = warm_slots(config.instances, config.guest_memory, cores);
         let (engine, allocation) = wasmtime_engine(flavor, config.instances, warm).map_err(fail)?;
         let slots = match allocation {
             Allocation::Pool { instances, .. } => instances,

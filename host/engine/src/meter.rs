@@ -132,7 +132,7 @@ pub(crate) struct Meter {
     memory: u64,
     /// What the memory is taken from, and given back to with this.
     of_host: Option<Arc<Share>>,
-    /// Who is told when the memory has become large.
+    /// The current call's, which is told when the memory has become large.
     clock: Option<Arc<CpuClock>>,
     /// What its HTTP handles hold, and what they held until a little while ago.
     held: u64,
@@ -161,9 +161,14 @@ impl Meter {
         }
     }
 
-    /// Tells this clock when the memory has become large.
+    /// A call with this clock begins: the clock is told when the memory has become large.
     pub(crate) fn tells(&mut self, clock: Arc<CpuClock>) {
         self.clock = Some(clock);
+    }
+
+    /// That of the current call.
+    pub(crate) fn clock(&self) -> Option<&CpuClock> {
+        self.clock.as_deref()
     }
 
     /// Gives the memory back ahead of the store, which others are about to drop: whoever needs the memory need not wait for it.
