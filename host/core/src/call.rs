@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::{Action, BindingKind, Denied, Digest, Grant, Grants, Name};
+use crate::{Action, BindingKind, CpuAccount, Denied, Digest, Grant, Grants, Name};
 
 /// The id of one event's passage through one pipeline: the key into logs and traces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
@@ -69,6 +69,8 @@ pub struct StepScope {
     pub grants: Grants,
     /// The step's `config`, in the order of the document.
     pub config: Vec<(String, String)>,
+    /// Who is charged for the CPU time of its guests, and for what the host computes for them elsewhere.
+    pub cpu: Arc<CpuAccount>,
 }
 
 /// One call of one step: what every host function may need to know of it. Cheap to clone.

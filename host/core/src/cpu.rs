@@ -2,7 +2,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// CPU time that guests have used, on somebody's account. It only grows.
+use rustix::time::ClockId;
+
+/// CPU time that guests have used, and the host for them, on somebody's account. It only grows.
 #[derive(Debug, Default)]
 pub struct CpuAccount {
     nanos: AtomicU64,
@@ -29,15 +31,46 @@ impl CpuAccount {
         }
     }
 
+    /// Does this and charges the CPU time that the calling thread takes for it. Not for what happens while a guest is polled: that
+    /// is charged already.
+    pub fn timed<T>(&self, work: impl FnOnce() -> T) -> T {
+        let began = thread_time();
+        let outcome = work();
+        self.charge(thread_time().saturating_sub(began));
+        outcome
+    }
+
     /// Everything that was charged so far.
     pub fn used(&self) -> Duration {
         Duration::from_nanos(self.nanos.load(Ordering::Relaxed))
     }
 }
 
+/// CPU time of the calling thread.
+pub fn thread_time() -> Duration {
+    let time = rustix::time::clock_gettime(ClockId::ThreadCPUTime);
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    let nanos = u64::try_from(time.tv_nsec).unwrap_or(0);
+    Duration::from_secs(seconds).saturating_add(Duration::from_nanos(nanos))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_thread_does_is_charged_and_what_it_waits_for_is_not() {
+        let account = CpuAccount::default();
+        let began = thread_time();
+        let done = account.timed(|| {
+            std::thread::sleep(Duration::from_millis(200));
+            while thread_time() - began < Duration::from_millis(50) {}
+            "done"
+        });
+        assert_eq!(done, "done");
+        assert!(account.used() >= Duration::from_millis(49));
+        assert!(account.used() < Duration::from_millis(150));
+    }
 
     #[test]
     fn a_part_is_charged_to_the_whole() {

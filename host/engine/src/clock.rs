@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
-use rustix::time::ClockId;
 use stepwell_core::CpuAccount;
 
 /// CPU time that a call has used: what its thread has executed while the call was being polled. Waiting for a host function, or
@@ -178,12 +177,9 @@ impl CpuClock {
     }
 }
 
-/// CPU time of the calling thread.
+/// CPU time of the calling thread, in nanoseconds.
 fn thread_time() -> u64 {
-    let time = rustix::time::clock_gettime(ClockId::ThreadCPUTime);
-    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
-    let nanos = u64::try_from(time.tv_nsec).unwrap_or(0);
-    seconds.saturating_mul(1_000_000_000).saturating_add(nanos)
+    nanos(stepwell_core::thread_time())
 }
 
 fn nanos(time: Duration) -> u64 {

@@ -4,7 +4,7 @@ use std::error::Error;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use stepwell_core::{Digest, Isolation, Limits, Name, StepScope};
+use stepwell_core::{CpuAccount, Digest, Isolation, Limits, Name, StepScope};
 
 use crate::spec::{ModelSpec, NodeSpec, PipelineSpec, StepSpec};
 use crate::validate::Pin;
@@ -29,6 +29,11 @@ pub trait StepFactory: Send + Sync {
         scope: &Arc<StepScope>,
         model: &ModelSpec,
     ) -> Result<Arc<dyn Step>, PrepareError>;
+
+    /// Who is charged for the CPU time of this pipeline; nobody is unless the factory says so.
+    fn cpu_account(&self, _namespace: &Name, _pipeline: &Name) -> Arc<CpuAccount> {
+        Arc::default()
+    }
 }
 
 /// Why a factory cannot make a step.
@@ -80,6 +85,7 @@ pub async fn deploy(
 ) -> Result<Deployment, NotDeployable> {
     let mut steps = Vec::with_capacity(spec.steps.len());
     let mut function = None;
+    let cpu = factory.cpu_account(namespace, &spec.name);
     for step in &spec.steps {
         let failed = |source| NotDeployable::Step {
             step: step.id.clone(),
@@ -97,6 +103,7 @@ pub async fn deploy(
                     spec,
                     step,
                     (format!("{}@{}", pin.plugin, pin.version), Some(pin.digest)),
+                    &cpu,
                 );
                 let prepared = factory
                     .plugin(&scope, step.limits, step.isolation, pin)
@@ -111,6 +118,7 @@ pub async fn deploy(
                     spec,
                     step,
                     (format!("model {}", model.binding), None),
+                    &cpu,
                 );
                 let code = factory.model(&scope, model).await.map_err(failed)?;
                 (scope, Prepared::Step(code))
@@ -151,6 +159,7 @@ fn scope(
     spec: &PipelineSpec,
     step: &StepSpec,
     (plugin, digest): (String, Option<Digest>),
+    cpu: &Arc<CpuAccount>,
 ) -> Arc<StepScope> {
     Arc::new(StepScope {
         namespace: namespace.clone(),
@@ -161,5 +170,6 @@ fn scope(
         digest,
         grants: step.grants.clone(),
         config: step.config.clone(),
+        cpu: cpu.clone(),
     })
 }

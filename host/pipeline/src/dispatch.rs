@@ -50,7 +50,7 @@ pub type SpanHook = fn(&Span, &TraceContext);
 
 /// The right to one run; it is given back when dropped.
 pub struct Permit {
-    _counted: Counted,
+    counted: Counted,
     _permit: OwnedSemaphorePermit,
     _token: TaskTrackerToken,
 }
@@ -145,7 +145,7 @@ impl Dispatcher {
         };
         counted.start(self.0.accounts.now())?;
         Ok(Permit {
-            _counted: counted,
+            counted,
             _permit: permit,
             _token: token,
         })
@@ -329,6 +329,31 @@ impl Drop for Afterwards {
 }
 
 impl Run {
+    /// How long until the run may make its next call, if its namespace has used up its quota of CPU time meanwhile.
+    pub(crate) fn cpu_wait(&self) -> Option<Duration> {
+        let counted = &self.permit.as_ref()?.counted;
+        counted.cpu_wait(|| self.shared.accounts.now())
+    }
+
+    /// Waits until the namespace has CPU time again, at most until then.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unavailable`], at once if there is none before.
+    pub(crate) async fn wait_for_cpu(&self, deadline: Instant) -> Result<(), StepError> {
+        if let Some(permit) = &self.permit {
+            permit.counted.count_wait();
+        }
+        while let Some(wait) = self.cpu_wait() {
+            if wait >= deadline.saturating_duration_since(Instant::now()) {
+                let message = "the namespace has used up its quota cpu_seconds_per_minute, and has CPU time again only after the run's time is up; use less, or have an operator raise the quota";
+                return Err(StepError::new(ErrorKind::Unavailable, message).blamed(Blame::Plugin));
+            }
+            // The quota may be raised meanwhile.
+            tokio::time::sleep(wait.min(SOON)).await;
+        }
+        Ok(())
+    }
+
     /// How the polls of this run are marked.
     fn mark(&self) -> Mark {
         Mark::run(&self.running, self.wants_spans())

@@ -38,8 +38,16 @@ pub(crate) struct Account {
     spent: Mutex<Window<60>>,
     /// What of `cpu` is in `spent` already.
     seen: AtomicU64,
+    /// As long as less of `cpu` is used, the quota of CPU time is not used up: what was left of it when `spent` was looked at.
+    /// [`UNBOUNDED`]: there is no such quota.
+    within: AtomicU64,
+    /// The second in which `spent` was looked at.
+    looked: AtomicU64,
     namespace: Name,
 }
+
+/// Where there is no quota of CPU time.
+const UNBOUNDED: u64 = u64::MAX;
 
 /// A run that counts; it counts no more when this is dropped.
 pub(crate) struct Counted(Arc<Account>);
@@ -122,8 +130,11 @@ impl Accounts {
             }
             _ => {}
         }
-        if let Some(most) = quotas.as_ref().and_then(|quotas| quotas.cpu_per_minute) {
-            account.check_cpu(most, self.now())?;
+        if let Some(most) = quotas.as_ref().and_then(|quotas| quotas.cpu_per_minute)
+            && let Some(wait) = account.cpu_wait(most, self.now())
+        {
+            account.refused("cpu_per_minute");
+            return Err(used_up("cpu_per_minute", wait));
         }
         drop(quotas);
         Ok(counted)
@@ -195,6 +206,29 @@ impl Counted {
         starts.add(now, TENTH, 1);
         Ok(())
     }
+
+    /// How long until the run may go on, if its namespace has used up its quota of CPU time since it began. Asked before each of its
+    /// calls, so it takes a lock once in a second at most while there is something left.
+    pub(crate) fn cpu_wait(&self, now: impl FnOnce() -> Duration) -> Option<Duration> {
+        let account = &self.0;
+        let within = account.within.load(Ordering::Relaxed);
+        if within == UNBOUNDED {
+            return None;
+        }
+        let now = now();
+        if nanos(account.cpu.used()) < within
+            && account.looked.load(Ordering::Relaxed) == now.as_secs()
+        {
+            return None;
+        }
+        let most = account.quotas.load().as_ref()?.cpu_per_minute?;
+        account.cpu_wait(most, now)
+    }
+
+    /// Counts a run that has to wait.
+    pub(crate) fn count_wait(&self) {
+        self.0.refused("cpu_per_minute");
+    }
 }
 
 impl Drop for Counted {
@@ -214,6 +248,8 @@ impl Account {
             starts: Mutex::new(Window::new()),
             spent: Mutex::new(Window::new()),
             seen: AtomicU64::new(0),
+            within: AtomicU64::new(UNBOUNDED),
+            looked: AtomicU64::new(0),
             namespace: namespace.clone(),
         }
     }
@@ -226,6 +262,10 @@ impl Account {
             // Nobody has looked until now, and what was used long ago is nothing of the last minute.
             self.seen.store(nanos(self.cpu.used()), Ordering::Relaxed);
         }
+        // Runs that are under way look at the new quota before their next call.
+        let is_bounded = quotas.as_ref().is_some_and(wants_cpu);
+        let within = if is_bounded { 0 } else { UNBOUNDED };
+        self.within.store(within, Ordering::Relaxed);
     }
 
     fn refused(&self, quota: &'static str) {
@@ -237,18 +277,19 @@ impl Account {
         .increment(1);
     }
 
-    fn check_cpu(&self, most: Duration, now: Duration) -> Result<(), NotAdmitted> {
+    /// How long until less than this was used in the last minute; none: it is.
+    fn cpu_wait(&self, most: Duration, now: Duration) -> Option<Duration> {
         let mut spent = lock(&self.spent);
         let used = nanos(self.cpu.used());
         let seen = self.seen.swap(used, Ordering::Relaxed);
         spent.add(now, SECOND, used.saturating_sub(seen));
-        match spent.until_below(now, SECOND, nanos(most)) {
-            None => Ok(()),
-            Some(wait) => {
-                self.refused("cpu_per_minute");
-                Err(used_up("cpu_per_minute", wait))
-            }
-        }
+        let wait = spent.until_below(now, SECOND, nanos(most));
+        // What goes out of the window until somebody looks again only leaves more.
+        let left = nanos(most).saturating_sub(spent.sum);
+        let within = used.saturating_add(left).min(UNBOUNDED - 1);
+        self.within.store(within, Ordering::Relaxed);
+        self.looked.store(now.as_secs(), Ordering::Relaxed);
+        wait
     }
 }
 
@@ -429,15 +470,15 @@ mod tests {
     fn cpu_time_of_the_last_minute_counts() {
         let account = Account::new(&Name::default_namespace());
         let seconds = Duration::from_secs;
-        assert_eq!(account.check_cpu(seconds(2), seconds(0)), Ok(()));
+        assert_eq!(account.cpu_wait(seconds(2), seconds(0)), None);
         account.cpu.charge(ms(1_500));
-        assert_eq!(account.check_cpu(seconds(2), seconds(1)), Ok(()));
+        assert_eq!(account.cpu_wait(seconds(2), seconds(1)), None);
         account.cpu.charge(ms(1_000));
-        let refused = account.check_cpu(seconds(2), seconds(10));
-        assert_eq!(refused, Err(used_up("cpu_per_minute", seconds(51))));
+        let wait = account.cpu_wait(seconds(2), seconds(10));
+        assert_eq!(wait, Some(seconds(51)));
         // Another quota, the same memory.
-        assert_eq!(account.check_cpu(seconds(3), seconds(10)), Ok(()));
-        assert!(account.check_cpu(seconds(2), seconds(60)).is_err());
-        assert_eq!(account.check_cpu(seconds(2), seconds(61)), Ok(()));
+        assert_eq!(account.cpu_wait(seconds(3), seconds(10)), None);
+        assert!(account.cpu_wait(seconds(2), seconds(60)).is_some());
+        assert_eq!(account.cpu_wait(seconds(2), seconds(61)), None);
     }
 }

@@ -56,6 +56,11 @@ pub(crate) async fn walk(
             let scope = &step.scope;
             error.at_step(scope.step.as_str()).of_plugin(&scope.plugin)
         };
+        // Whoever was admitted has CPU time for one call.
+        if calls > 1 && run.cpu_wait().is_some() {
+            let wait = Box::pin(run.wait_for_cpu(deadline));
+            wait.await.map_err(of_step)?;
+        }
         let mark = Mark::step(&run.running, &step.scope, run.wants_spans());
         let outputs = marked(mark, process(step, step_metrics, run, event, deadline))
             .await
@@ -86,7 +91,7 @@ async fn process(
         run: run.running.id,
         deadline,
     };
-    let result = within(alarm(deadline), attempts(step, metrics, &call, event)).await;
+    let result = within(alarm(deadline), attempts(step, metrics, run, &call, event)).await;
     metrics.seconds.record(started.elapsed());
     result.unwrap_or_else(|| {
         metrics.erred(ErrorKind::Timeout);
@@ -103,6 +108,7 @@ async fn process(
 async fn attempts(
     step: &DeployedStep,
     metrics: &StepMetrics,
+    run: &Run,
     call: &Call,
     event: Event,
 ) -> Result<Vec<Event>, StepError> {
@@ -119,6 +125,9 @@ async fn attempts(
             }
             tracing::debug!(run_id = %call.run, attempt, kind = %error.kind, error = %error.message, "step is tried again");
             tokio::time::sleep(pause).await;
+            if run.cpu_wait().is_some() {
+                Box::pin(run.wait_for_cpu(call.deadline)).await?;
+            }
             attempt += 1;
         }
     }

@@ -12,8 +12,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use stepwell_core::{Name, Quotas};
-use stepwell_pipeline::{Dispatcher, NotAdmitted, Permit};
+use async_trait::async_trait;
+use bytes::Bytes;
+use stepwell_core::{
+    Call, CpuAccount, ErrorKind, Event, Grants, Name, Outcome, Quotas, RunId, StepError, StepScope,
+    TraceContext,
+};
+use stepwell_pipeline::{
+    Deployed, DeployedStep, Deployment, Dispatcher, NotAdmitted, Permit, Retry, RunRequest, Step,
+};
 
 fn name(text: &str) -> Name {
     text.parse().unwrap()
@@ -204,4 +211,160 @@ async fn a_namespace_at_its_quota_does_not_slow_another() {
     waits.sort();
     let p99 = waits[waits.len() * 99 / 100];
     assert!(p99 < Duration::from_millis(50), "{p99:?}");
+}
+
+/// Uses so much CPU time, and returns the event so many times, or fails.
+struct Uses {
+    account: Arc<CpuAccount>,
+    time: Duration,
+    returns: usize,
+    calls: Arc<AtomicU64>,
+}
+
+#[async_trait]
+impl Step for Uses {
+    async fn call(&self, _: &Call, event: Event) -> Result<Vec<Event>, StepError> {
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        self.account.charge(self.time);
+        match self.returns {
+            0 => Err(StepError::new(ErrorKind::Failed, "on purpose")),
+            returns => Ok(vec![event; returns]),
+        }
+    }
+}
+
+/// Starts a run of an event that becomes so many, each of which takes a second.
+fn start(
+    dispatcher: &Dispatcher,
+    returns: usize,
+    within: Duration,
+    calls: &Arc<AtomicU64>,
+) -> impl Future<Output = Outcome> + Send + 'static {
+    let (namespace, pipeline) = (name("tenant"), name("p"));
+    let account = dispatcher.cpu_account(&namespace, &pipeline);
+    let step = |id: &str, time, returns, retry| DeployedStep {
+        scope: Arc::new(StepScope {
+            namespace: namespace.clone(),
+            pipeline: pipeline.clone(),
+            revision: 1,
+            step: name(id),
+            plugin: "uses@1.0.0".into(),
+            digest: None,
+            grants: Grants::default(),
+            config: Vec::new(),
+            cpu: account.clone(),
+        }),
+        step: Arc::new(Uses {
+            account: account.clone(),
+            time,
+            returns,
+            calls: calls.clone(),
+        }),
+        timeout: None,
+        retry,
+    };
+    let steps = match returns {
+        0 => {
+            let retry = Retry {
+                attempts: 50,
+                backoff: Duration::from_millis(1),
+                errors: vec![ErrorKind::Failed],
+            };
+            vec![step("fails", Duration::from_secs(1), 0, Some(retry))]
+        }
+        _ => vec![
+            step("many", Duration::ZERO, returns, None),
+            step("each", Duration::from_secs(1), 1, None),
+        ],
+    };
+    let deployment = Arc::new(Deployment {
+        namespace: namespace.clone(),
+        name: pipeline.clone(),
+        revision: 1,
+        triggers: Vec::new(),
+        body: Deployed::Steps(steps),
+    });
+    let request = RunRequest {
+        deployment,
+        run: RunId::new(),
+        trigger: "http",
+        event: Event {
+            id: "1".into(),
+            source: "/test".into(),
+            r#type: "test".into(),
+            subject: None,
+            time: None,
+            datacontenttype: None,
+            extensions: Vec::new(),
+            data: Bytes::new(),
+        },
+        deadline: Instant::now() + within,
+        trace: TraceContext::default(),
+    };
+    let permit = dispatcher.admit(&namespace).unwrap();
+    let dispatcher = dispatcher.clone();
+    async move { dispatcher.run(permit, request).await }
+}
+
+fn cpu(seconds: u64) -> Quotas {
+    Quotas {
+        cpu_per_minute: Some(Duration::from_secs(seconds)),
+        ..Quotas::default()
+    }
+}
+
+#[tokio::test]
+async fn a_run_does_not_go_on_beyond_the_quota_of_cpu_time() {
+    for returns in [20, 0] {
+        let dispatcher = Dispatcher::new(10);
+        quota(&dispatcher, "tenant", cpu(3));
+        let calls = Arc::new(AtomicU64::new(0));
+        let began = Instant::now();
+        let outcome = start(&dispatcher, returns, Duration::from_secs(20), &calls).await;
+        let Outcome::Errored(error) = outcome else {
+            panic!("{outcome:?}")
+        };
+        // There is nothing to wait for within its time.
+        assert!(began.elapsed() < Duration::from_secs(10));
+        assert_eq!(error.kind, ErrorKind::Unavailable);
+        assert!(error.message.contains("cpu_seconds_per_minute"), "{error}");
+        let first = if returns > 0 { 1 } else { 0 };
+        assert_eq!(calls.load(Ordering::SeqCst), 3 + first, "{returns}");
+    }
+}
+
+#[tokio::test]
+async fn a_run_waits_for_cpu_time_as_long_as_it_may() {
+    let dispatcher = Dispatcher::new(10);
+    quota(&dispatcher, "tenant", cpu(3));
+    let calls = Arc::new(AtomicU64::new(0));
+    let run = start(&dispatcher, 8, Duration::from_secs(300), &calls);
+    let run = tokio::spawn(run);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(calls.load(Ordering::SeqCst), 4);
+    assert!(!run.is_finished());
+    // More of it, or none of the quota at all, and it goes on.
+    quota(&dispatcher, "tenant", cpu(5));
+    tokio::time::sleep(Duration::from_millis(2_500)).await;
+    assert_eq!(calls.load(Ordering::SeqCst), 6);
+    dispatcher.set_quotas(HashMap::new());
+    let outcome = tokio::time::timeout(Duration::from_secs(20), run).await;
+    let outcome = outcome.expect("it goes on").unwrap();
+    assert!(matches!(&outcome, Outcome::Delivered(events) if events.len() == 8));
+    assert_eq!(calls.load(Ordering::SeqCst), 9);
+}
+
+#[tokio::test]
+async fn what_is_left_of_the_quota_is_looked_at_again_as_it_is_used() {
+    // Others use it too, between two calls of a run that began with much left.
+    let dispatcher = Dispatcher::new(10);
+    quota(&dispatcher, "tenant", cpu(1_000));
+    let calls = Arc::new(AtomicU64::new(0));
+    let run = start(&dispatcher, 20, Duration::from_secs(20), &calls);
+    dispatcher
+        .cpu_account(&name("tenant"), &name("other"))
+        .charge(Duration::from_secs(995));
+    let outcome = run.await;
+    assert!(matches!(outcome, Outcome::Errored(_)), "{outcome:?}");
+    assert_eq!(calls.load(Ordering::SeqCst), 6);
 }

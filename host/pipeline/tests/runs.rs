@@ -48,6 +48,7 @@ fn scope(id: &str) -> Arc<StepScope> {
         digest: None,
         grants: Grants::default(),
         config: Vec::new(),
+        cpu: Arc::default(),
     })
 }
 

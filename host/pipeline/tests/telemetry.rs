@@ -51,6 +51,7 @@ fn deployment() -> Arc<Deployment> {
         digest: None,
         grants: Grants::default(),
         config: Vec::new(),
+        cpu: Arc::default(),
     };
     let step = DeployedStep {
         scope: Arc::new(scope),

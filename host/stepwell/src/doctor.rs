@@ -363,7 +363,7 @@ impl Checks {
         let remote: BTreeMap<_, _> = bindings
             .keyvalue
             .iter()
-            .filter(|(_, binding)| !matches!(binding, KeyValueBindingConfig::Local))
+            .filter(|(_, binding)| !matches!(binding, KeyValueBindingConfig::Local { .. }))
             .map(|(name, binding)| (name.clone(), binding.clone()))
             .collect();
         for state in KeyValues::open(&config.data_dir, remote).state().await {
@@ -373,7 +373,7 @@ impl Checks {
         let remote: BTreeMap<_, _> = bindings
             .sql
             .iter()
-            .filter(|(_, binding)| !matches!(binding, SqlBindingConfig::Sqlite))
+            .filter(|(_, binding)| !matches!(binding, SqlBindingConfig::Sqlite { .. }))
             .map(|(name, binding)| (name.clone(), binding.clone()))
             .collect();
         match Databases::open(&config.data_dir, remote) {
@@ -404,12 +404,12 @@ impl Checks {
             + bindings
                 .keyvalue
                 .values()
-                .filter(|binding| matches!(binding, KeyValueBindingConfig::Local))
+                .filter(|binding| matches!(binding, KeyValueBindingConfig::Local { .. }))
                 .count()
             + bindings
                 .sql
                 .values()
-                .filter(|binding| matches!(binding, SqlBindingConfig::Sqlite))
+                .filter(|binding| matches!(binding, SqlBindingConfig::Sqlite { .. }))
                 .count();
         if embedded > 0 {
             self.ok(

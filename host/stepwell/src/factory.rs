@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use async_trait::async_trait;
 use stepwell_catalog::{Catalog, CatalogError};
 use stepwell_core::{
-    Call, CpuAccount, Digest, Event, Isolation, Limits, Reuse, StepError, StepScope,
+    Call, CpuAccount, Digest, Event, Isolation, Limits, Name, Reuse, StepError, StepScope,
 };
 use stepwell_egress::EgressScope;
 use stepwell_engine::{Bind, Engine, Environment, Fetch, Handle, Kept, LoadError, Plugin};
@@ -149,9 +149,7 @@ impl StepFactory for Factory {
                     .of(self.engine.tenant(scope.namespace.as_str())),
             ),
             egress: self.services.egress.scope(scope),
-            cpu: self
-                .dispatcher
-                .cpu_account(&scope.namespace, &scope.pipeline),
+            cpu: scope.cpu.clone(),
             services: self.services.clone(),
         });
         Ok(if is_function {
@@ -175,6 +173,10 @@ impl StepFactory for Factory {
                 outputs: model.outputs.iter().cloned().collect(),
             }),
         }))
+    }
+
+    fn cpu_account(&self, namespace: &Name, pipeline: &Name) -> Arc<CpuAccount> {
+        self.dispatcher.cpu_account(namespace, pipeline)
     }
 }
 
@@ -258,12 +260,11 @@ impl Step for ModelStep {
             .services
             .models
             .infer_json(
-                &call.scope.namespace,
+                call,
                 &self.binding,
                 self.version.as_deref(),
                 &self.mapping,
                 event.data.clone(),
-                call.deadline,
             )
             .await?;
         event.data = reply.into();

@@ -309,6 +309,7 @@ mod tests {
                 digest: None,
                 grants,
                 config: vec![],
+                cpu: Arc::default(),
             }),
             run: RunId::new(),
             deadline: Instant::now() + Duration::from_secs(30),

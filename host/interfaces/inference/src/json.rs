@@ -5,10 +5,10 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use half::{bf16, f16};
 use serde::ser::{SerializeMap as _, SerializeSeq as _};
 use serde::{Deserialize, Serialize, Serializer};
-use serde_json::Value;
 
-use crate::tensor::{MAX_RANK, Strings, element_count, shown};
-use crate::{DataType, InferError, Signature, Tensor, TensorInfo};
+use crate::json_read;
+use crate::tensor::{Strings, element_count};
+use crate::{DataType, InferError, Signature, Tensor};
 
 /// Which parts of a JSON document are a model's inputs, and where its outputs go: a pipeline's `model` node.
 ///
@@ -31,8 +31,6 @@ impl JsonMapping {
         signature: &Signature,
         data: &[u8],
     ) -> Result<Vec<Tensor>, InferError> {
-        let document: Value = serde_json::from_slice(data)
-            .map_err(|error| InferError::InvalidInput(format!("the data is no JSON: {error}")))?;
         for name in self.inputs.keys() {
             if !signature.inputs.iter().any(|info| info.name == *name) {
                 return Err(InferError::InvalidInput(format!(
@@ -40,29 +38,11 @@ impl JsonMapping {
                 )));
             }
         }
-        signature
-            .inputs
-            .iter()
-            .map(|info| {
-                let pointer = self
-                    .inputs
-                    .get(&info.name)
-                    .cloned()
-                    .unwrap_or_else(|| member(&info.name));
-                let value = document.pointer(&pointer).ok_or_else(|| {
-                    InferError::InvalidInput(format!(
-                        "the data has nothing at '{pointer}' for the input '{}'",
-                        info.name
-                    ))
-                })?;
-                Reader {
-                    info,
-                    pointer: &pointer,
-                    path: Vec::new(),
-                }
-                .read(value)
-            })
-            .collect()
+        let pointers = signature.inputs.iter().map(|info| {
+            let pointer = self.inputs.get(&info.name).cloned();
+            (info, pointer.unwrap_or_else(|| member(&info.name)))
+        });
+        json_read::read(pointers.collect(), data)
     }
 
     /// The outputs to ask for, each once; none: all.
@@ -87,160 +67,6 @@ impl JsonMapping {
 /// The JSON Pointer of a member.
 fn member(name: &str) -> String {
     format!("/{}", name.replace('~', "~0").replace('/', "~1"))
-}
-
-/// Reads one tensor from nested lists.
-struct Reader<'a> {
-    info: &'a TensorInfo,
-    pointer: &'a str,
-    /// Where in the lists it is.
-    path: Vec<usize>,
-}
-
-impl Reader<'_> {
-    fn read(mut self, value: &Value) -> Result<Tensor, InferError> {
-        let shape = self.shape(value)?;
-        let mut data = Vec::new();
-        self.fill(value, &shape, &mut data)?;
-        Ok(Tensor {
-            name: self.info.name.clone(),
-            datatype: self.info.datatype,
-            shape: shape
-                .iter()
-                .map(|size| i64::try_from(*size).unwrap_or(i64::MAX))
-                .collect(),
-            data,
-        })
-    }
-
-    /// The shape by the first element of each list, as deep as the signature wants it.
-    fn shape(&self, value: &Value) -> Result<Vec<usize>, InferError> {
-        let rank = self
-            .info
-            .shape
-            .as_ref()
-            .map_or(MAX_RANK, Vec::len)
-            .min(MAX_RANK);
-        let mut shape = Vec::new();
-        let mut inner = Some(value);
-        while let (true, Some(Value::Array(list))) = (shape.len() < rank, inner) {
-            shape.push(list.len());
-            inner = list.first();
-        }
-        match (&self.info.shape, inner) {
-            (Some(wanted), Some(other)) if shape.len() < wanted.len() => {
-                Err(self.refuse(&format!(
-                    "{}, but the model wants lists of the shape {wanted:?}",
-                    kind(other)
-                )))
-            }
-            _ => Ok(shape),
-        }
-    }
-
-    fn fill(
-        &mut self,
-        value: &Value,
-        shape: &[usize],
-        data: &mut Vec<u8>,
-    ) -> Result<(), InferError> {
-        let Some((size, inner)) = shape.split_first() else {
-            return self.element(value, data);
-        };
-        let Value::Array(list) = value else {
-            return Err(self.refuse(&format!("{}, but a list of {size} before it", kind(value))));
-        };
-        if list.len() != *size {
-            return Err(self.refuse(&format!(
-                "a list of {}, but a list of {size} before it",
-                list.len()
-            )));
-        }
-        for (at, value) in list.iter().enumerate() {
-            self.path.push(at);
-            self.fill(value, inner, data)?;
-            self.path.pop();
-        }
-        Ok(())
-    }
-
-    fn element(&self, value: &Value, data: &mut Vec<u8>) -> Result<(), InferError> {
-        let datatype = self.info.datatype;
-        let written = match datatype {
-            DataType::Boolean => value.as_bool().map(|value| data.push(u8::from(value))),
-            DataType::U8 => integer::<u8>(value).map(|value| data.push(value)),
-            DataType::U16 => integer::<u16>(value).map(|value| data.extend(value.to_le_bytes())),
-            DataType::U32 => integer::<u32>(value).map(|value| data.extend(value.to_le_bytes())),
-            DataType::U64 => integer::<u64>(value).map(|value| data.extend(value.to_le_bytes())),
-            DataType::S8 => integer::<i8>(value).map(|value| data.extend(value.to_le_bytes())),
-            DataType::S16 => integer::<i16>(value).map(|value| data.extend(value.to_le_bytes())),
-            DataType::S32 => integer::<i32>(value).map(|value| data.extend(value.to_le_bytes())),
-            DataType::S64 => integer::<i64>(value).map(|value| data.extend(value.to_le_bytes())),
-            DataType::F16 => number(value, f16::from_f64, |value| value.is_finite())
-                .map(|value| data.extend(value.to_le_bytes())),
-            DataType::Bf16 => number(value, bf16::from_f64, |value| value.is_finite())
-                .map(|value| data.extend(value.to_le_bytes())),
-            #[allow(
-                clippy::cast_possible_truncation,
-                reason = "what a model's f32 input is for"
-            )]
-            DataType::F32 => number(value, |value| value as f32, |value| value.is_finite())
-                .map(|value| data.extend(value.to_le_bytes())),
-            DataType::F64 => value.as_f64().map(|value| data.extend(value.to_le_bytes())),
-            DataType::Bytes => bytes(value).and_then(|value| Strings::push(data, &value).ok()),
-        };
-        written.ok_or_else(|| self.refuse(&format!("{}, which is no {datatype}", kind(value))))
-    }
-
-    fn refuse(&self, what: &str) -> InferError {
-        let path: String = self.path.iter().map(|at| format!("/{at}")).collect();
-        InferError::InvalidInput(format!(
-            "input '{}' has at '{}{path}' {what}",
-            self.info.name, self.pointer
-        ))
-    }
-}
-
-/// A whole number, also when it is written `1.0`.
-fn integer<T: TryFrom<i128>>(value: &Value) -> Option<T> {
-    let whole = match (value.as_i64(), value.as_u64()) {
-        (Some(value), _) => i128::from(value),
-        (None, Some(value)) => i128::from(value),
-        (None, None) => {
-            let value = value.as_f64()?;
-            // Up to here every whole number is itself in binary64.
-            let exact = value.fract() == 0.0 && value.abs() <= 9_007_199_254_740_992.0;
-            #[allow(clippy::cast_possible_truncation, reason = "whole and small")]
-            exact.then_some(value as i128)?
-        }
-    };
-    T::try_from(whole).ok()
-}
-
-fn number<T>(value: &Value, narrow: impl Fn(f64) -> T, finite: impl Fn(&T) -> bool) -> Option<T> {
-    Some(narrow(value.as_f64()?)).filter(finite)
-}
-
-fn bytes(value: &Value) -> Option<Vec<u8>> {
-    match value {
-        Value::String(text) => Some(text.clone().into_bytes()),
-        Value::Object(object) if object.len() == 1 => {
-            BASE64.decode(object.get("b64")?.as_str()?).ok()
-        }
-        _ => None,
-    }
-}
-
-/// A value from outside, short enough for a message.
-fn kind(value: &Value) -> String {
-    match value {
-        Value::Null => "null".into(),
-        Value::Bool(value) => value.to_string(),
-        Value::Number(number) => format!("the number {number}"),
-        Value::String(text) => format!("the text '{}'", shown(text)),
-        Value::Array(list) => format!("a list of {}", list.len()),
-        Value::Object(_) => "an object".into(),
-    }
 }
 
 struct Reply<'a> {
@@ -385,6 +211,7 @@ impl Nested<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::TensorInfo;
 
     fn signature(datatype: DataType, shape: Option<&[i64]>) -> Signature {
         Signature {
@@ -514,6 +341,136 @@ mod tests {
             ..JsonMapping::default()
         };
         assert!(wrong.inputs(&signature, b"{}").is_err());
+    }
+
+    fn inputs(pointers: &[&str], data: &str) -> Result<Vec<Vec<u8>>, String> {
+        let name = |at: usize| format!("x{at}");
+        let signature = Signature {
+            inputs: (0..pointers.len())
+                .map(|at| TensorInfo {
+                    name: name(at),
+                    datatype: DataType::U8,
+                    shape: None,
+                })
+                .collect(),
+            outputs: vec![],
+        };
+        let pointers = pointers.iter().enumerate();
+        let mapping = JsonMapping {
+            inputs: pointers
+                .map(|(at, pointer)| (name(at), (*pointer).to_owned()))
+                .collect(),
+            ..JsonMapping::default()
+        };
+        let tensors = mapping.inputs(&signature, data.as_bytes());
+        let tensors = tensors.map_err(|error| error.to_string())?;
+        Ok(tensors.into_iter().map(|tensor| tensor.data).collect())
+    }
+
+    #[test]
+    fn inputs_may_be_anywhere_and_share_parts() {
+        let data = r#"{"a": {"b": [[1, 2], [3, 4]], "": 9}, "c/d~": [5], "e": "text", "0": 8}"#;
+        for (pointers, expected) in [
+            (&["/a/b", "/c~1d~0"][..], vec![vec![1, 2, 3, 4], vec![5]]),
+            (&["/c~1d~0", "/a/b/1"], vec![vec![5], vec![3, 4]]),
+            // The same, and a part of another's.
+            (
+                &["/a/b", "/a/b", "/a/b/0", "/a/b/1/1", "/a/", "/0"],
+                vec![
+                    vec![1, 2, 3, 4],
+                    vec![1, 2, 3, 4],
+                    vec![1, 2],
+                    vec![4],
+                    vec![9],
+                    vec![8],
+                ],
+            ),
+            (&[], vec![]),
+        ] {
+            assert_eq!(inputs(pointers, data), Ok(expected), "{pointers:?}");
+        }
+        assert_eq!(
+            inputs(&["", "/1"], "[[1],[2]]"),
+            Ok(vec![vec![1, 2], vec![2]])
+        );
+        for nothing in [
+            "/a/b/2",
+            "/a/b/00",
+            "/a/b/+1",
+            "/a/c",
+            "a",
+            "/e/0",
+            "/0/0",
+            "/a/b/0/0/0",
+        ] {
+            let error = inputs(&[nothing], data).unwrap_err();
+            assert!(
+                error.contains(&format!("nothing at '{nothing}'")),
+                "{error}"
+            );
+        }
+        assert!(inputs(&[], "{").is_err());
+        assert!(
+            inputs(&["/a"], r#"{"a": 1} 2"#)
+                .unwrap_err()
+                .contains("no JSON")
+        );
+        assert!(
+            inputs(&["/a"], r#"{"a": [1, 2"#)
+                .unwrap_err()
+                .contains("no JSON")
+        );
+    }
+
+    #[test]
+    fn of_two_members_of_one_name_the_last_counts() {
+        assert_eq!(
+            inputs(&["/a"], r#"{"a": [1, 2], "a": [[3]]}"#),
+            Ok(vec![vec![3]])
+        );
+        assert!(inputs(&["/a/b"], r#"{"a": {"b": 1}, "a": {}}"#).is_err());
+    }
+
+    #[test]
+    fn lists_of_nothing_have_a_shape() {
+        let any = signature(DataType::U8, None);
+        for (data, shape) in [
+            (r#"{"x":[]}"#, &[0_i64][..]),
+            (r#"{"x":[[],[]]}"#, &[2, 0]),
+            (r#"{"x":[[[]]]}"#, &[1, 1, 0]),
+        ] {
+            assert_eq!(read(&any, data).unwrap().shape, shape, "{data}");
+        }
+        for (data, expected) in [
+            (
+                r#"{"x":[[],[1]]}"#,
+                "at '/x/1' a list of 1, but a list of 0 before it",
+            ),
+            (
+                r#"{"x":[[1],[]]}"#,
+                "at '/x/1' a list of 0, but a list of 1 before it",
+            ),
+            (r#"{"x":[1,[2]]}"#, "at '/x/1' a list of 1, which is no u8"),
+            (
+                r#"{"x":[[1],{"b64":"AA=="}]}"#,
+                "at '/x/1' an object, but a list of 1",
+            ),
+        ] {
+            let message = read(&any, data).unwrap_err();
+            assert!(message.contains(expected), "{message}");
+        }
+        let bytes = signature(DataType::Bytes, None);
+        for data in [
+            r#"{"x":{"b64":"?"}}"#,
+            r#"{"x":{"b64":5}}"#,
+            r#"{"x":{"b64":["AA=="]}}"#,
+            r#"{"x":{"b64":"AA==","c":1}}"#,
+            r#"{"x":{}}"#,
+            r#"{"x":1}"#,
+        ] {
+            let message = read(&bytes, data).unwrap_err();
+            assert!(message.contains("which is no bytes"), "{data}: {message}");
+        }
     }
 
     #[test]

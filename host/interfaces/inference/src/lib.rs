@@ -17,6 +17,7 @@ mod elements;
 mod error;
 mod host;
 mod json;
+mod json_read;
 mod library;
 mod loader;
 mod ops;

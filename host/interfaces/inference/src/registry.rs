@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use stepwell_core::{ByteSize, Name};
+use stepwell_core::{ByteSize, Call, Name};
 use tokio::sync::oneshot;
 use tokio::time::timeout_at;
 
@@ -203,33 +203,37 @@ impl Models {
     }
 
     /// Runs the model behind a binding on JSON: a pipeline's built-in `model` step. The answer is JSON too. Reading and writing it may
-    /// take longer than the model, and is done where that runs.
+    /// take longer than the model, and is done where that runs; the step is charged for it.
     ///
     /// # Errors
     /// [`InferError`]; `InvalidInput` when the data is no JSON or does not fit.
     pub async fn infer_json(
         &self,
-        namespace: &Name,
+        call: &Call,
         binding: &str,
         version: Option<&str>,
         mapping: &Arc<JsonMapping>,
         data: impl AsRef<[u8]> + Send + 'static,
-        deadline: Instant,
     ) -> Result<Vec<u8>, InferError> {
+        let (namespace, deadline) = (&call.scope.namespace, call.deadline);
         let loaded = self.served(binding, version)?;
         let run = async {
             let outputs = mapping.outputs();
             let outputs = loaded.signature(DEFAULT_SIGNATURE)?.choose(&outputs)?;
             let (bytes, mapping) = (data.as_ref().len(), mapping.clone());
+            let cpu = call.scope.cpu.clone();
             self.run(namespace, &loaded, bytes, deadline, move |loaded| {
                 let signature = loaded.signature(DEFAULT_SIGNATURE)?;
-                let inputs = mapping.inputs(signature, data.as_ref())?;
+                let inputs = cpu.timed(|| mapping.inputs(signature, data.as_ref()))?;
+                // Nothing needs the document any more.
+                drop(data);
                 size(&inputs)?;
                 let inputs = signature.accept(inputs)?;
                 if Instant::now() >= deadline {
                     return Err(InferError::DeadlineExceeded);
                 }
-                mapping.reply(&loaded.run(DEFAULT_SIGNATURE, inputs, &outputs)?)
+                let reply = loaded.run(DEFAULT_SIGNATURE, inputs, &outputs)?;
+                cpu.timed(|| mapping.reply(&reply))
             })
             .await
         };

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use stepwell_core::Name;
+use stepwell_core::{Call, Grants, Name, RunId, StepScope};
 use stepwell_inference::{
     Backend, DEFAULT_SIGNATURE, DataType, Health, InferError, InferRequest, JsonMapping,
     LibraryConfig, LibraryStatus, LoadError, Model, ModelBindingConfig, Models, ModelsConfig,
@@ -23,6 +23,25 @@ use tempfile::TempDir;
 
 fn namespace() -> Name {
     "default".parse().unwrap()
+}
+
+/// A call of a `model` step.
+fn call(deadline: Instant) -> Call {
+    Call {
+        scope: Arc::new(StepScope {
+            namespace: namespace(),
+            pipeline: "p".parse().unwrap(),
+            revision: 1,
+            step: "s".parse().unwrap(),
+            plugin: "model m".into(),
+            digest: None,
+            grants: Grants::default(),
+            config: vec![],
+            cpu: Arc::default(),
+        }),
+        run: RunId::new(),
+        deadline,
+    }
 }
 
 /// Loads anything but files that say `broken`; its models answer the file's text, once the gate is open.
@@ -330,10 +349,11 @@ async fn json_is_read_where_models_run() {
     models.rescan().await;
     let mapping = Arc::new(JsonMapping::default());
     let deadline = Instant::now() + Duration::from_secs(30);
-    let namespace = namespace();
-    let json =
-        |data: &'static str| models.infer_json(&namespace, "m", None, &mapping, data, deadline);
+    let call = call(deadline);
+    let json = |data: &'static str| models.infer_json(&call, "m", None, &mapping, data);
     assert_eq!(json("{}").await.unwrap(), br#"{"text":[111,110,101]}"#);
+    // Who asks is charged for that.
+    assert!(!call.scope.cpu.used().is_zero());
     gate.set(true);
     let threads = std::thread::available_parallelism().unwrap().get();
     let busy = join_all((0..threads).map(|_| answer(&models, "m")).collect());

@@ -11,12 +11,31 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use stepwell_core::Name;
+use stepwell_core::{Call, Grants, Name, RunId, StepScope};
 use stepwell_inference::{
     DataType, Health, InferError, InferRequest, JsonMapping, LibraryStatus, ModelBindingConfig,
     Models, ModelsConfig, Tensor,
 };
 use tokio::sync::OnceCell;
+
+/// A call of a `model` step.
+fn call(deadline: Instant) -> Call {
+    Call {
+        scope: Arc::new(StepScope {
+            namespace: namespace(),
+            pipeline: "p".parse().unwrap(),
+            revision: 1,
+            step: "s".parse().unwrap(),
+            plugin: "model m".into(),
+            digest: None,
+            grants: Grants::default(),
+            config: vec![],
+            cpu: Arc::default(),
+        }),
+        run: RunId::new(),
+        deadline,
+    }
+}
 
 fn namespace() -> Name {
     "default".parse().unwrap()
@@ -548,14 +567,7 @@ async fn json_in_and_json_out() {
         let mapping: JsonMapping = serde_json::from_str(mapping).unwrap();
         let answer = models()
             .await
-            .infer_json(
-                &namespace(),
-                binding,
-                None,
-                &Arc::new(mapping),
-                data,
-                deadline,
-            )
+            .infer_json(&call(deadline), binding, None, &Arc::new(mapping), data)
             .await;
         answer.map(|bytes| String::from_utf8(bytes).unwrap())
     };

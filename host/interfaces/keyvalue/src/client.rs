@@ -70,6 +70,9 @@ pub enum ClientError {
         /// In words for the operator's log.
         detail: String,
     },
+    /// Its file has the size that the operator allows.
+    #[error("{0}")]
+    Full(String),
     /// A number was to be added to something else.
     #[error("the value is not a whole number of 64 bits in decimal digits")]
     NotANumber,
@@ -114,6 +117,8 @@ pub enum Reason {
     Misconfigured,
     /// The host's file for it cannot be used.
     Storage,
+    /// The disk has no room for what was to be written.
+    NoSpace,
 }
 
 impl fmt::Display for Reason {
@@ -125,7 +130,7 @@ impl fmt::Display for Reason {
             Self::AccessRefused => "it refuses the host's credentials",
             Self::NotReady => "it is not ready to serve",
             Self::Misconfigured => "its configuration cannot be used",
-            Self::Storage => "its file cannot be read or written",
+            Self::Storage | Self::NoSpace => "its file cannot be read or written",
         })
     }
 }

@@ -3,7 +3,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use stepwell_core::{Name, Secret};
+use stepwell_core::{BindingKind, Name, Secret, StoreFile};
 use tokio::sync::Semaphore;
 
 use crate::client::{ClientError, KeyValueClient, Reason};
@@ -20,7 +20,10 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KeyValueBindingConfig {
     /// A SQLite file in the data directory.
-    Local,
+    Local {
+        /// Bytes that it may have.
+        max_size: u64,
+    },
     /// A Redis server.
     Redis {
         /// `redis://`, `rediss://` or `unix://`, with user and password if need be.
@@ -58,7 +61,9 @@ impl KeyValues {
     pub fn open(data_dir: &Path, bindings: BTreeMap<String, KeyValueBindingConfig>) -> Self {
         let clients = bindings.into_iter().map(|(name, config)| {
             let (backend, client): (_, Arc<dyn KeyValueClient>) = match config {
-                KeyValueBindingConfig::Local => ("local", local(data_dir, &name)),
+                KeyValueBindingConfig::Local { max_size } => {
+                    ("local", local(data_dir, &name, max_size))
+                }
                 KeyValueBindingConfig::Redis { url } => ("redis", Arc::new(RedisStore::new(&url))),
             };
             (name, backend, client)
@@ -125,14 +130,17 @@ impl Store {
     }
 }
 
-fn local(data_dir: &Path, name: &str) -> Arc<dyn KeyValueClient> {
+fn local(data_dir: &Path, name: &str, max_size: u64) -> Arc<dyn KeyValueClient> {
     // Configuration allows names only; a text that is none must all the same never become a path.
     let file = name
         .parse::<Name>()
         .map_or_else(|_| hex(name), |name| name.to_string());
-    Arc::new(SqliteStore::new(
-        data_dir.join("keyvalue").join(format!("{file}.sqlite")),
-    ))
+    Arc::new(SqliteStore::new(StoreFile {
+        kind: BindingKind::Keyvalue,
+        binding: name.to_owned(),
+        path: data_dir.join("keyvalue").join(format!("{file}.sqlite")),
+        max_size,
+    }))
 }
 
 fn hex(text: &str) -> String {

@@ -1,14 +1,15 @@
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use sqlx::Connection as _;
+use sqlx::pool::PoolConnection;
 use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
-    SqliteSynchronous,
+    Sqlite, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool,
+    SqlitePoolOptions, SqliteSynchronous,
 };
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
+use stepwell_core::{LOG_AT_REST, StoreFile};
 use tokio::sync::OnceCell;
 
 use crate::client::{ClientError, KeyValueClient, Page, Reason};
@@ -21,7 +22,7 @@ const READERS: u32 = 4;
 
 /// A store in one SQLite file. A write that returned has been flushed to the disk.
 pub struct SqliteStore {
-    file: PathBuf,
+    file: StoreFile,
     pools: OnceCell<Pools>,
     /// The last write could not be stored; a full disk lets reads in.
     writes_fail: AtomicBool,
@@ -35,9 +36,9 @@ struct Pools {
 
 impl SqliteStore {
     /// A store in this file, which is made when it is first used.
-    pub fn new(file: impl Into<PathBuf>) -> Self {
+    pub fn new(file: StoreFile) -> Self {
         Self {
-            file: file.into(),
+            file,
             pools: OnceCell::new(),
             writes_fail: AtomicBool::new(false),
         }
@@ -45,7 +46,17 @@ impl SqliteStore {
 
     /// Notes how a write went.
     fn noted<T>(&self, written: Result<T, ClientError>) -> Result<T, ClientError> {
-        // What is refused for its value says nothing of the disk.
+        let written = written.map_err(|error| match error {
+            ClientError::Unavailable {
+                reason: Reason::NoSpace,
+                ref detail,
+            } => {
+                let full = self.file.full().map(ClientError::Full);
+                full.unwrap_or_else(|| ClientError::unavailable(Reason::Storage, detail))
+            }
+            _ => error,
+        });
+        // What is refused for its value, or since the file is as large as it may be, says nothing of the disk.
         match &written {
             Ok(_) => self.writes_fail.store(false, Ordering::Relaxed),
             Err(ClientError::Unavailable { .. }) => self.writes_fail.store(true, Ordering::Relaxed),
@@ -57,22 +68,40 @@ impl SqliteStore {
     async fn pools(&self) -> Result<&Pools, ClientError> {
         self.pools.get_or_try_init(|| open(&self.file)).await
     }
+
+    /// The connection that writes.
+    async fn writer(&self) -> Result<PoolConnection<Sqlite>, ClientError> {
+        let mut writer = self.pools().await?.writer.acquire().await?;
+        if self.file.log_is_full() {
+            // SQLite itself begins its log anew only while nobody reads from it, which may never be; this waits for those who do.
+            sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)")
+                .execute(&mut *writer)
+                .await?;
+        }
+        Ok(writer)
+    }
 }
 
-async fn open(file: &std::path::Path) -> Result<Pools, ClientError> {
-    if let Some(directory) = file.parent() {
+async fn open(file: &StoreFile) -> Result<Pools, ClientError> {
+    if let Some(directory) = file.path.parent() {
         tokio::fs::create_dir_all(directory)
             .await
             .map_err(|error| ClientError::unavailable(Reason::Storage, error))?;
     }
     let options = SqliteConnectOptions::new()
-        .filename(file)
+        .filename(&file.path)
         .create_if_missing(true)
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(SqliteSynchronous::Full)
+        .pragma("journal_size_limit", LOG_AT_REST.to_string())
         .busy_timeout(Duration::from_secs(5));
+    let bounded = file.clone();
     let writer = pool()
         .max_connections(1)
+        .after_connect(move |connection, _| {
+            let file = bounded.clone();
+            Box::pin(async move { bound(connection, &file).await })
+        })
         .connect_with(options.clone())
         .await?;
     // Keys are bytes, since SQLite's texts end at a NUL for some of its functions. An id is given once and stays with its
@@ -91,6 +120,18 @@ async fn open(file: &std::path::Path) -> Result<Pools, ClientError> {
         .connect_with(options)
         .await?;
     Ok(Pools { writer, readers })
+}
+
+/// Has this connection write no more than the file may have.
+async fn bound(connection: &mut SqliteConnection, file: &StoreFile) -> Result<(), sqlx::Error> {
+    let size = sqlx::query_scalar::<_, i64>("PRAGMA page_size");
+    let size = size.fetch_one(&mut *connection).await?.unsigned_abs();
+    let already = sqlx::query_scalar::<_, i64>("PRAGMA page_count");
+    let already = already.fetch_one(&mut *connection).await?.unsigned_abs();
+    let pages = file.pages(size, already);
+    let pragma = format!("PRAGMA max_page_count = {pages}");
+    connection.execute(AssertSqlSafe(pragma)).await?;
+    Ok(())
 }
 
 /// When the disk is full, SQLite ends a transaction by itself; sqlx then has nothing to undo, takes it for open all the same,
@@ -116,7 +157,7 @@ impl KeyValueClient for SqliteStore {
 
     async fn set(&self, key: &str, value: Bytes) -> Result<(), ClientError> {
         let write = async {
-            let mut connection = self.pools().await?.writer.acquire().await?;
+            let mut connection = self.writer().await?;
             upsert(&mut connection, key, &value).await
         };
         self.noted(write.await)
@@ -125,7 +166,7 @@ impl KeyValueClient for SqliteStore {
     async fn delete(&self, key: &str) -> Result<(), ClientError> {
         let write = async {
             let query = sqlx::query(DELETE).bind(key.as_bytes());
-            query.execute(&self.pools().await?.writer).await?;
+            query.execute(&mut *self.writer().await?).await?;
             Ok(())
         };
         self.noted(write.await)
@@ -170,7 +211,8 @@ impl KeyValueClient for SqliteStore {
 
     async fn increment(&self, key: &str, delta: i64) -> Result<i64, ClientError> {
         let write = async {
-            let mut transaction = self.pools().await?.writer.begin().await?;
+            let mut writer = self.writer().await?;
+            let mut transaction = writer.begin().await?;
             let current = match select(&mut transaction, key).await? {
                 None => 0,
                 Some(value) => number(&value).ok_or(ClientError::NotANumber)?,
@@ -203,7 +245,7 @@ impl KeyValueClient for SqliteStore {
             .bind(&*value),
         };
         let write = async {
-            let done = query.execute(&self.pools().await?.writer).await?;
+            let done = query.execute(&mut *self.writer().await?).await?;
             Ok(done.rows_affected() == 1)
         };
         self.noted(write.await)
@@ -221,7 +263,8 @@ impl KeyValueClient for SqliteStore {
 
     async fn set_many(&self, entries: &[(String, Bytes)]) -> Result<(), ClientError> {
         let write = async {
-            let mut transaction = self.pools().await?.writer.begin().await?;
+            let mut writer = self.writer().await?;
+            let mut transaction = writer.begin().await?;
             for (key, value) in entries {
                 upsert(&mut transaction, key, value).await?;
             }
@@ -233,7 +276,8 @@ impl KeyValueClient for SqliteStore {
 
     async fn delete_many(&self, keys: &[String]) -> Result<(), ClientError> {
         let write = async {
-            let mut transaction = self.pools().await?.writer.begin().await?;
+            let mut writer = self.writer().await?;
+            let mut transaction = writer.begin().await?;
             for key in keys {
                 let query = sqlx::query(DELETE).bind(key.as_bytes());
                 query.execute(&mut *transaction).await?;
@@ -290,10 +334,15 @@ fn number(value: &[u8]) -> Option<i64> {
     (number.to_string() == text).then_some(number)
 }
 
+/// SQLite's code of a disk, or a file, that is full.
+const SQLITE_FULL: &str = "13";
+
 impl From<sqlx::Error> for ClientError {
     fn from(error: sqlx::Error) -> Self {
+        let code = error.as_database_error().and_then(|error| error.code());
         let reason = match &error {
             sqlx::Error::PoolTimedOut => Reason::TimedOut,
+            _ if code.as_deref() == Some(SQLITE_FULL) => Reason::NoSpace,
             _ => Reason::Storage,
         };
         Self::unavailable(reason, error)
@@ -301,8 +350,75 @@ impl From<sqlx::Error> for ClientError {
 }
 
 #[cfg(test)]
+pub(crate) fn file_of(path: &std::path::Path, max_size: u64) -> StoreFile {
+    StoreFile {
+        kind: stepwell_core::BindingKind::Keyvalue,
+        binding: "main".to_owned(),
+        path: path.to_owned(),
+        max_size,
+    }
+}
+
+#[cfg(test)]
 mod tests {
+    use stepwell_core::STORE_SIZE;
+
     use super::*;
+
+    #[tokio::test]
+    async fn a_file_has_no_more_than_its_size_and_deleting_makes_room() {
+        const MAX: u64 = 1 << 20;
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("a.sqlite");
+        let store = SqliteStore::new(file_of(&file, MAX));
+        let value = Bytes::from(vec![7; 10_000]);
+        let mut stored = 0;
+        let full = loop {
+            match store.set(&stored.to_string(), value.clone()).await {
+                Ok(()) => stored += 1,
+                Err(error) => break error,
+            }
+            assert!(stored < 200, "it holds more than its size");
+        };
+        assert!(stored > 60, "{stored}");
+        let ClientError::Full(why) = &full else {
+            panic!("{full:?}")
+        };
+        assert!(why.contains("bindings.keyvalue.main.max_size"), "{why}");
+        let many: Vec<_> = (0..50).map(|n| (format!("m{n}"), value.clone())).collect();
+        assert_eq!(store.set_many(&many).await, Err(full.clone()));
+        assert_eq!(store.get("m0").await, Ok(None));
+        // It is nothing that keeps the host from working.
+        assert_eq!(store.probe().await, Ok(()));
+        assert!(!store.writes_fail.load(Ordering::Relaxed));
+        // Reads and deletes go on, also after the host was started again.
+        let again = SqliteStore::new(file_of(&file, MAX));
+        assert_eq!(again.get("0").await.unwrap(), Some(value.clone()));
+        for key in 0..stored {
+            again.delete(&key.to_string()).await.unwrap();
+        }
+        again.set("new", value).await.unwrap();
+        let length = std::fs::metadata(&file).unwrap().len();
+        assert!(length <= MAX, "{length}");
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_larger_already_grows_no_more_and_can_be_read_and_emptied() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("a.sqlite");
+        let value = Bytes::from(vec![7; 100_000]);
+        let many: Vec<_> = (0..30).map(|n| (format!("m{n}"), value.clone())).collect();
+        let large = SqliteStore::new(file_of(&file, STORE_SIZE));
+        large.set_many(&many).await.unwrap();
+        drop(large);
+        let store = SqliteStore::new(file_of(&file, 1 << 20));
+        let full = store.set_many(&[("more".to_owned(), value.clone())]).await;
+        assert!(matches!(full, Err(ClientError::Full(_))), "{full:?}");
+        assert_eq!(store.get("m29").await.unwrap(), Some(value.clone()));
+        store.delete("m28").await.unwrap();
+        store.delete("m29").await.unwrap();
+        store.set("more", value).await.unwrap();
+    }
 
     #[test]
     fn numbers_are_read_as_redis_reads_them() {
@@ -337,7 +453,7 @@ mod tests {
     async fn what_is_acknowledged_after_the_disk_was_full_is_stored() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("a.sqlite");
-        let store = SqliteStore::new(&file);
+        let store = SqliteStore::new(file_of(&file, STORE_SIZE));
         assert_eq!(store.increment("count", 1).await.unwrap(), 1);
         store.set("text", Bytes::from("x")).await.unwrap();
         fail_commits(&store, true).await;
@@ -360,7 +476,7 @@ mod tests {
         let keys = ["count", "set", "many"].map(str::to_owned);
         let expected = ["5", "here", "here"].map(|value| Some(Bytes::from(value)));
         // Another connection sees only what is stored.
-        for store in [&store, &SqliteStore::new(&file)] {
+        for store in [&store, &SqliteStore::new(file_of(&file, STORE_SIZE))] {
             assert_eq!(store.get_many(&keys).await.unwrap(), expected);
         }
     }
@@ -368,7 +484,7 @@ mod tests {
     #[tokio::test]
     async fn every_write_is_flushed() {
         let directory = tempfile::tempdir().unwrap();
-        let store = SqliteStore::new(directory.path().join("a.sqlite"));
+        let store = SqliteStore::new(file_of(&directory.path().join("a.sqlite"), STORE_SIZE));
         let writer = &store.pools().await.unwrap().writer;
         let synchronous: i64 = sqlx::query_scalar("PRAGMA synchronous")
             .fetch_one(writer)

@@ -25,7 +25,8 @@ pub(crate) struct Backend {
 impl Backend {
     pub(crate) fn local() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let config = [("main".to_owned(), KeyValueBindingConfig::Local)];
+        let max_size = stepwell_core::STORE_SIZE;
+        let config = [("main".to_owned(), KeyValueBindingConfig::Local { max_size })];
         Self {
             stores: Arc::new(KeyValues::open(directory.path(), config.into())),
             url: String::new(),
@@ -99,6 +100,7 @@ pub(crate) fn guest(
         digest: None,
         grants,
         config: Vec::new(),
+        cpu: Arc::default(),
     };
     let call = Call {
         scope: Arc::new(scope),

@@ -31,6 +31,7 @@ fn call_in(namespace: &str, pipeline: &str, step: &str) -> Call {
         digest: None,
         grants: Grants::default(),
         config: Vec::new(),
+        cpu: Arc::default(),
     };
     Call {
         scope: Arc::new(scope),

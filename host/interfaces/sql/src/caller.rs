@@ -7,6 +7,7 @@ use stepwell_core::{Action, BindingKind, Call};
 use crate::client::{Access, Transaction};
 use crate::databases::{Binding, Databases};
 use crate::host::wit;
+use crate::permit::Permit;
 use crate::{Isolation, Rows, SqlError, SqlErrorKind, Statement, convert, metric};
 
 /// A guest's call, and the databases that it may ask for.
@@ -35,7 +36,7 @@ impl<'a> Caller<'a> {
                 .statement(sql, params)?
                 .bounded(options.max_rows, options.max_bytes);
             let access = binding.access(&statement, self.may(name, Action::Write));
-            let permit = binding.permits.acquire(access, self.call.deadline).await?;
+            let permit = self.permit(binding, access).await?;
             binding.database.query(statement, access, permit).await
         };
         let result = self.observe(name, work).await;
@@ -51,10 +52,7 @@ impl<'a> Caller<'a> {
         let binding = self.granted(name, Some(Action::Write))?;
         let work = async {
             let statement = self.statement(sql, params)?;
-            let permit = binding
-                .permits
-                .acquire(Access::Write, self.call.deadline)
-                .await?;
+            let permit = self.permit(binding, Access::Write).await?;
             binding.database.execute(statement, permit).await
         };
         self.observe(name, work).await
@@ -79,7 +77,7 @@ impl<'a> Caller<'a> {
         };
         let deadline = self.call.deadline;
         let work = async {
-            let permit = binding.permits.acquire(access, deadline).await?;
+            let permit = self.permit(binding, access).await?;
             binding
                 .database
                 .begin(isolation, access, deadline, permit)
@@ -123,6 +121,12 @@ impl<'a> Caller<'a> {
             transaction.execute(self.statement(sql, params)?).await
         };
         self.observe(name, work).await
+    }
+
+    /// A connection for this call, which is charged for what is computed there.
+    async fn permit(self, binding: &Binding, access: Access) -> Result<Permit, SqlError> {
+        let permit = binding.permits.acquire(access, self.call.deadline).await?;
+        Ok(permit.charged_to(&self.call.scope.cpu))
     }
 
     /// Bounds work by the call's deadline and counts it.

@@ -3,7 +3,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
-use stepwell_core::{Name, Secret};
+use stepwell_core::{BindingKind, Name, Secret, StoreFile};
 
 use crate::client::{Access, Database};
 use crate::permit::Permits;
@@ -14,7 +14,10 @@ use crate::sqlite::Sqlite;
 #[derive(Clone, Debug)]
 pub enum SqlBindingConfig {
     /// A file of its own in the data directory.
-    Sqlite,
+    Sqlite {
+        /// Bytes that it may have.
+        max_size: u64,
+    },
     /// A PostgreSQL database.
     Postgres {
         /// `postgres://user:password@host:port/database`.
@@ -118,10 +121,12 @@ impl Binding {
             return Err(InvalidBinding::Name(name));
         }
         let database: Box<dyn Database> = match config {
-            SqlBindingConfig::Sqlite => {
-                let path = data_dir.join("sql").join(format!("{name}.sqlite"));
-                Box::new(Sqlite::new(path))
-            }
+            SqlBindingConfig::Sqlite { max_size } => Box::new(Sqlite::new(StoreFile {
+                kind: BindingKind::Sql,
+                binding: name.clone(),
+                path: data_dir.join("sql").join(format!("{name}.sqlite")),
+                max_size,
+            })),
             SqlBindingConfig::Postgres {
                 url,
                 max_connections,

@@ -1,6 +1,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use stepwell_core::CpuAccount;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::client::{Access, Capacity};
@@ -11,6 +12,21 @@ use crate::{SqlError, SqlErrorKind};
 pub struct Permit {
     _permit: OwnedSemaphorePermit,
     in_use: metrics::Gauge,
+    /// Who is charged for what an embedded database computes meanwhile; nobody for the host's own statements.
+    cpu: Option<Arc<CpuAccount>>,
+}
+
+impl Permit {
+    /// Charges what is computed with it to this account.
+    #[must_use]
+    pub(crate) fn charged_to(mut self, cpu: &Arc<CpuAccount>) -> Self {
+        self.cpu = Some(cpu.clone());
+        self
+    }
+
+    pub(crate) fn cpu(&self) -> Option<&Arc<CpuAccount>> {
+        self.cpu.as_ref()
+    }
 }
 
 impl Drop for Permit {
@@ -88,6 +104,7 @@ impl Permits {
         Permit {
             _permit: permit,
             in_use: self.in_use.clone(),
+            cpu: None,
         }
     }
 }

@@ -6,7 +6,6 @@ mod error;
 mod guard;
 mod values;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,14 +14,15 @@ use futures::TryStreamExt;
 use rustix::process::{getpriority_process, setpriority_process};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Either, Executor};
+use stepwell_core::{LOG_AT_REST, StoreFile};
 use tokio::sync::oneshot;
 
 use crate::client::{Access, Capacity, Database, Isolation, Transaction};
 use crate::permit::Permit;
 use crate::pool::{Lease, Pool, Pooled};
-use crate::{Column, Rows, SqlError, Statement, Value};
+use crate::{Column, Rows, SqlError, SqlErrorKind, Statement, Value};
 
-use self::error::from_sqlx;
+use self::error::{NO_SPACE, from_sqlx};
 use self::guard::{Interrupt, Shape};
 use self::values::Declared;
 
@@ -39,22 +39,25 @@ const SNAPSHOT: &str = "BEGIN; SELECT 1 FROM sqlite_schema LIMIT 1";
 
 /// An SQLite file.
 pub(crate) struct Sqlite {
-    path: PathBuf,
+    file: Arc<StoreFile>,
     readers: Arc<Pool<Confined>>,
     writer: Arc<Pool<Confined>>,
 }
 
 impl Sqlite {
     /// The file is made when it is first used.
-    pub(crate) fn new(path: PathBuf) -> Self {
+    pub(crate) fn new(file: StoreFile) -> Self {
         Self {
-            path,
+            file: Arc::new(file),
             readers: Pool::new(),
             writer: Pool::new(),
         }
     }
 
     async fn lease(&self, access: Access, permit: Permit) -> Result<Lease<Confined>, SqlError> {
+        if access == Access::Write && self.file.log_is_full() {
+            self.empty_log().await?;
+        }
         let pool = match access {
             Access::Read => &self.readers,
             Access::Write => &self.writer,
@@ -63,18 +66,13 @@ impl Sqlite {
             Some(connection) => connection,
             None => self.connect(access).await?,
         };
+        connection.interrupt.charge_to(permit.cpu());
         Ok(Lease::new(connection, permit, Arc::clone(pool)))
     }
 
-    async fn connect(&self, access: Access) -> Result<Confined, SqlError> {
-        if let Some(directory) = self.path.parent() {
-            tokio::fs::create_dir_all(directory).await.map_err(|error| {
-                tracing::error!(%error, path = %directory.display(), "cannot make the directory of SQLite bindings");
-                SqlError::unavailable()
-            })?;
-        }
-        let options = SqliteConnectOptions::new()
-            .filename(&self.path)
+    fn options(&self) -> SqliteConnectOptions {
+        SqliteConnectOptions::new()
+            .filename(&self.file.path)
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
@@ -83,17 +81,35 @@ impl Sqlite {
             .row_buffer_size(8)
             // In files, what a statement sorts or remembers could fill the disk; in memory, it is bounded.
             .pragma("temp_store", "MEMORY")
-            .disable_statement_logging();
-        let failed = |error: sqlx::Error| {
-            tracing::error!(%error, path = %self.path.display(), "cannot open an SQLite binding");
-            SqlError::unavailable()
-        };
-        let mut connection = open(options).await.map_err(failed)?;
-        if access == Access::Read {
-            connection
-                .execute("PRAGMA query_only = ON")
-                .await
-                .map_err(failed)?;
+            // A large transaction does not leave a log of its size behind.
+            .pragma("journal_size_limit", LOG_AT_REST.to_string())
+            .disable_statement_logging()
+    }
+
+    async fn connect(&self, access: Access) -> Result<Confined, SqlError> {
+        if let Some(directory) = self.file.path.parent() {
+            tokio::fs::create_dir_all(directory).await.map_err(|error| {
+                tracing::error!(%error, path = %directory.display(), "cannot make the directory of SQLite bindings");
+                SqlError::unavailable()
+            })?;
+        }
+        let failed = |error: sqlx::Error| self.cannot_open(&error);
+        let mut connection = open(self.options()).await.map_err(failed)?;
+        match access {
+            Access::Read => {
+                let only = connection.execute("PRAGMA query_only = ON");
+                only.await.map_err(failed)?;
+            }
+            Access::Write => {
+                let size = sqlx::query_scalar::<_, i64>("PRAGMA page_size");
+                let already = sqlx::query_scalar::<_, i64>("PRAGMA page_count");
+                let size = size.fetch_one(&mut connection).await.map_err(failed)?;
+                let already = already.fetch_one(&mut connection).await.map_err(failed)?;
+                let (size, already) = (size.unsigned_abs(), already.unsigned_abs());
+                let pages = self.file.pages(size, already);
+                let bound = AssertSqlSafe(format!("PRAGMA max_page_count = {pages}"));
+                connection.execute(bound).await.map_err(failed)?;
+            }
         }
         let interrupt = Arc::new(Interrupt::default());
         let mut handle = connection.lock_handle().await.map_err(failed)?;
@@ -103,8 +119,39 @@ impl Sqlite {
             connection,
             interrupt,
             access,
+            file: Arc::clone(&self.file),
         })
     }
+
+    fn cannot_open(&self, error: &sqlx::Error) -> SqlError {
+        tracing::error!(%error, path = %self.file.path.display(), "cannot open an SQLite binding");
+        SqlError::unavailable()
+    }
+
+    /// Has what is in the log moved into the file, and the log cut: SQLite itself begins it anew only while nobody reads from it, so
+    /// that those who read by turns would have it grow for as long as others write. Whoever began to read before is waited for.
+    async fn empty_log(&self) -> Result<(), SqlError> {
+        let failed = |error: sqlx::Error| self.cannot_open(&error);
+        // Of its own, since the others may do nothing like this.
+        let mut connection = open(self.options()).await.map_err(failed)?;
+        let emptied = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").await;
+        if let Err(error) = emptied {
+            tracing::warn!(%error, binding = self.file.binding, "the log of an SQLite binding cannot be emptied");
+        }
+        if !self.file.log_is_full() {
+            return Ok(());
+        }
+        hit_store_size();
+        Err(SqlError::new(
+            SqlErrorKind::Overloaded,
+            NO_SPACE,
+            "the log of the binding is as large as its file may be, and a transaction that reads keeps it from being emptied",
+        ))
+    }
+}
+
+fn hit_store_size() {
+    metrics::counter!("stepwell_limit_hits_total", "limit" => "store_size").increment(1);
 }
 
 #[async_trait]
@@ -229,6 +276,7 @@ struct Confined {
     connection: SqliteConnection,
     interrupt: Arc<Interrupt>,
     access: Access,
+    file: Arc<StoreFile>,
 }
 
 impl Drop for Confined {
@@ -241,11 +289,13 @@ impl Drop for Confined {
 impl Pooled for Confined {
     async fn reset(&mut self) -> bool {
         self.interrupt.arm(Instant::now() + BUSY);
-        match in_transaction(&mut self.connection).await {
+        let is_fit = match in_transaction(&mut self.connection).await {
             Some(true) => self.connection.execute("ROLLBACK").await.is_ok(),
             Some(false) => true,
             None => false,
-        }
+        };
+        self.interrupt.charge_to(None);
+        is_fit
     }
 
     /// Some functions of SQL cannot be interrupted, and its thread goes on until they are done: `instr` takes minutes for what is
@@ -419,6 +469,19 @@ impl Confined {
             "57014" if self.interrupt.was_out_of_memory() => {
                 SqlError::too_large("the statement needs too much memory")
             }
+            NO_SPACE => match self.file.full() {
+                Some(why) => {
+                    hit_store_size();
+                    SqlError::too_large(why)
+                }
+                None => {
+                    tracing::error!(
+                        binding = self.file.binding,
+                        "an SQLite database cannot be written: the disk is full"
+                    );
+                    error
+                }
+            },
             // A reader's authorizer denies everything that writes.
             "42501" if self.access == Access::Read => SqlError::invalid(
                 "25006",
@@ -469,9 +532,18 @@ mod tests {
         (directory, both)
     }
 
+    fn file(directory: &tempfile::TempDir) -> StoreFile {
+        StoreFile {
+            kind: stepwell_core::BindingKind::Sql,
+            binding: "test".to_owned(),
+            path: directory.path().join("sql").join("test.sqlite"),
+            max_size: stepwell_core::STORE_SIZE,
+        }
+    }
+
     async fn connections_of_one() -> (tempfile::TempDir, [Confined; 2]) {
         let directory = tempfile::TempDir::new().unwrap();
-        let sqlite = Sqlite::new(directory.path().join("sql").join("test.sqlite"));
+        let sqlite = Sqlite::new(file(&directory));
         let mut writer = sqlite.connect(Access::Write).await.unwrap();
         writer.interrupt.arm(Instant::now() + BUSY);
         let create = "CREATE TABLE t (a INTEGER, n TEXT UNIQUE)";
@@ -668,7 +740,7 @@ mod tests {
     async fn the_values_of_a_result_are_bounded_however_short_they_are() {
         let _others = MEMORY.read().await;
         let directory = tempfile::TempDir::new().unwrap();
-        let sqlite = Sqlite::new(directory.path().join("sql").join("test.sqlite"));
+        let sqlite = Sqlite::new(file(&directory));
         let permits = permits();
         let query = async |rows: usize| {
             let columns = ["NULL"; 200].join(", ");

@@ -1,9 +1,11 @@
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+use stepwell_core::CpuAccount;
 
 use crate::filter::Filter;
 
@@ -58,6 +60,8 @@ pub struct Place<'a> {
     pub namespace: Option<&'a str>,
     /// When the call's time is up.
     pub deadline: Instant,
+    /// Who is charged for what the host computes for the call, if anybody is.
+    pub cpu: Option<&'a Arc<CpuAccount>>,
 }
 
 impl<'a> Place<'a> {
@@ -66,6 +70,7 @@ impl<'a> Place<'a> {
         Self {
             namespace: None,
             deadline,
+            cpu: None,
         }
     }
 

@@ -69,10 +69,11 @@ impl VectorsView<'_> {
             .ok_or_else(|| wit::Error::NotFound(format!("there is no vector index '{name}'")))
     }
 
-    fn place<'a>(&self, namespace: Option<&'a String>) -> Place<'a> {
+    fn place<'a>(&'a self, namespace: Option<&'a String>) -> Place<'a> {
         Place {
             namespace: namespace.map(String::as_str),
             deadline: self.call.deadline,
+            cpu: Some(&self.call.scope.cpu),
         }
     }
 }

@@ -98,6 +98,7 @@ impl LocalStore {
         let job = Job::Write {
             space: at.name().to_owned(),
             deadline: at.deadline,
+            cpu: at.cpu.cloned(),
             write: Box::new(write),
             done,
         };
@@ -236,7 +237,7 @@ impl VectorStore for LocalStore {
         {
             return found;
         }
-        memory.lane.run(scan).await?
+        memory.lane.run(at.cpu.cloned(), scan).await?
     }
 
     async fn fetch(&self, at: &Place<'_>, ids: Vec<String>) -> Result<Vec<Vector>, VectorError> {

@@ -45,6 +45,7 @@ fn call(actions: &[Action]) -> Call {
             digest: None,
             grants,
             config: Vec::new(),
+            cpu: Arc::default(),
         }),
         run: RunId::new(),
         deadline: Instant::now() + Duration::from_secs(60),

@@ -1,9 +1,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
-use stepwell_core::Name;
+use stepwell_core::{ByteSize, Name, STORE_SIZE};
 use stepwell_document::{At, MapReader, Value};
 use stepwell_inference::{ModelBindingConfig, ModelVersion};
 use stepwell_keyvalue::KeyValueBindingConfig;
@@ -130,7 +131,9 @@ fn keyvalue(map: &mut MapReader<'_>, secrets: &SecretReader<'_>) -> Option<KeyVa
             }
             Some(KeyValueBindingConfig::Redis { url })
         }
-        _ => Some(KeyValueBindingConfig::Local),
+        _ => Some(KeyValueBindingConfig::Local {
+            max_size: max_size(map)?,
+        }),
     }
 }
 
@@ -160,9 +163,31 @@ fn sql(map: &mut MapReader<'_>, secrets: &SecretReader<'_>) -> Option<SqlBinding
                 statement_timeout: statement_timeout?,
             })
         }
-        _ => Some(SqlBindingConfig::Sqlite),
+        _ => Some(SqlBindingConfig::Sqlite {
+            max_size: max_size(map)?,
+        }),
     }
 }
+
+/// How large the file of an embedded store may become.
+fn max_size(map: &mut MapReader<'_>) -> Option<u64> {
+    let Some(at) = map.optional("max_size") else {
+        return Some(STORE_SIZE);
+    };
+    let size = at.size()?;
+    if !SIZES.contains(&size) {
+        at.problem(format!(
+            "'max_size' is not between {} and {}",
+            ByteSize(*SIZES.start()),
+            ByteSize(*SIZES.end())
+        ));
+        return None;
+    }
+    Some(size)
+}
+
+/// Sizes that a store may have: SQLite has no more pages than make 16 TiB of 4 KiB each.
+const SIZES: RangeInclusive<u64> = 1 << 20..=16 << 40;
 
 fn backend(
     map: &mut MapReader<'_>,

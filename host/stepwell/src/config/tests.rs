@@ -125,6 +125,33 @@ fn outbound_http_is_bounded_by_the_operator() {
 }
 
 #[test]
+fn embedded_stores_have_a_size() {
+    let text = "[bindings.sql.a]\nmax_size = \"5GiB\"\n[bindings.sql.b]\n[bindings.keyvalue.c]\nmax_size = \"1MiB\"\n";
+    let bindings = parse(text).unwrap().bindings;
+    let sql = |name: &str| match bindings.sql.get(name) {
+        Some(SqlBindingConfig::Sqlite { max_size }) => *max_size,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!((sql("a"), sql("b")), (5 << 30, 1 << 30));
+    let kept = KeyValueBindingConfig::Local { max_size: 1 << 20 };
+    assert_eq!(bindings.keyvalue.get("c"), Some(&kept));
+
+    let wrong = "[bindings.sql.a]\nmax_size = \"1023KiB\"\n[bindings.keyvalue.c]\nmax_size = \"17000GiB\"\n\
+                 [bindings.keyvalue.r]\nbackend = \"redis\"\nurl = \"redis://h/\"\nmax_size = \"1GiB\"\n";
+    let shown = parse(wrong).unwrap_err();
+    for part in [
+        "2:12: /bindings/sql/a/max_size: 'max_size' is not between 1MiB and 16384GiB",
+        "4:12: /bindings/keyvalue/c/max_size: 'max_size' is not between",
+        "8:1: /bindings/keyvalue/r/max_size: unknown key 'max_size'",
+    ] {
+        assert!(
+            shown.iter().any(|line| line.contains(part)),
+            "{part} in {shown:#?}"
+        );
+    }
+}
+
+#[test]
 fn an_open_admin_listener_needs_a_token() {
     let open = "[server]\nadmin_listen = \"0.0.0.0:8081\"\n";
     assert!(parse(open).unwrap_err()[0].contains("admin_token"));

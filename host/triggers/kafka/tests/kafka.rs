@@ -55,6 +55,7 @@ fn deployment(
         digest: Some(stepwell_core::Digest::of(b"closure")),
         grants: stepwell_core::Grants::default(),
         config: Vec::new(),
+        cpu: Arc::default(),
     };
     Arc::new(Deployment {
         namespace: Name::default_namespace(),

@@ -112,6 +112,7 @@ pub(crate) fn call_until(
             digest: None,
             grants,
             config: Vec::new(),
+            cpu: Arc::default(),
         }))
         .expect("a grant");
     let notes = Arc::new(Mutex::new(Vec::new()));

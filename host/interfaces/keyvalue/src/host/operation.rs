@@ -152,6 +152,11 @@ impl Operation {
                 record(&self.store, self.name, "refused", self.started);
                 tracing::warn!(binding, operation = self.name, %detail, "{error}");
             }
+            ClientError::Full(_) => {
+                record(&self.store, self.name, "refused", self.started);
+                metrics::counter!("stepwell_limit_hits_total", "limit" => "store_size")
+                    .increment(1);
+            }
             ClientError::NotANumber | ClientError::Overflow | ClientError::WrongType => {
                 record(&self.store, self.name, "refused", self.started);
             }

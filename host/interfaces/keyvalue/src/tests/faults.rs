@@ -3,10 +3,11 @@ use std::net::TcpListener;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use stepwell_core::Action;
+use stepwell_core::{Action, STORE_SIZE};
 use wasmtime::component::{Linker, ResourceTable};
 
 use super::{Backend, guest, redis_stores, start_redis, words};
+use crate::sqlite::file_of;
 use crate::{
     KeyValueBindingConfig, KeyValueClient, KeyValueCtx, KeyValueView, KeyValues, SqliteStore,
 };
@@ -141,7 +142,7 @@ async fn admin(url: &str) -> redis::aio::MultiplexedConnection {
 #[ignore = "run by acknowledged_writes_survive_a_kill"]
 async fn writer_that_is_killed() {
     let file = std::env::var_os("STEPWELL_TEST_FILE").unwrap();
-    let store = SqliteStore::new(file);
+    let store = SqliteStore::new(file_of(file.as_ref(), STORE_SIZE));
     for n in 0..u32::MAX {
         let value = n.to_string();
         store.set(&value, value.clone().into()).await.unwrap();
@@ -175,7 +176,7 @@ async fn acknowledged_writes_survive_a_kill() {
         writer.wait().unwrap();
         let last = acknowledged.unwrap();
         assert!(last >= round * 40);
-        let store = SqliteStore::new(&file);
+        let store = SqliteStore::new(file_of(&file, STORE_SIZE));
         for n in 0..=last {
             let value = store.get(&n.to_string()).await.unwrap();
             assert_eq!(value.as_deref(), Some(n.to_string().as_bytes()));
@@ -187,7 +188,8 @@ async fn acknowledged_writes_survive_a_kill() {
 async fn a_file_that_cannot_be_used_is_said_without_its_path() {
     let directory = tempfile::tempdir().unwrap();
     std::fs::write(directory.path().join("keyvalue"), "a file in the way").unwrap();
-    let config = [("main".to_owned(), KeyValueBindingConfig::Local)];
+    let max_size = STORE_SIZE;
+    let config = [("main".to_owned(), KeyValueBindingConfig::Local { max_size })];
     let stores = std::sync::Arc::new(KeyValues::open(directory.path(), config.into()));
     let mut guest = guest(&stores, "cache", "", &BOTH, Duration::from_secs(5));
     let cache = guest.cache().await;

@@ -41,7 +41,8 @@ pub(super) fn from_code(code: i32, message: String) -> SqlError {
         (ffi::SQLITE_RANGE, _) => "07001",
         (ffi::SQLITE_AUTH, _) => "42501",
         (ffi::SQLITE_READONLY, _) => "25006",
-        (ffi::SQLITE_FULL, _) => "53100",
+        // Of the disk or of the file: whoever knows the file says which.
+        (ffi::SQLITE_FULL, _) => return disk_full(),
         (ffi::SQLITE_NOMEM, _) => "53200",
         (ffi::SQLITE_IOERR | ffi::SQLITE_CANTOPEN | ffi::SQLITE_PERM, _) => "58030",
         (ffi::SQLITE_CORRUPT | ffi::SQLITE_NOTADB, _) => "XX001",
@@ -60,6 +61,14 @@ pub(super) fn from_code(code: i32, message: String) -> SqlError {
         }
         _ => error,
     }
+}
+
+/// The SQLSTATE of [`disk_full`].
+pub(super) const NO_SPACE: &str = "53100";
+
+/// There is no room for what was to be written.
+fn disk_full() -> SqlError {
+    SqlError::from_sqlstate(NO_SPACE, "the database failed")
 }
 
 /// SQLite has one code for every mistake in a statement, and tells them apart in words.

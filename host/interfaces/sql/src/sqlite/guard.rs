@@ -1,14 +1,16 @@
 //! What confines a guest's SQL on SQLite: an authorizer that lists what is allowed, bounds on memory and statement size, an interrupt at the
 //! deadline, and a look at each statement before it runs. All `unsafe` of this crate is here.
 
-use std::ffi::{CStr, c_char, c_int, c_void};
+use std::cell::Cell;
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use libsqlite3_sys as ffi;
 use sqlx::sqlite::LockedSqliteHandle;
+use stepwell_core::{CpuAccount, thread_time};
 
 use crate::SqlError;
 use crate::client::Access;
@@ -40,6 +42,13 @@ pub(super) struct Interrupt {
     out_of_memory: AtomicBool,
     /// Kept for a connection that nobody waits for any more. The connection has this, so it goes when the connection does.
     permit: Mutex<Option<Permit>>,
+    /// Who is charged for what the connection's thread computes.
+    cpu: Mutex<Option<Arc<CpuAccount>>>,
+}
+
+thread_local! {
+    /// CPU time of a connection's thread when its last statement had ended.
+    static CHARGED: Cell<Option<Duration>> = const { Cell::new(None) };
 }
 
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
@@ -68,6 +77,27 @@ impl Interrupt {
     /// Gives the permit back when the connection's thread has ended.
     pub(super) fn keep(&self, permit: Permit) {
         *self.permit.lock().unwrap_or_else(PoisonError::into_inner) = Some(permit);
+    }
+
+    /// Charges this account from now on.
+    pub(super) fn charge_to(&self, cpu: Option<&Arc<CpuAccount>>) {
+        *self.cpu.lock().unwrap_or_else(PoisonError::into_inner) = cpu.cloned();
+    }
+
+    /// Called on the connection's thread when a statement begins to run, and when it has ended: then everything is charged that the
+    /// thread has computed since the last one, so that compiling it is too.
+    fn note_time(&self, ended: bool) {
+        let charged = CHARGED.get();
+        if charged.is_some() && !ended {
+            return;
+        }
+        let now = thread_time();
+        CHARGED.set(Some(now));
+        if let Some(charged) = charged
+            && let Some(cpu) = &*self.cpu.lock().unwrap_or_else(PoisonError::into_inner)
+        {
+            cpu.charge(now.saturating_sub(charged));
+        }
     }
 
     /// Whether a statement goes on while SQLite holds so many bytes, and held so many when it began.
@@ -140,8 +170,15 @@ pub(super) fn confine(
     )]
     // SAFETY: the locked handle is a live connection that no other thread uses meanwhile. The variadic arguments are those that the
     // documentation of each setting asks for (int, int*). The authorizers are functions that use no user data, so nothing can
-    // be freed before the connection is.
+    // be freed before the connection is. What `traced` uses is the connection's client data: SQLite frees that when it closes the
+    // connection, after the last statement is gone, or now if it has no memory for it, and then nothing is traced.
     let code = unsafe {
+        let watched = Arc::into_raw(Arc::clone(interrupt)).cast_mut().cast();
+        let kept = ffi::sqlite3_set_clientdata(db, WATCHED.as_ptr(), watched, Some(let_go));
+        let events = ffi::SQLITE_TRACE_STMT | ffi::SQLITE_TRACE_PROFILE;
+        if kept == ffi::SQLITE_OK {
+            ffi::sqlite3_trace_v2(db, events, Some(traced), watched);
+        }
         for (id, value) in limits {
             ffi::sqlite3_limit(db, id, value);
         }
@@ -150,6 +187,7 @@ pub(super) fn confine(
             .map(|(setting, value)| {
                 ffi::sqlite3_db_config(db, setting, value as c_int, ptr::null_mut::<c_int>())
             })
+            .chain([kept])
             .chain([ffi::sqlite3_set_authorizer(
                 db,
                 Some(authorizer),
@@ -163,6 +201,28 @@ pub(super) fn confine(
             "a connection cannot be confined: SQLite code {code}"
         ))),
     }
+}
+
+/// The name of a connection's client data.
+const WATCHED: &CStr = c"stepwell";
+
+#[allow(unsafe_code, reason = "SQLite calls it with what it was given")]
+unsafe extern "C" fn traced(
+    event: c_uint,
+    watched: *mut c_void,
+    _: *mut c_void,
+    _: *mut c_void,
+) -> c_int {
+    // SAFETY: it is the connection's client data, of which `let_go` has not been called as long as there are statements.
+    let interrupt = unsafe { &*watched.cast::<Interrupt>() };
+    interrupt.note_time(event == ffi::SQLITE_TRACE_PROFILE);
+    0
+}
+
+#[allow(unsafe_code, reason = "SQLite calls it with what it was given")]
+unsafe extern "C" fn let_go(watched: *mut c_void) {
+    // SAFETY: it came from `Arc::into_raw`, and SQLite calls this once.
+    drop(unsafe { Arc::from_raw(watched.cast::<Interrupt>()) });
 }
 
 /// Whether a transaction is open.

@@ -14,7 +14,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
-use stepwell_core::{Action, BindingKind, Call, Grant, Grants, Name, RunId, Secret, StepScope};
+use stepwell_core::{
+    Action, BindingKind, Call, CpuAccount, Grant, Grants, Name, RunId, STORE_SIZE, Secret,
+    StepScope,
+};
 use stepwell_sql::wit::{
     Error, Host, HostConnection, HostTransaction, Isolation, QueryOptions, Rows,
     TransactionOptions, Value,
@@ -41,6 +44,8 @@ pub struct Fixture {
     pub backend: Backend,
     pub url: String,
     pub directory: TempDir,
+    /// Who is charged for all guests.
+    pub cpu: Arc<CpuAccount>,
 }
 
 /// One server for all tests of a file; each test has a database of its own.
@@ -49,7 +54,22 @@ static NEXT: AtomicU32 = AtomicU32::new(0);
 
 impl Fixture {
     pub fn sqlite() -> Self {
-        Self::open(Backend::Sqlite, String::new(), SqlBindingConfig::Sqlite)
+        Self::sqlite_of(STORE_SIZE)
+    }
+
+    pub fn sqlite_of(max_size: u64) -> Self {
+        Self::open(
+            Backend::Sqlite,
+            String::new(),
+            SqlBindingConfig::Sqlite { max_size },
+        )
+    }
+
+    /// The same file, with another bound.
+    pub fn reopened(self, max_size: u64) -> Self {
+        let bindings = [(BINDING.to_owned(), SqlBindingConfig::Sqlite { max_size })].into();
+        let databases = Databases::open(self.directory.path(), bindings).unwrap();
+        Self { databases, ..self }
     }
 
     pub fn postgres(max_connections: u32) -> Self {
@@ -75,6 +95,7 @@ impl Fixture {
             backend,
             url,
             directory,
+            cpu: Arc::default(),
         }
     }
 
@@ -107,6 +128,7 @@ impl Fixture {
             digest: None,
             grants,
             config: Vec::new(),
+            cpu: self.cpu.clone(),
         };
         Guest {
             databases: &self.databases,

@@ -7,6 +7,7 @@ use std::time::Duration;
 use futures::TryStreamExt;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteLockingMode, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection, Row as _, SqliteConnection};
+use stepwell_core::LOG_AT_REST;
 
 use super::memory::Space;
 use crate::client::{SparseValues, Vector};
@@ -86,6 +87,8 @@ impl File {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(Duration::from_secs(1))
+            // A large write does not leave a log of its size behind.
+            .pragma("journal_size_limit", LOG_AT_REST.to_string())
             .disable_statement_logging()
             .connect()
             .await?;

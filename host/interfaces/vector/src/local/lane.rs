@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{getpriority_process, setpriority_process};
+use stepwell_core::CpuAccount;
 use tokio::sync::oneshot;
 
 use crate::client::VectorError;
@@ -50,18 +51,27 @@ struct Waiting {
 }
 
 impl Lane {
-    /// Does the work. What nobody waits for any more is given up at its next turn.
+    /// Does the work, and charges the CPU time that it takes. What nobody waits for any more is given up at its next turn.
     ///
     /// # Errors
     /// [`VectorError::Internal`]: it panicked, or there are no threads.
-    pub(crate) async fn run<W: Work>(&self, mut work: W) -> Result<W::Output, VectorError> {
+    pub(crate) async fn run<W: Work>(
+        &self,
+        cpu: Option<Arc<CpuAccount>>,
+        mut work: W,
+    ) -> Result<W::Output, VectorError> {
         let (sender, outcome) = oneshot::channel();
         let mut sender = Some(sender);
         let turns = move |until| {
             if sender.as_ref().is_none_or(oneshot::Sender::is_closed) {
                 return false;
             }
-            let Some(output) = work.go_on(until) else {
+            let mut turn = || work.go_on(until);
+            let output = match &cpu {
+                Some(cpu) => cpu.timed(turn),
+                None => turn(),
+            };
+            let Some(output) = output else {
                 return true;
             };
             if let Some(sender) = sender.take() {
@@ -195,7 +205,7 @@ mod tests {
     async fn work_gives_way_to_requests() {
         let lane = Lane::default();
         let own = getpriority_process(None).unwrap();
-        let (name, nice) = lane.run(Turned(3)).await.unwrap();
+        let (name, nice) = lane.run(None, Turned(3)).await.unwrap();
         assert_eq!(name.as_deref(), Some("vector-search"));
         assert_eq!(nice, own.max(NICE));
         assert_eq!(getpriority_process(None).unwrap(), own);
@@ -204,16 +214,48 @@ mod tests {
     #[tokio::test]
     async fn short_work_does_not_wait_for_long_work() {
         let lane = Lane::default();
-        let long: Vec<_> = (0..40).map(|_| lane.run(Turned(1_000_000))).collect();
+        let long: Vec<_> = (0..40).map(|_| lane.run(None, Turned(1_000_000))).collect();
         let long = futures::future::join_all(long);
         let short = async {
             tokio::time::sleep(Duration::from_millis(20)).await;
-            tokio::time::timeout(Duration::from_secs(10), lane.run(Turned(0))).await
+            tokio::time::timeout(Duration::from_secs(10), lane.run(None, Turned(0))).await
         };
         tokio::select! {
             _ = long => panic!("the long work is short"),
             outcome = short => assert!(outcome.unwrap().is_ok()),
         }
+    }
+
+    /// Computes until its time is up, so many times.
+    struct Computed(usize);
+
+    impl Work for Computed {
+        type Output = ();
+
+        fn go_on(&mut self, until: Instant) -> Option<()> {
+            while Instant::now() < until {}
+            self.0 -= 1;
+            (self.0 == 0).then_some(())
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_computed_is_charged_and_what_waits_is_not() {
+        let lane = Lane::default();
+        let (busy, idle) = (Arc::<CpuAccount>::default(), Arc::<CpuAccount>::default());
+        let (one, other) = tokio::join!(
+            lane.run(Some(busy.clone()), Computed(50)),
+            lane.run(Some(idle.clone()), Turned(50)),
+        );
+        assert!(one.is_ok() && other.is_ok());
+        // Fifty turns of 2 ms, of which other threads may have had some.
+        assert!(busy.used() > Duration::from_millis(10), "{:?}", busy.used());
+        assert!(
+            busy.used() < Duration::from_millis(150),
+            "{:?}",
+            busy.used()
+        );
+        assert!(idle.used() < busy.used(), "{:?}", idle.used());
     }
 
     /// Counts its turns, and never ends.
@@ -232,10 +274,10 @@ mod tests {
     async fn what_nobody_waits_for_is_given_up() {
         let lane = Lane::default();
         let turns = Arc::new(AtomicUsize::new(0));
-        let work = lane.run(Counted(turns.clone()));
+        let work = lane.run(None, Counted(turns.clone()));
         let given_up = tokio::time::timeout(Duration::from_millis(50), work).await;
         assert!(given_up.is_err());
-        lane.run(Turned(2)).await.unwrap();
+        lane.run(None, Turned(2)).await.unwrap();
         let so_far = turns.load(Ordering::SeqCst);
         assert!(so_far > 0);
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -258,9 +300,9 @@ mod tests {
     async fn a_panic_ends_one_search() {
         let lane = Lane::default();
         for _ in 0..20 {
-            let outcome = lane.run(Panics).await;
+            let outcome = lane.run(None, Panics).await;
             assert!(matches!(outcome, Err(VectorError::Internal(_))));
         }
-        assert!(lane.run(Turned(0)).await.is_ok());
+        assert!(lane.run(None, Turned(0)).await.is_ok());
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use stepwell_core::CpuAccount;
 use tokio::sync::{mpsc, oneshot};
 
 use super::Memory;
@@ -21,6 +22,8 @@ pub(crate) enum Job {
         space: String,
         /// When it is no longer worth looking for what is to change.
         deadline: Instant,
+        /// Who is charged for looking.
+        cpu: Option<Arc<CpuAccount>>,
         write: Box<Write>,
         done: oneshot::Sender<Result<(), VectorError>>,
     },
@@ -45,10 +48,11 @@ pub(crate) async fn run(mut file: File, memory: Arc<Memory>, mut jobs: mpsc::Rec
             Job::Write {
                 space,
                 deadline,
+                cpu,
                 write,
                 done,
             } => {
-                let result = perform(&mut file, &memory, space, deadline, *write).await;
+                let result = perform(&mut file, &memory, space, (deadline, cpu), *write).await;
                 let failing = matches!(result, Err(VectorError::Unavailable(_)));
                 memory.writes_fail.store(failing, Ordering::Relaxed);
                 // The caller may have gone; the work is done.
@@ -73,7 +77,7 @@ async fn perform(
     file: &mut File,
     memory: &Arc<Memory>,
     space: String,
-    deadline: Instant,
+    (deadline, cpu): (Instant, Option<Arc<CpuAccount>>),
     write: Write,
 ) -> Result<(), VectorError> {
     let changes = match write {
@@ -97,7 +101,7 @@ async fn perform(
                 filter,
                 ids: Vec::new(),
             };
-            Changes::Remove(memory.lane.run(matching).await??)
+            Changes::Remove(memory.lane.run(cpu, matching).await??)
         }
     };
     match &changes {
@@ -134,6 +138,7 @@ fn merged(mut vector: Vector, change: Change) -> Result<Vector, VectorError> {
 fn make_room(memory: &Memory, vectors: &[Vector]) -> Result<(), VectorError> {
     let more: usize = vectors.iter().map(footprint).sum();
     if memory.bytes().saturating_add(more) > memory.max_bytes {
+        metrics::counter!("stepwell_limit_hits_total", "limit" => "store_size").increment(1);
         return Err(VectorError::TooLarge(format!(
             "the index is full: it holds at most {} bytes; delete vectors, or use a larger backend",
             memory.max_bytes

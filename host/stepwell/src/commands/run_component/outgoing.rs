@@ -104,6 +104,7 @@ fn scope_of(egress: &Arc<Egress>, origin: &str) -> Result<Arc<EgressScope>> {
         digest: None,
         grants,
         config: Vec::new(),
+        cpu: Arc::default(),
     };
     egress
         .scope(&Arc::new(scope))

@@ -107,6 +107,7 @@ fn scope(step: &str) -> Arc<StepScope> {
         digest: None,
         grants: Grants::default(),
         config: Vec::new(),
+        cpu: Arc::default(),
     })
 }
 
