@@ -44,6 +44,7 @@ mod service;
 mod slots;
 mod step;
 mod store;
+mod streamed;
 mod temper;
 mod turns;
 mod worker;
