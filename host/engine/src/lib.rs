@@ -25,6 +25,7 @@ mod inspect;
 mod instances;
 mod interfaces;
 mod keep;
+mod kept;
 mod lane;
 mod link;
 mod link_03;
