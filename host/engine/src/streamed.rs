@@ -50,12 +50,15 @@ impl Streamed {
             if !self.plain.insert(id) {
                 continue;
             }
+            let Some(ty) = types.get(id) else {
+                continue;
+            };
             let mut inner = |ty: &ComponentValType| {
                 if let ComponentValType::Type(id) = ty {
                     open.push(*id);
                 }
             };
-            match &types[id] {
+            match ty {
                 ComponentDefinedType::Flags(_) => return true,
                 ComponentDefinedType::Record(record) => record.fields.values().for_each(inner),
                 ComponentDefinedType::Variant(variant) => {

@@ -137,25 +137,6 @@ async fn it_is_filled_where_nobody_waits_for_it() {
     }
 }
 
-#[tokio::test]
-async fn a_namespace_cannot_keep_others_waiting_with_ever_new_steps() {
-    let host = host();
-    let _other = host.engine.tenant("other");
-    // As much as is not yet large: some eight milliseconds, when it is touched for the first time.
-    let fill = "(memory.fill (i32.const 65536) (i32.const 1) (i32.const 16711680))";
-    let plugin = host.plugin(step(256, fill)).await;
-    let new_step = async || {
-        let step = Environment::default().of(host.engine.tenant("one"));
-        let state = host.state_of(&Arc::new(step));
-        let call = plugin.process(state, limits(), soon(), event("x"));
-        call.await.unwrap();
-    };
-    for _ in 0..50 {
-        new_step().await;
-    }
-    assert!(goes_on_elsewhere(new_step).await);
-}
-
 /// Tells on which thread a store is dropped.
 struct Told(StoreBase, Sender<String>);
 
