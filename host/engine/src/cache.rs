@@ -13,10 +13,11 @@ use stepwell_core::Digest;
 use wasmtime::component::Component;
 
 use crate::config::Flavor;
+use crate::inspect::ASYNC_INSTANCES;
 
 /// Compiled components on disk, by digest and by the compatibility of the engine that made them. The host is the only writer.
 ///
-/// Beside each file lies its SHA-256. What does not match its sum or is of another engine is dropped and compiled again. That is
+/// Beside each file lies its SHA-256, and what else is to be known of it. What does not match its sum or is of another engine is dropped and compiled again. That is
 /// why nothing here is synchronised to the disk: what a crash takes or tears is noticed. What merely cannot be read now stays.
 pub(crate) struct Cache {
     dir: PathBuf,
@@ -47,6 +48,8 @@ enum Unusable {
 const UNFINISHED: &str = "unfinished";
 const CODE: &str = "cwasm";
 const SUM: &str = "sha256";
+/// Of the sum itself, at the beginning of its file.
+const SUM_BYTES: usize = 32;
 /// How long the compiled code of another version of this program is kept after its last use.
 const OTHER_VERSIONS: Duration = Duration::from_secs(7 * 24 * 3600);
 
@@ -159,6 +162,15 @@ impl Cache {
             .ok()
     }
 
+    /// How many stacks an instance may take, as [`Cache::store`] was told; as many as there can be where that is not known.
+    pub(crate) fn stacks(&self, digest: &Digest) -> u32 {
+        let written = fs::read(self.sum_path(digest)).unwrap_or_default();
+        let stacks = written
+            .get(SUM_BYTES..)
+            .and_then(|rest| <[u8; 4]>::try_from(rest).ok());
+        stacks.map_or(ASYNC_INSTANCES, u32::from_le_bytes)
+    }
+
     /// Whether the compiled component was found to be sound.
     pub(crate) fn is_verified(&self, digest: &Digest) -> bool {
         self.shelf.lock().contains(&(self.flavor, *digest))
@@ -171,11 +183,13 @@ impl Cache {
             .is_ok()
     }
 
-    /// Stores what this engine compiled.
-    pub(crate) fn store(&self, digest: &Digest, compiled: &[u8]) -> io::Result<()> {
+    /// Stores what this engine compiled, and how many stacks each of its instances may take.
+    pub(crate) fn store(&self, digest: &Digest, compiled: &[u8], stacks: u32) -> io::Result<()> {
+        let mut sum = Sha256::digest(compiled).to_vec();
+        sum.extend(stacks.to_le_bytes());
         // The sum goes first: a component without one counts as missing.
         let stored = self
-            .write(&self.sum_path(digest), &Sha256::digest(compiled))
+            .write(&self.sum_path(digest), &sum)
             .and_then(|()| self.write(&self.path(digest), compiled));
         if let Err(error) = stored {
             failed("write");
@@ -242,7 +256,7 @@ impl Cache {
             }
             found => found.and_then(|()| fs::read(sum_path).map_err(Unusable::from))?,
         };
-        if expected != sum(path)? {
+        if expected.get(..SUM_BYTES) != Some(sum(path)?.as_slice()) {
             return Err(Unusable::Unsound("its checksum does not match".into()));
         }
         self.shelf.lock().insert((self.flavor, *digest));
@@ -410,10 +424,15 @@ mod tests {
         let (digest, code) = compiled(&engine);
         let cache = open(dir.path(), &engine);
         assert!(cache.load(&engine, &digest).is_none());
-        cache.store(&digest, &code).unwrap();
+        cache.store(&digest, &code, 3).unwrap();
         assert!(cache.load(&engine, &digest).is_some());
         let next = open(dir.path(), &engine);
         assert!(next.load(&engine, &digest).is_some());
+        assert_eq!(next.stacks(&digest), 3);
+        // As former versions wrote it.
+        fs::write(next.sum_path(&digest), Sha256::digest(&code)).unwrap();
+        assert!(open(dir.path(), &engine).load(&engine, &digest).is_some());
+        assert_eq!(next.stacks(&digest), ASYNC_INSTANCES);
         next.remove(&digest);
         assert!(next.load(&engine, &digest).is_none());
     }
@@ -432,7 +451,7 @@ mod tests {
             "pipe",
             "sum is a pipe",
         ] {
-            open(dir.path(), &engine).store(&digest, &code).unwrap();
+            open(dir.path(), &engine).store(&digest, &code, 1).unwrap();
             let cache = open(dir.path(), &engine);
             let path = cache.path(&digest);
             match damage {
@@ -471,7 +490,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let engine = engine(Flavor::Lean);
         let (digest, code) = compiled(&engine);
-        open(dir.path(), &engine).store(&digest, &code).unwrap();
+        open(dir.path(), &engine).store(&digest, &code, 1).unwrap();
         let cache = open(dir.path(), &engine);
         // Too many files are open, or whatever else keeps a sound file from being read.
         cache.put_by(&digest, &io::Error::from_raw_os_error(24).into());
@@ -497,11 +516,11 @@ mod tests {
         let engine = engine(Flavor::Lean);
         let (digest, code) = compiled(&engine);
         let cache = open(&dir.path().join("cache"), &engine);
-        cache.store(&digest, &code).unwrap();
+        cache.store(&digest, &code, 1).unwrap();
         fs::remove_dir_all(dir.path().join("cache")).unwrap();
         assert!(cache.load(&engine, &digest).is_none());
         assert!(!cache.is_verified(&digest), "it is not there any more");
-        cache.store(&digest, &code).unwrap();
+        cache.store(&digest, &code, 1).unwrap();
         assert!(cache.load(&engine, &digest).is_some());
     }
 
@@ -514,12 +533,12 @@ mod tests {
         let [lean, concurrent] =
             engines.map(|(flavor, engine)| Cache::open(&shelf, flavor, &engine).unwrap());
         let digests = [b"a", b"b", b"c"].map(|name| Digest::of(name));
-        lean.store(&digests[0], &code).unwrap();
+        lean.store(&digests[0], &code, 1).unwrap();
         let then = SystemTime::now() - Duration::from_secs(3600);
         let file = fs::File::options().write(true).open(lean.path(&digests[0]));
         file.unwrap().set_modified(then).unwrap();
         for digest in &digests[1..] {
-            concurrent.store(digest, &code).unwrap();
+            concurrent.store(digest, &code, 1).unwrap();
         }
         assert!(!lean.path(&digests[0]).exists() && !lean.is_verified(&digests[0]));
         assert!(
@@ -542,7 +561,7 @@ mod tests {
                 .dir
         );
         // Even where it lies in the wrong place with the right sum.
-        cache.store(&digest, &code).unwrap();
+        cache.store(&digest, &code, 1).unwrap();
         assert!(cache.load(&lean, &digest).is_none());
     }
 
@@ -563,7 +582,7 @@ mod tests {
         let engine = engine(Flavor::Lean);
         let (digest, code) = compiled(&engine);
         assert!(!open(dir.path(), &engine).verify_now(&digest));
-        open(dir.path(), &engine).store(&digest, &code).unwrap();
+        open(dir.path(), &engine).store(&digest, &code, 1).unwrap();
         let cache = open(dir.path(), &engine);
         assert!(!cache.is_verified(&digest));
         assert!(cache.verify_now(&digest) && cache.is_verified(&digest));
@@ -584,14 +603,14 @@ mod tests {
         let cache = Cache::open(&shelf, Flavor::Lean, &engine).unwrap();
         let digests = [b"a", b"b", b"c"].map(|name| Digest::of(name));
         for (age, digest) in [3, 2].into_iter().zip(&digests) {
-            cache.store(digest, &code).unwrap();
+            cache.store(digest, &code, 1).unwrap();
             let file = fs::File::options().write(true).open(cache.path(digest));
             let then = SystemTime::now() - Duration::from_secs(age * 3600);
             file.unwrap().set_modified(then).unwrap();
         }
         // The older one is of use again.
         assert!(cache.load(&engine, &digests[0]).is_some());
-        cache.store(&digests[2], &code).unwrap();
+        cache.store(&digests[2], &code, 1).unwrap();
         let there = digests.map(|digest| cache.load(&engine, &digest).is_some());
         assert_eq!(there, [true, false, true]);
         assert!(!cache.is_verified(&digests[1]) && !cache.sum_path(&digests[1]).exists());

@@ -331,9 +331,13 @@ impl<T: Send + 'static> Future for Guest<T> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
         if let At::Here(guest) = &mut this.at {
-            let fresh = this.clock.charged().is_zero();
+            let before = this.clock.charged();
+            let fresh = before.is_zero();
             if !(fresh && (this.environment.is_heavy() || this.clock.is_large())) {
-                if let Poll::Ready(outcome) = this.clock.timed(|| guest.as_mut().poll(cx)) {
+                let polled = this.clock.timed(|| guest.as_mut().poll(cx));
+                this.environment
+                    .note_poll(this.clock.charged().saturating_sub(before));
+                if let Poll::Ready(outcome) = polled {
                     this.at = At::Ended;
                     return Poll::Ready(this.within_budget(outcome));
                 }

@@ -112,15 +112,17 @@ const RECORDS: usize = 1 << 20;
 /// Tables that the pool has for each slot.
 const TABLES_OF_A_SLOT: u32 = 4;
 
-/// How many slots an instance of a component takes up: as many as it takes of what the pool has a number of for each. Calls wait
-/// for them, so that a few instances of many memories cannot exhaust the pool under everybody else.
-pub(crate) fn slots_of(component: &Component) -> u32 {
+/// How many slots an instance of a component takes up: as many as it takes of what the pool has a number of for each, and as it may
+/// take stacks. Calls wait for them, so that a few instances of many memories cannot exhaust the pool under everybody else, and
+/// what all stacks together hold is bounded: it counts as nobody's memory, and stays when the calls are over.
+pub(crate) fn slots_of(component: &Component, stacks: u32) -> u32 {
     let needed = component.resources_required();
     // None: it imports core modules, which nobody gives it.
-    needed.map_or(MEMORIES, |needed| {
+    let slots = needed.map_or(MEMORIES, |needed| {
         let for_tables = needed.num_tables.div_ceil(TABLES_OF_A_SLOT);
         needed.num_memories.max(for_tables).max(1)
-    })
+    });
+    slots.max(stacks)
 }
 
 /// The only place where a `wasmtime::Config` is made. Compiling and loading use the same one: a stray setting would make every

@@ -286,6 +286,10 @@ pub fn describe_metrics() {
         "Time that compiling a component took."
     );
     describe_counter!(
+        "stepwell_threads_kept_total",
+        "Polls in which a guest kept a thread that other calls wait for longer than 4 ms."
+    );
+    describe_counter!(
         "stepwell_slow_lane_calls_total",
         "Calls that computed for so long, or whose guest has so much memory, that they went on at a low priority."
     );

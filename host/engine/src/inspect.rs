@@ -13,6 +13,7 @@ use crate::command::CommandWorld;
 use crate::config::Flavor;
 use crate::instances::Instances;
 use crate::interfaces::{Interfaces, split};
+use crate::streamed::Streamed;
 
 /// The export that makes a component a step.
 pub(crate) const HANDLER: &str = "stepwell:pipeline/handler@0.1.0";
@@ -169,6 +170,7 @@ pub(crate) fn inspect(bytes: &[u8], interfaces: &Interfaces) -> Result<Inspectio
     header(bytes)?;
     let found = parse(bytes, features())?;
     check_names(&found)?;
+    check_streams(&found)?;
     check_imports(&found, interfaces)?;
     let world = world(&found.exports)?;
     check_http_imports(&world, &found)?;
@@ -188,18 +190,22 @@ pub(crate) fn inspect(bytes: &[u8], interfaces: &Interfaces) -> Result<Inspectio
 /// Instances of components with code that an async component may consist of. Each may wait on a stack of its own.
 pub(crate) const ASYNC_INSTANCES: u32 = 8;
 
-/// Which engine runs the component: the concurrent one if it has anything async in it or imports WASI 0.3. As [`inspect`], it is done
+/// What is not async has one stack for each call.
+const LEAN: (Flavor, u32) = (Flavor::Lean, 1);
+
+/// Which engine runs the component, and how many stacks each instance may take there: the concurrent one if it has anything async in it or imports WASI 0.3. As [`inspect`], it is done
 /// in a process of its own.
-pub(crate) fn flavor(bytes: &[u8]) -> Result<Flavor, Refused> {
+pub(crate) fn flavor(bytes: &[u8]) -> Result<(Flavor, u32), Refused> {
     let found = match parse(bytes, features().difference(ASYNC)) {
         Ok(found) if found.imports.iter().any(|import| is_wasi_03(&import.name)) => found,
-        Ok(_) => return Ok(Flavor::Lean),
+        Ok(_) => return Ok(LEAN),
         Err(_) => match parse(bytes, features()) {
             Ok(found) => found,
             // The compiler says what is wrong with one that is not valid at all.
-            Err(_) => return Ok(Flavor::Lean),
+            Err(_) => return Ok(LEAN),
         },
     };
+    check_streams(&found)?;
     if found.instances > u64::from(ASYNC_INSTANCES) {
         return Err(Refused::new(
             "too-large",
@@ -209,7 +215,8 @@ pub(crate) fn flavor(bytes: &[u8]) -> Result<Flavor, Refused> {
             "compose fewer components into one, and let a pipeline have the others as steps",
         ));
     }
-    Ok(Flavor::Concurrent)
+    let stacks = u32::try_from(found.instances).unwrap_or(ASYNC_INSTANCES);
+    Ok((Flavor::Concurrent, stacks.max(1)))
 }
 
 /// Whether these are the bytes of a program rather than of a plugin: a component that exports `wasi:cli/run`. Toolchains that know
@@ -328,6 +335,8 @@ struct Found {
     name: Option<String>,
     version: Option<String>,
     instances: u64,
+    /// Whether it writes flags to streams or futures.
+    streams_flags: bool,
 }
 
 struct Import {
@@ -353,6 +362,7 @@ fn parse(bytes: &[u8], features: WasmFeatures) -> Result<Found, Refused> {
     let (mut imports, mut exports) = (Vec::new(), Vec::new());
     let (mut name, mut version) = (None, None);
     let mut instances = Instances::default();
+    let mut streamed = Streamed::default();
     loop {
         // A component may end with what is in it. Where nothing is left, nothing can be wrong but that there is too little.
         let parsed = parser.parse(rest, rest.is_empty()).map_err(|error| {
@@ -414,6 +424,9 @@ fn parse(bytes: &[u8], features: WasmFeatures) -> Result<Found, Refused> {
             .payload(&payload)
             .map_err(|error| invalid(&error))?;
         instances.read(&payload).map_err(|error| invalid(&error))?;
+        streamed
+            .read(&payload, validator.types(0))
+            .map_err(|error| invalid(&error))?;
         match valid {
             ValidPayload::Ok | ValidPayload::Func(..) => {}
             ValidPayload::Parser(inner) => {
@@ -433,6 +446,7 @@ fn parse(bytes: &[u8], features: WasmFeatures) -> Result<Found, Refused> {
                         name,
                         version,
                         instances: instances.of_the_whole(),
+                        streams_flags: streamed.has_flags(),
                     });
                 }
             },
@@ -507,6 +521,17 @@ fn check_names(found: &Found) -> Result<(), Refused> {
         ));
     }
     Ok(())
+}
+
+fn check_streams(found: &Found) -> Result<(), Refused> {
+    if !found.streams_flags {
+        return Ok(());
+    }
+    Err(Refused::new(
+        "invalid-component",
+        "the component writes flags, or values that have flags in them, to a stream or a future; the host does not copy these from guest to guest",
+        "write an integer, or a record of booleans, instead of the flags",
+    ))
 }
 
 /// Names every import that nobody provides, with the nearest one that somebody does.

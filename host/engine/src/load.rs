@@ -244,7 +244,7 @@ impl<S: StoreState> Loader<S> {
         let mapped = blocking(digest, move || {
             let mapped = loader.mapped(&digest);
             mapped
-                .map(|(machine, component)| link(machine, &component))
+                .map(|(machine, component)| link(machine, &component, machine.stacks(&digest)))
                 .transpose()
         })
         .await?;
@@ -279,8 +279,8 @@ impl<S: StoreState> Loader<S> {
                     ),
                 });
             }
-            let component = keep(machine, &digest, &code)?;
-            let plugin = link(machine, &component)?;
+            let component = keep(machine, &digest, &code, r#for.stacks)?;
+            let plugin = link(machine, &component, r#for.stacks)?;
             Ok(Arc::new(Plugin {
                 compiled_in: Some(took),
                 inspection,
@@ -339,9 +339,10 @@ fn keep<S: StoreState>(
     machine: &Machine<S>,
     digest: &Digest,
     code: &[u8],
+    stacks: u32,
 ) -> Result<Component, LoadError> {
     let engine = &machine.shared.engine;
-    if let Err(error) = machine.cache.store(digest, code) {
+    if let Err(error) = machine.cache.store(digest, code, stacks) {
         tracing::warn!(%digest, %error, "cannot keep a compiled component, it will be compiled again at the next start");
     } else if let Some(component) = machine.cache.load(engine, digest) {
         return Ok(component);
@@ -352,6 +353,7 @@ fn keep<S: StoreState>(
 fn link<S: StoreState>(
     machine: &Machine<S>,
     component: &Component,
+    stacks: u32,
 ) -> Result<Plugin<S>, LoadError> {
     let pre = machine
         .linker
@@ -387,7 +389,7 @@ fn link<S: StoreState>(
         world,
         code,
         shared: machine.shared.clone(),
-        slots: slots_of(component),
+        slots: slots_of(component, stacks),
         compiled_in: None,
         inspection: None,
         code_bytes: image_bytes(component),

@@ -28,6 +28,16 @@ pub(crate) struct Machine<S: StoreState> {
     pub(crate) cache: Cache,
 }
 
+impl<S: StoreState> Machine<S> {
+    /// How many stacks an instance of a component in the cache may take.
+    pub(crate) fn stacks(&self, digest: &Digest) -> u32 {
+        match self.shared.flavor {
+            Flavor::Lean => 1,
+            Flavor::Concurrent => self.cache.stacks(digest),
+        }
+    }
+}
+
 /// What both engines share.
 struct Commons {
     lane: Arc<SlowLane>,

@@ -9,6 +9,7 @@ use wasmtime::EngineWeak;
 
 use crate::config::Flavor;
 use crate::idle::Evictor;
+use crate::kept::KeptThreads;
 use crate::meter::Exceeded;
 use crate::slots::Places;
 
@@ -37,6 +38,8 @@ pub(crate) struct Share {
     held: AtomicU64,
     /// Whether it is a namespace's, and so bounded while there are others.
     bounded: bool,
+    /// How long its calls have kept threads that others wait for.
+    pub(crate) kept: KeptThreads,
     /// What its instances take up of each engine's slots.
     lean: Places,
     concurrent: Places,
@@ -102,6 +105,7 @@ impl GuestMemory {
         Arc::new(Share {
             held: AtomicU64::new(0),
             bounded: false,
+            kept: KeptThreads::default(),
             lean: Places::default(),
             concurrent: Places::default(),
             of: self.clone(),
@@ -117,6 +121,7 @@ impl GuestMemory {
         let share = Arc::new(Share {
             held: AtomicU64::new(0),
             bounded: true,
+            kept: KeptThreads::default(),
             lean: Places::default(),
             concurrent: Places::default(),
             of: self.clone(),

@@ -217,6 +217,31 @@ impl Meter {
         self.unseen = left.saturating_mul(2).max(UNSEEN);
     }
 
+    /// Takes so many bytes more for its memories or tables; false: there are not as many.
+    fn grow(&mut self, more: u64) -> bool {
+        if more == 0 {
+            return true;
+        }
+        let total = self.memory.saturating_add(more);
+        if total > self.limits.memory {
+            self.refused = Some(Exceeded::Memory(self.limits.memory));
+            return false;
+        }
+        if let Some(of_host) = &self.of_host {
+            // A guest that was refused memory does not get to look for idle instances again and again.
+            let taken = match self.lacked_memory() {
+                true => of_host.take_now(more),
+                false => of_host.take(more),
+            };
+            if let Err(refused) = taken {
+                self.refused = Some(refused.into());
+                return false;
+            }
+        }
+        self.memory = total;
+        true
+    }
+
     fn take(&mut self, more: u64) -> Result<(), Exceeded> {
         let held = self.held.saturating_add(more);
         if held > self.limits.memory {
@@ -236,6 +261,15 @@ impl Meter {
 /// What handles may be thought to hold before anybody looks.
 const UNSEEN: u64 = 2 << 20;
 
+/// Elements of all tables together that do not count as memory: nearly all components have fewer.
+const FEW_ELEMENTS: usize = 8_192;
+
+/// Bytes of memory that so many elements of tables count as.
+fn of_elements(elements: usize) -> u64 {
+    const EACH: u64 = size_of::<usize>() as u64;
+    elements.saturating_sub(FEW_ELEMENTS) as u64 * EACH
+}
+
 /// How much of what handles hold counts among all guests' memory: most calls hold little, and need not ask.
 fn of_all(held: u64) -> u64 {
     held.saturating_sub(64 << 10)
@@ -253,25 +287,10 @@ impl ResourceLimiter for Meter {
         if maximum.is_some_and(|maximum| desired > maximum) {
             return Ok(false);
         }
-        let more = desired.saturating_sub(current) as u64;
-        let total = self.memory.saturating_add(more);
-        if total > self.limits.memory {
-            self.refused = Some(Exceeded::Memory(self.limits.memory));
+        if !self.grow(desired.saturating_sub(current) as u64) {
             return Ok(false);
         }
-        if let Some(of_host) = &self.of_host {
-            // A guest that was refused memory does not get to look for idle instances again and again.
-            let taken = match self.lacked_memory() {
-                true => of_host.take_now(more),
-                false => of_host.take(more),
-            };
-            if let Err(refused) = taken {
-                self.refused = Some(refused.into());
-                return Ok(false);
-            }
-        }
-        self.memory = total;
-        if total > LARGE
+        if self.memory > LARGE
             && let Some(clock) = &self.clock
             && !clock.is_large()
         {
@@ -295,6 +314,9 @@ impl ResourceLimiter for Meter {
             return Ok(false);
         }
         if maximum.is_some_and(|maximum| desired > maximum) {
+            return Ok(false);
+        }
+        if !self.grow(of_elements(total) - of_elements(self.tables)) {
             return Ok(false);
         }
         self.tables = total;
@@ -448,5 +470,28 @@ mod tests {
         let mut meter = meter(1 << 20);
         assert!(meter.table_growing(0, TABLE_ELEMENTS, None).unwrap());
         assert!(!meter.table_growing(0, 1, None).unwrap());
+        assert_eq!(meter.refused, Some(Exceeded::Tables(TABLE_ELEMENTS)));
+    }
+
+    #[test]
+    fn large_tables_count_as_memory() {
+        let host = Arc::new(GuestMemory::new(1 << 20));
+        let share = host.nobodys();
+        let mut one = of(Some(&share), 2 << 20);
+        assert!(one.table_growing(0, FEW_ELEMENTS / 2, None).unwrap());
+        assert!(one.table_growing(0, FEW_ELEMENTS / 2, None).unwrap());
+        assert_eq!(host.held(), 0);
+        assert!(one.table_growing(10, 60_010, None).unwrap());
+        assert_eq!(host.held(), 480_000);
+        let mut other = of(Some(&share), 2 << 20);
+        assert!(!other.table_growing(0, TABLE_ELEMENTS, None).unwrap());
+        assert_eq!(other.refused, Some(Exceeded::GuestMemory(1 << 20)));
+        let mut small = of(Some(&share), 100_000);
+        assert!(!small.table_growing(0, 40_000, None).unwrap());
+        assert_eq!(small.refused, Some(Exceeded::Memory(100_000)));
+        // What was refused is not held.
+        assert!(small.table_growing(0, 20_000, None).unwrap());
+        drop((one, small));
+        assert_eq!(host.held(), 0);
     }
 }

@@ -80,7 +80,7 @@ impl<S: StoreState, T: Send + 'static> Future for Paced<S, T> {
         loop {
             match std::mem::replace(&mut this.at, At::Ended) {
                 At::Here(mut guest) if this.room.is_light() => {
-                    let polled = this.room.execute(guest.as_mut(), cx);
+                    let polled = this.room.execute_here(guest.as_mut(), cx);
                     if polled.is_pending() {
                         this.at = At::Here(guest);
                     }

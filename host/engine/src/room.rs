@@ -209,6 +209,19 @@ impl<S: StoreState> Room<S> {
         polled
     }
 
+    /// The same, on a thread that other calls wait for.
+    pub(crate) fn execute_here<F: Future + ?Sized>(
+        &self,
+        guest: Pin<&mut F>,
+        cx: &mut Context<'_>,
+    ) -> Poll<F::Output> {
+        let before = self.used();
+        let polled = self.execute(guest, cx);
+        self.environment
+            .note_poll(self.used().saturating_sub(before));
+        polled
+    }
+
     pub(crate) fn tenant(&self) -> Option<&Tenant> {
         self.environment.tenant.as_ref()
     }

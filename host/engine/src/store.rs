@@ -1,4 +1,5 @@
 use std::sync::Arc;
+use std::time::Duration;
 
 use stepwell_core::{CpuAccount, Limits};
 use tracing::Span;
@@ -9,6 +10,7 @@ use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView};
 use wasmtime_wasi_config::WasiConfigVariables;
 use wasmtime_wasi_http::{FieldMap, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks};
 
+use crate::clock::OVERRUN;
 use crate::command::{CommandError, Surroundings};
 use crate::held;
 use crate::logs::{CallLog, LogSink, LogStream};
@@ -67,7 +69,22 @@ impl Environment {
             .tenant
             .as_ref()
             .is_none_or(|tenant| tenant.0.is_alone());
-        self.temper.is_heavy(alone)
+        self.temper.is_heavy(alone) || (!alone && self.has_kept_much())
+    }
+
+    fn has_kept_much(&self) -> bool {
+        let tenant = self.tenant.as_ref();
+        tenant.is_some_and(|tenant| tenant.0.kept.is_much())
+    }
+
+    /// Learns how long a poll took on a thread that other calls wait for.
+    pub(crate) fn note_poll(&self, took: Duration) {
+        if took > Duration::from_nanos(OVERRUN)
+            && let Some(tenant) = &self.tenant
+        {
+            tenant.0.kept.note(took);
+            metrics::counter!("stepwell_threads_kept_total").increment(1);
+        }
     }
 
     /// The memory of the step's instances counts as this namespace's.
@@ -253,4 +270,27 @@ fn builder(log: &CallLog) -> WasiCtxBuilder {
         .stderr(log.stream(LogStream::Stderr))
         .max_random_size(1 << 20);
     builder
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::GuestMemory;
+
+    #[test]
+    fn a_namespace_whose_calls_keep_threads_begins_in_the_slow_lane_whatever_its_step() {
+        let host = Arc::new(GuestMemory::new(1 << 20));
+        let of = |namespace: &str| Environment::new([]).of(host.tenant(namespace));
+        let (one, more) = (of("one"), of("one"));
+        one.note_poll(Duration::from_millis(100));
+        assert!(!more.is_heavy(), "nobody else is there");
+        let other = of("other");
+        assert!(one.is_heavy() && more.is_heavy());
+        assert!(!other.is_heavy());
+        // What is over in time counts nothing.
+        for _ in 0..1000 {
+            other.note_poll(Duration::from_millis(3));
+        }
+        assert!(!other.is_heavy());
+    }
 }

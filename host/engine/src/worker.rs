@@ -58,6 +58,8 @@ pub(crate) struct For {
     pub(crate) flavor: Flavor,
     /// Of the engine that made it: one that differs would refuse it.
     pub(crate) engine: String,
+    /// How many stacks an instance may take.
+    pub(crate) stacks: u32,
 }
 
 /// Bytes from which on a component's functions are worth keeping: small ones are compiled faster than these are looked up.
@@ -180,8 +182,8 @@ impl Order {
                 Err(refused) => return Ok(Err(refused)),
             },
         };
-        let flavor = match flavor(component) {
-            Ok(flavor) => flavor,
+        let (flavor, stacks) = match flavor(component) {
+            Ok(found) => found,
             Err(refused) => return Ok(Err(refused)),
         };
         let mut report = Report {
@@ -211,6 +213,7 @@ impl Order {
         report.compiled = Some(For {
             flavor,
             engine: fingerprint(&engine),
+            stacks,
         });
         if let Some(functions) = functions {
             functions.keep();

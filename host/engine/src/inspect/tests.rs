@@ -249,7 +249,7 @@ fn a_function_of_wasi_0_3_is_accepted() {
 #[test]
 fn the_flavour_is_that_of_what_is_in_it() {
     let lean = component(&exporting(FUNCTION));
-    assert_eq!(flavor(&lean), Ok(Flavor::Lean));
+    assert_eq!(flavor(&lean), Ok(LEAN));
     for text in [
         r#"(import "wasi:random/random@0.3.0" (instance (export "get-random-u64" (func (result u64)))))"#,
         r#"(type (stream u8))"#,
@@ -257,10 +257,41 @@ fn the_flavour_is_that_of_what_is_in_it() {
         r#"(component (core func (canon waitable-set.new)))"#,
     ] {
         let bytes = component(&format!("{text} {}", exporting(HANDLER)));
-        assert_eq!(flavor(&bytes), Ok(Flavor::Concurrent), "{text}");
+        assert_eq!(flavor(&bytes), Ok((Flavor::Concurrent, 1)), "{text}");
     }
     // What no engine takes is the lean one's to refuse.
-    assert_eq!(flavor(b"\0asm\x0d\0\x01\0\xff\x00"), Ok(Flavor::Lean));
+    assert_eq!(flavor(b"\0asm\x0d\0\x01\0\xff\x00"), Ok(LEAN));
+}
+
+#[test]
+fn an_async_component_may_take_a_stack_for_each_instance_with_code() {
+    let of = |number: usize| {
+        let part = r#"(component $c (core module $none) (core instance (instantiate $none)) (core func (canon waitable-set.new)))"#;
+        let parts = "(instance (instantiate $c))".repeat(number);
+        flavor(&component(&format!(
+            "{part} {parts} {}",
+            exporting(HANDLER)
+        )))
+    };
+    // And one for what exports the function.
+    assert_eq!(of(1), Ok((Flavor::Concurrent, 2)));
+    assert_eq!(of(7), Ok((Flavor::Concurrent, 8)));
+    assert_eq!(of(8).unwrap_err().code, "too-large");
+}
+
+#[test]
+fn flags_in_streams_are_refused() {
+    let text = format!(
+        r#"(core module $heap (memory (export "m") 1)) (core instance $heap (instantiate $heap))
+           (type $f (flags "a")) (type $s (stream $f))
+           (core func (canon stream.write $s async (memory (core memory $heap "m")))) {}"#,
+        exporting(HANDLER)
+    );
+    let bytes = component(&text);
+    for refused in [check(&bytes).unwrap_err(), flavor(&bytes).unwrap_err()] {
+        assert_eq!(refused.code, "invalid-component");
+        assert!(refused.message.contains("flags"), "{refused}");
+    }
 }
 
 #[test]

@@ -66,6 +66,16 @@ async fn who_finds_no_memories_or_tables_waits_for_them() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_finds_no_stacks_waits_for_them() {
+    // Two more components with code, each of which may wait on a stack of its own.
+    let part = "(component $c (core module $none) (core instance (instantiate $none)) (core func (canon waitable-set.new)))";
+    let parts = format!("{part} {}", "(instance (instantiate $c))".repeat(2));
+    let waited = waits(5, "", &parts).await;
+    assert!(waited > Duration::from_millis(200), "{waited:?}");
+    waits(6, "", &parts).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn there_are_core_instances_for_all() {
     let instances = format!(
         "(core module $empty) {}",
