@@ -73,7 +73,8 @@ fn main() -> ExitCode {
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 fn failed(failure: &Failure, json: bool) -> ExitCode {
-    if json {
+    // What cannot be printed there is said here.
+    if json && !output::is_lost() {
         output::json(&failure.to_json());
     } else {
         // A function's own answer may be what failed.
