@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use stepwell_test_services::Postgres;
 use stepwell_tests::{Config, Host, Reply, guest, send};
 
-const ADMIN: &str = "correct horse";
+const ADMIN: &str = "correct-horse-battery";
 
 /// Who may call an operation: one letter for each role, and where its right must be.
 #[derive(Clone, Copy, PartialEq)]

@@ -699,7 +699,7 @@ async fn secrets_are_never_shown() {
     let url = secrets.path().join("url");
     std::fs::write(&url, "redis://user:hunter2@127.0.0.1:1\n").unwrap();
     let config = Config {
-        server: "admin_token = \"correct horse\"\n".to_owned(),
+        server: "admin_token = \"correct-horse-battery\"\n".to_owned(),
         sections: format!(
             "[bindings.keyvalue.far]\nbackend = \"redis\"\nurl = {{ file = \"{}\" }}\n\
              [bindings.sql.near]\nbackend = \"postgres\"\nurl = \"postgres://user:swordfish@127.0.0.1:1/x\"\n",
@@ -711,7 +711,7 @@ async fn secrets_are_never_shown() {
     for path in ["/readyz", "/metrics", "/api/v1/bindings", "/api/v1/models"] {
         let request = host
             .admin_request(reqwest::Method::GET, path)
-            .bearer_auth("correct horse");
+            .bearer_auth("correct-horse-battery");
         let reply = stepwell_tests::send(request).await.unwrap();
         shown += &String::from_utf8_lossy(&reply.body);
     }
@@ -720,16 +720,83 @@ async fn secrets_are_never_shown() {
         &["doctor"][..],
         &["doctor", "--json"],
         &["plugin", "list"],
-        &["plugin", "list", "--token", "correct horse"],
+        &["plugin", "list", "--token", "correct-horse-battery"],
     ] {
         let output = host.cli(arguments).unwrap();
         shown += &(text(&output.stdout) + &text(&output.stderr));
     }
     assert_eq!(host.stop().unwrap(), 0);
     shown += &host.log();
-    for secret in ["hunter2", "swordfish", "correct horse"] {
+    for secret in ["hunter2", "swordfish", "correct-horse-battery"] {
         assert!(!shown.contains(secret), "{secret} was shown");
     }
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_or_written_or_sent_is_said() {
+    let host = start().await;
+    let zero = ["/dev/zero"];
+    for arguments in [
+        &["pipeline", "apply", "/dev/zero"][..],
+        &[
+            "plugin",
+            "push",
+            "/dev/zero",
+            "--name",
+            "z",
+            "--version",
+            "1.0.0",
+        ],
+        &["invoke", "p", "--data", "@/dev/zero"],
+        &["run-component", "/dev/zero"],
+        &["serve", "--config", "/dev/zero"],
+    ] {
+        let output = host.cli(arguments).unwrap();
+        check(&output, 1, arguments);
+        let said = text(&output.stderr);
+        assert!(
+            said.contains(zero[0]) && said.contains("the most that is read"),
+            "{said}"
+        );
+    }
+    for (arguments, option) in [
+        (&["plugin", "list", "--token", "a\nb"][..], "--token"),
+        (&["invoke", "p", "--type", "a\r\nb: c"], "--type"),
+        (&["plugin", "list", "--url", "http://["], "--url"),
+    ] {
+        let output = host.cli(arguments).unwrap();
+        check(&output, 2, arguments);
+        let said = text(&output.stderr);
+        assert!(said.starts_with(&format!("error: {option} ")), "{said}");
+    }
+    // A script that keeps what is printed must not go on with a part of it.
+    let full = |arguments: &[&str]| {
+        let full = std::fs::File::options()
+            .write(true)
+            .open("/dev/full")
+            .unwrap();
+        let mut command = Command::new(stepwell().unwrap());
+        command.args(arguments).args(["--url", host.admin()]);
+        command.stdout(full).output().unwrap()
+    };
+    for arguments in [
+        &["plugin", "list"][..],
+        &["plugin", "list", "--json"],
+        &["token", "create", "--role", "viewer"],
+        &["pipeline", "schema"],
+    ] {
+        let output = full(arguments);
+        check(&output, 1, arguments);
+        let said = text(&output.stderr);
+        assert!(said.contains("the output could not be written"), "{said}");
+    }
+    // Who has read enough is no mistake.
+    let mut command = Command::new(stepwell().unwrap());
+    command.args(["pipeline", "schema"]).stdout(Stdio::piped());
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    check(&output, 0, &["pipeline", "schema"]);
 }
 
 #[test]

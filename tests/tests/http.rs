@@ -642,7 +642,7 @@ async fn a_busy_host_says_when_to_come_back() {
 #[tokio::test]
 async fn the_admin_listener_asks_for_the_token() {
     let config = Config {
-        server: "admin_token = \"correct horse\"\n".to_owned(),
+        server: "admin_token = \"correct-horse-battery\"\n".to_owned(),
         ..Config::default()
     };
     let host = Host::start(&config).await.unwrap();
@@ -659,7 +659,7 @@ async fn the_admin_listener_asks_for_the_token() {
         "/api/v1/models",
         "/metrics",
     ] {
-        for token in [None, Some("wrong"), Some("correct hors"), Some("")] {
+        for token in [None, Some("wrong"), Some("correct-horse-batter"), Some("")] {
             let reply = ask(path, token).await.unwrap();
             assert_eq!(
                 (reply.status, reply.code()),
@@ -669,7 +669,10 @@ async fn the_admin_listener_asks_for_the_token() {
             assert!(reply.header("www-authenticate").starts_with("Bearer"));
         }
         assert_eq!(
-            ask(path, Some("correct horse")).await.unwrap().status,
+            ask(path, Some("correct-horse-battery"))
+                .await
+                .unwrap()
+                .status,
             StatusCode::OK,
             "{path}"
         );
@@ -684,10 +687,10 @@ async fn the_admin_listener_asks_for_the_token() {
     let refused = host.cli(&["plugin", "list"]).unwrap();
     assert_eq!(refused.status.code(), Some(1));
     let listed = host
-        .cli(&["plugin", "list", "--token", "correct horse"])
+        .cli(&["plugin", "list", "--token", "correct-horse-battery"])
         .unwrap();
     assert_eq!(listed.status.code(), Some(0), "{listed:?}");
-    assert!(!host.log().contains("correct horse"));
+    assert!(!host.log().contains("correct-horse-battery"));
 }
 
 #[test]

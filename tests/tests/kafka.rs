@@ -50,10 +50,18 @@ async fn host_of(brokers: &str) -> Host {
 }
 
 async fn create(names: &[&str]) {
+    create_for(names, "1048588").await;
+}
+
+/// Makes topics for records of this many bytes.
+async fn create_for(names: &[&str], largest: &str) {
     let admin: AdminClient<DefaultClientContext> = client(&brokers()).create().unwrap();
     let topics: Vec<_> = names
         .iter()
-        .map(|name| NewTopic::new(name, PARTITIONS, TopicReplication::Fixed(1)))
+        .map(|name| {
+            NewTopic::new(name, PARTITIONS, TopicReplication::Fixed(1))
+                .set("max.message.bytes", largest)
+        })
         .collect();
     for result in admin
         .create_topics(&topics, &AdminOptions::new())
@@ -765,6 +773,29 @@ async fn a_backlog_of_large_records_waits_at_the_broker_and_not_in_memory() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     host.kill();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_counted_of_a_subscription_goes_with_it() {
+    create(&["counted-in", "counted-out"]).await;
+    create_for(&["counted-dead"], "2000").await;
+    let host = host().await;
+    host.upload("probe", "1.0.0", "hostile").await.unwrap();
+    host.apply("counted", &hostile("counted")).await.unwrap();
+    let value = "x".repeat(5_000);
+    produce(&brokers(), "counted-in", "k", &event("invalid:so"), &value).await;
+    let failures = async || {
+        let metrics = send(host.admin_request(Method::GET, "/metrics"));
+        let metrics = String::from_utf8(metrics.await.unwrap().body.to_vec()).unwrap();
+        metrics.contains(
+            "stepwell_kafka_write_failures_total{group=\"counted\",topic=\"counted-dead\"}",
+        )
+    };
+    eventually("the dead letter is refused", async || failures().await).await;
+    let path = "/api/v1/namespaces/default/pipelines/counted";
+    let deleted = host.admin_request(Method::DELETE, path).send().await;
+    assert!(deleted.unwrap().status().is_success());
+    eventually("nothing of it is left", async || !failures().await).await;
 }
 
 /// A document that reads this many topics, each in a group of its own.

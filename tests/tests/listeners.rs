@@ -51,7 +51,7 @@ async fn both_listeners_speak_tls_and_take_new_certificates() {
     let first = certify(directory.path());
     let shown = directory.path().display();
     let host = Host::start(&Config {
-        server: "admin_token = \"t0ken\"".to_owned(),
+        server: "admin_token = \"correct-horse-battery\"".to_owned(),
         sections: format!(
             "[server.tls]\ncertificate = \"{shown}/own.pem\"\nkey = \"{shown}/own.key\"\n"
         ),
@@ -72,7 +72,7 @@ async fn both_listeners_speak_tls_and_take_new_certificates() {
     // The command line trusts what it is told to trust.
     let authority = directory.path().join("authority.pem");
     std::fs::write(&authority, &first).unwrap();
-    let list = ["plugin", "list", "--token", "t0ken", "--ca"];
+    let list = ["plugin", "list", "--token", "correct-horse-battery", "--ca"];
     let with = |file: &Path| {
         host.cli(&[&list[..], &[file.to_str().unwrap()]].concat())
             .unwrap()

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use reqwest::{Method, StatusCode};
+use stepwell_test_services::Postgres;
 use stepwell_tests::{Config, Host};
 
 /// A pipeline of steps that each put their `tag` into the reply.
@@ -148,6 +149,34 @@ async fn a_revision_whose_plugin_is_gone_says_so() {
     let back = roll_back().await;
     assert_eq!(back.status, StatusCode::OK, "{:?}", back.body);
     assert_eq!(back.json()["steps"][0]["version"], "1.0.0");
+}
+
+#[tokio::test]
+async fn a_change_whose_plugin_is_deleted_while_it_is_made_says_what_it_lacks() {
+    let postgres = Arc::new(Postgres::start().unwrap());
+    let url = postgres.url_of("postgres");
+    let config = Config::with(&format!("[catalog]\nurl = \"{url}\"\n"));
+    let first = Host::start(&config).await.unwrap();
+    first.upload("probe", "1.0.0", "echo").await.unwrap();
+    // It has not compiled it, so it has to read its bytes.
+    let second = Host::start(&config).await.unwrap();
+    // The document is found to be right, and what its pipeline was before is asked for last.
+    let statement = "BEGIN; LOCK TABLE pipelines IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep(3); \
+                     DELETE FROM plugin_versions; DELETE FROM blobs; \
+                     UPDATE catalog_state SET generation = generation + 1; COMMIT";
+    let locked = postgres.clone();
+    let deleted = tokio::task::spawn_blocking(move || locked.psql(statement));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let lacks = second.put_pipeline("tagged", &tagged("x")).await.unwrap();
+    deleted.await.unwrap().unwrap();
+    assert_eq!(
+        (lacks.status, lacks.code()),
+        (StatusCode::UNPROCESSABLE_ENTITY, "invalid-pipeline".into()),
+        "{:?}",
+        lacks.body
+    );
+    let message = lacks.json()["errors"][0]["message"].to_string();
+    assert!(message.contains("probe"), "{message}");
 }
 
 #[tokio::test]

@@ -18,6 +18,9 @@ use utoipa::openapi::schema::{Object, ObjectBuilder, Type};
 use crate::router::Api;
 use crate::{ApiError, ErrorCode, Page};
 
+/// Characters of a version, which is a key of the catalog.
+const LONGEST_VERSION: usize = 128;
+
 /// A namespace.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Path)]
@@ -49,7 +52,7 @@ pub(crate) struct Versioned {
     /// `[a-z][a-z0-9-]{0,62}`.
     #[param(value_type = String, pattern = "^[a-z][a-z0-9-]{0,62}$", example = "digit-reader")]
     pub(crate) name: Name,
-    /// SemVer, complete.
+    /// SemVer, complete, at most 128 characters.
     #[param(value_type = String, pattern = "^(0|[1-9][0-9]{0,8})[.](0|[1-9][0-9]{0,8})[.](0|[1-9][0-9]{0,8})(-[a-z]{1,9})?$", example = "1.0.0")]
     pub(crate) version: Version,
 }
@@ -207,6 +210,7 @@ impl FromRequestParts<Arc<Api>> for Versioned {
 
     async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Self, ApiError> {
         let path = PathParts::read(parts, api).await?;
+        path.check_version()?;
         Ok(Self {
             namespace: path.namespace(api).await?,
             name: path.name("name")?,
@@ -323,6 +327,17 @@ impl PathParts {
                 hint,
             )
         })
+    }
+
+    /// Refuses a version that is too long to be stored, or shown in a table.
+    fn check_version(&self) -> Result<(), ApiError> {
+        let length = self.text("version")?.len();
+        if self.makes && length > LONGEST_VERSION {
+            let detail =
+                format!("the version has {length} characters; {LONGEST_VERSION} are the most");
+            return Err(ApiError::new(ErrorCode::InvalidVersion, detail));
+        }
+        Ok(())
     }
 
     fn parsed<T: FromStr>(

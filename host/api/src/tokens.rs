@@ -129,8 +129,11 @@ impl CreateToken {
                 return Err(refuse("expires is a time from 1s to 36500d".to_owned()));
             }
             Some(Err(error)) => {
-                let hint = error.hint.clone().unwrap_or_default();
-                return Err(refuse(format!("expires: {error}")).with_hint("/expires", hint));
+                let refused = refuse(format!("expires: {error}"));
+                return Err(match &error.hint {
+                    Some(hint) => refused.with_hint("/expires", hint.clone()),
+                    None => refused,
+                });
             }
         };
         Ok(NewToken {

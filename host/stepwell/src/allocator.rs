@@ -9,40 +9,56 @@ use std::fs;
 /// Growth that is worth it.
 const GROWTH: usize = 32 << 20;
 
+/// Threads whose end is worth it: what they have freed stays in heaps that hardly anybody uses any more.
+const THREADS: usize = 16;
+
 /// How large the process was when memory was given back last.
 #[derive(Default)]
 pub(crate) struct Allocator {
     least: Option<usize>,
     /// How large it was then.
     trimmed: Option<usize>,
+    /// The most threads that it has had since.
+    threads: usize,
+}
+
+/// What the system says of this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Process {
+    /// Bytes in memory.
+    resident: usize,
+    threads: usize,
 }
 
 impl Allocator {
     /// Whether there may be much to give back: the process has grown since, or some of what was still in use then is not any more.
     pub(crate) fn has_grown(&mut self) -> bool {
-        self.has_grown_to(resident())
+        self.has_grown_to(process())
     }
 
-    fn has_grown_to(&mut self, resident: Option<usize>) -> bool {
-        let Some(resident) = resident else {
+    fn has_grown_to(&mut self, process: Option<Process>) -> bool {
+        let Some(Process { resident, threads }) = process else {
             return false;
         };
+        self.threads = self.threads.max(threads);
         let least = *self.least.get_or_insert(resident);
         // It shrinks by itself, too.
         self.least = Some(least.min(resident));
         let grown = resident >= least.saturating_add(GROWTH);
         let shrunk = |trimmed: usize| resident.saturating_add(GROWTH) <= trimmed;
-        grown || self.trimmed.is_some_and(shrunk)
+        let ended = threads.saturating_add(THREADS) <= self.threads;
+        grown || ended || self.trimmed.is_some_and(shrunk)
     }
 
     /// What is resident now is what is needed.
     pub(crate) fn was_trimmed(&mut self) {
-        self.was_trimmed_to(resident());
+        self.was_trimmed_to(process());
     }
 
-    fn was_trimmed_to(&mut self, resident: Option<usize>) {
-        self.least = resident;
-        self.trimmed = resident;
+    fn was_trimmed_to(&mut self, process: Option<Process>) {
+        self.least = process.map(|process| process.resident);
+        self.trimmed = self.least;
+        self.threads = process.map_or(0, |process| process.threads);
     }
 }
 
@@ -56,19 +72,44 @@ pub(crate) fn trim() {
     }
 }
 
-/// Bytes of this process that are in memory.
-fn resident() -> Option<usize> {
+/// This process as it is now.
+fn process() -> Option<Process> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))?;
-    let kib: usize = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kib.checked_mul(1024)
+    let value = |key: &str| {
+        let mut lines = status.lines();
+        lines.find_map(|line| line.strip_prefix(key)).map(str::trim)
+    };
+    let kib: usize = value("VmRSS:")?.strip_suffix("kB")?.trim().parse().ok()?;
+    Some(Process {
+        resident: kib.checked_mul(1024)?,
+        threads: value("Threads:")?.parse().ok()?,
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn of(mib: usize) -> Option<Process> {
+        with_threads(mib, 20)
+    }
+
+    fn with_threads(mib: usize, threads: usize) -> Option<Process> {
+        let resident = mib << 20;
+        Some(Process { resident, threads })
+    }
+
+    #[test]
+    fn it_is_worth_it_when_threads_have_ended() {
+        let mut allocator = Allocator::default();
+        for (threads, expected) in [(20, false), (200, false), (185, false), (184, true)] {
+            let process = with_threads(100, threads);
+            assert_eq!(allocator.has_grown_to(process), expected, "{threads}");
+        }
+        allocator.was_trimmed_to(with_threads(90, 184));
+        assert!(!allocator.has_grown_to(with_threads(90, 184)));
+        assert!(allocator.has_grown_to(with_threads(90, 25)));
+    }
 
     #[test]
     fn it_is_worth_it_after_growth() {
@@ -81,7 +122,7 @@ mod tests {
             (121, false),
             (122, true),
         ] {
-            assert_eq!(allocator.has_grown_to(Some(mib << 20)), expected, "{mib}");
+            assert_eq!(allocator.has_grown_to(of(mib)), expected, "{mib}");
         }
         assert!(!allocator.has_grown_to(None));
     }
@@ -89,14 +130,14 @@ mod tests {
     #[test]
     fn it_is_worth_it_when_what_was_in_use_is_gone() {
         let mut allocator = Allocator::default();
-        assert!(!allocator.has_grown_to(Some(100 << 20)));
-        assert!(allocator.has_grown_to(Some(1000 << 20)));
-        allocator.was_trimmed_to(Some(900 << 20));
-        assert!(!allocator.has_grown_to(Some(900 << 20)));
-        assert!(!allocator.has_grown_to(Some(880 << 20)));
-        assert!(allocator.has_grown_to(Some(400 << 20)));
-        allocator.was_trimmed_to(Some(110 << 20));
-        assert!(!allocator.has_grown_to(Some(110 << 20)));
+        assert!(!allocator.has_grown_to(of(100)));
+        assert!(allocator.has_grown_to(of(1000)));
+        allocator.was_trimmed_to(of(900));
+        assert!(!allocator.has_grown_to(of(900)));
+        assert!(!allocator.has_grown_to(of(880)));
+        assert!(allocator.has_grown_to(of(400)));
+        allocator.was_trimmed_to(of(110));
+        assert!(!allocator.has_grown_to(of(110)));
     }
 
     #[cfg(target_env = "gnu")]
@@ -109,9 +150,9 @@ mod tests {
             index += 1;
             index % 40 == 0
         });
-        let before = resident().unwrap();
+        let before = process().unwrap().resident;
         trim();
-        let after = resident().unwrap();
+        let after = process().unwrap().resident;
         assert!(after + (64 << 20) < before, "{before} {after}");
         assert_eq!(all.len(), 1_000);
     }

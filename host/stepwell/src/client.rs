@@ -7,6 +7,7 @@ use reqwest::{Certificate, Method, RequestBuilder, Response, StatusCode};
 use serde_json::Value;
 
 use crate::cli::ClientArgs;
+use crate::input;
 
 /// Speaks to one host.
 pub(crate) struct Client {
@@ -107,6 +108,7 @@ impl Client {
                 "--url '{base}' is not a URL: write http://HOST:PORT"
             )));
         }
+        sendable("--token", args.token.as_deref())?;
         let mut http = reqwest::Client::builder()
             .connect_timeout(Duration::from_secs(5))
             .no_proxy();
@@ -212,12 +214,15 @@ impl Client {
     }
 
     pub(crate) fn transport(&self, error: &reqwest::Error) -> Failure {
+        // The innermost cause says it best: "connection refused".
+        let mut cause: &dyn std::error::Error = error;
+        while let Some(inner) = cause.source() {
+            cause = inner;
+        }
+        if error.is_builder() {
+            return Failure::Usage(format!("--url '{}' is not a URL: {cause}", self.base));
+        }
         if error.is_connect() || error.is_timeout() {
-            // The innermost cause says it best: "connection refused".
-            let mut cause: &dyn std::error::Error = error;
-            while let Some(inner) = cause.source() {
-                cause = inner;
-            }
             let mut reason = cause.to_string();
             if reason.contains("certificate") {
                 reason.push_str(" (--ca names the authority to trust)");
@@ -231,11 +236,22 @@ impl Client {
     }
 }
 
+/// Refuses an option's value that no header can carry.
+pub(crate) fn sendable(option: &str, value: Option<&str>) -> Result<(), Failure> {
+    let is_control = |c: char| c.is_control() && c != '\t';
+    match value {
+        Some(value) if value.chars().any(is_control) => Err(Failure::Usage(format!(
+            "{option} has a line break or another control character: write it on one line"
+        ))),
+        _ => Ok(()),
+    }
+}
+
 /// The certificates of a file.
 fn authorities(file: &Path) -> Result<Vec<Certificate>, Failure> {
     let unusable =
         |error: &dyn std::fmt::Display| Failure::Usage(format!("--ca {}: {error}", file.display()));
-    let text = std::fs::read(file).map_err(|error| unusable(&error))?;
+    let text = input::read(file, input::MOST_TEXT).map_err(|error| unusable(&error))?;
     let found = Certificate::from_pem_bundle(&text).map_err(|error| unusable(&error))?;
     if found.is_empty() {
         return Err(unusable(&"there is no certificate in it"));

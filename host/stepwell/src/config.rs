@@ -24,6 +24,7 @@ use stepwell_vector::VectorBindingConfig;
 
 pub(crate) use self::listeners::JwtConfig;
 use self::secret::SecretReader;
+use crate::input;
 use crate::tls::TlsFiles;
 
 /// The file that `stepwell serve` reads when it is there and no other is named.
@@ -156,7 +157,7 @@ impl Config {
     pub(crate) fn load(file: Option<&Path>, overrides: &Overrides) -> Result<Self, ConfigError> {
         let environment = |name: &str| std::env::var(name).ok();
         let path = file.map_or_else(|| PathBuf::from(DEFAULT_FILE), Path::to_path_buf);
-        let text = match std::fs::read_to_string(&path) {
+        let text = match input::read_text(&path, input::MOST_TEXT) {
             Ok(text) => Some(text),
             Err(error) if file.is_none() && error.kind() == std::io::ErrorKind::NotFound => None,
             Err(error) => {
@@ -274,9 +275,8 @@ impl Reader<'_> {
         let listen = address(section, "listen", "127.0.0.1:8080");
         let admin_listen = address(section, "admin_listen", "127.0.0.1:8081");
         let data_dir = self.path(section, "data_dir", "stepwell-data");
-        let admin_token = section
-            .optional("admin_token")
-            .and_then(|at| self.secrets.read(&at));
+        let token = section.optional("admin_token");
+        let admin_token = token.as_ref().and_then(|at| self.admin_token(at));
         let grace_period = duration(section, "grace_period", Duration::from_secs(25));
         let tls = section.optional("tls").and_then(|at| self.tls(&at, "tls"));
         let admin_tls = section
@@ -289,7 +289,7 @@ impl Reader<'_> {
         let at = section.optional("admin_listen");
         section.finish();
         let (listen, admin_listen) = (listen?, admin_listen?);
-        if !admin_listen.ip().is_loopback() && admin_token.is_none() {
+        if !admin_listen.ip().is_loopback() && token.is_none() {
             let message = format!(
                 "the admin listener at {admin_listen} is not on loopback, and there is no admin_token"
             );

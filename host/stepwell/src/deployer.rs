@@ -11,7 +11,7 @@ use stepwell_catalog::{
 };
 use stepwell_core::{Digest, Name, Principal, Problem, show_duration};
 use stepwell_pipeline::{
-    Deployment, Draft, HostState, JwtHost, KnownPipeline, KnownPlugin, Pin, Registry,
+    Deployment, Draft, HostState, JwtHost, KnownPipeline, KnownPlugin, Pin, PipelineSpec, Registry,
     Subscriptions, Validated, deploy,
 };
 use tokio_util::sync::CancellationToken;
@@ -176,19 +176,16 @@ impl Deployer {
             if !self.are_ready(&validated.pins, &waited) {
                 waited.begin(self.current(namespace, name).await?);
                 drop(known);
-                self.make_ready(&validated.pins, caller, &mut waited)
-                    .await?;
+                let pins = &validated.pins;
+                let made = self.make_ready(pins, caller, &mut waited).await;
+                self.unless_gone(namespace, pins, made).await?;
                 continue;
             }
-            deploy(
-                namespace,
-                0,
-                &validated.spec,
-                &validated.pins,
-                &self.factory,
-            )
-            .await
-            .map_err(|error| ApplyError::NotDeployable(error.to_string()))?;
+            let (spec, pins) = (&validated.spec, &validated.pins);
+            if let Err(error) = self.try_deploy(namespace, spec, pins).await {
+                self.unless_gone(namespace, pins, Err(error)).await?;
+                continue;
+            }
             let new = NewRevision {
                 source: wanted.source.clone(),
                 content_type: wanted.content_type.to_owned(),
@@ -284,12 +281,15 @@ impl Deployer {
             if !self.are_ready(&pins(&old), &waited) {
                 waited.begin(Some(current.revision));
                 drop(known);
-                self.make_ready(&pins(&old), caller, &mut waited).await?;
+                let made = self.make_ready(&pins(&old), caller, &mut waited).await;
+                self.unless_gone(namespace, &pins(&old), made).await?;
                 continue;
             }
-            deploy(namespace, 0, &checked.spec, &pins(&old), &self.factory)
-                .await
-                .map_err(|error| ApplyError::NotDeployable(error.to_string()))?;
+            let deployed = self.try_deploy(namespace, &checked.spec, &pins(&old)).await;
+            if deployed.is_err() {
+                self.unless_gone(namespace, &pins(&old), deployed).await?;
+                continue;
+            }
             let precondition = Precondition {
                 expected: waited.expected(expected),
                 generation: known.generation,
@@ -475,6 +475,45 @@ impl Deployer {
         }
         waited.made(pins.iter().map(|pin| pin.digest));
         Ok(())
+    }
+
+    /// Whether it could be deployed.
+    async fn try_deploy(
+        &self,
+        namespace: &Name,
+        spec: &PipelineSpec,
+        pins: &[Pin],
+    ) -> Result<(), ApplyError> {
+        let deployed = deploy(namespace, 0, spec, pins, &self.factory).await;
+        deployed
+            .map(drop)
+            .map_err(|error| ApplyError::NotDeployable(error.to_string()))
+    }
+
+    /// Nothing, where a change could not be deployed because a plugin version that it was pinned to was deleted meanwhile: it is
+    /// checked once more then, and is told what it lacks.
+    async fn unless_gone(
+        &self,
+        namespace: &Name,
+        pins: &[Pin],
+        deployed: Result<(), ApplyError>,
+    ) -> Result<(), ApplyError> {
+        if !matches!(deployed, Err(ApplyError::NotDeployable(_))) {
+            return deployed;
+        }
+        for pin in pins {
+            let (plugin, version) = (&pin.plugin, &pin.version);
+            match self
+                .catalog
+                .plugin_version(namespace, plugin, version)
+                .await
+            {
+                Ok(stored) if stored.digest == pin.digest => {}
+                Ok(_) | Err(CatalogError::NotFound(_)) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        deployed
     }
 
     /// The pipeline's current revision; none: it does not exist.

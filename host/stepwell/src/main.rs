@@ -15,6 +15,7 @@ mod doctor;
 mod factory;
 mod files;
 mod guest;
+mod input;
 mod jwks;
 mod lines;
 mod management;
@@ -72,7 +73,8 @@ fn main() -> ExitCode {
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 fn failed(failure: &Failure, json: bool) -> ExitCode {
-    if json {
+    // What cannot be printed there is said here.
+    if json && !output::is_lost() {
         output::json(&failure.to_json());
     } else {
         // A function's own answer may be what failed.
@@ -101,7 +103,7 @@ fn run(cli: Cli) -> Result<ExitCode, Failure> {
         return commands::run_component::run(args, json);
     }
     let done = match cli.command {
-        Command::Serve(args) => Ok(serve::run(args)?),
+        Command::Serve(args) => return Ok(serve::run(args).map(|()| ExitCode::SUCCESS)?),
         Command::New(args) => Ok(new::run(&args, json)?),
         Command::Build(args) => Ok(build::run(&args, json)?),
         command => tokio::runtime::Builder::new_current_thread()
@@ -109,7 +111,8 @@ fn run(cli: Cli) -> Result<ExitCode, Failure> {
             .build()?
             .block_on(speak(cli.client, command, json)),
     };
-    done.map(|()| ExitCode::SUCCESS)
+    done.and_then(|()| output::finish())
+        .map(|()| ExitCode::SUCCESS)
 }
 
 /// Commands that speak to a host, or to what it depends on.

@@ -1,6 +1,7 @@
 //! What client commands print: tables for people, JSON for programs.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::{ErrorKind, IsTerminal as _, Write as _};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use comfy_table::presets::NOTHING;
@@ -8,14 +9,50 @@ use comfy_table::{ContentArrangement, Table};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 
+use crate::client::Failure;
+
 /// Prints one JSON value.
 pub(crate) fn json(value: &Value) {
     line(serde_json::to_string_pretty(value).unwrap_or_default());
 }
 
-/// Prints a line of text. Whoever closes the pipe has read enough.
+/// Why something that was printed is lost.
+static LOST: OnceLock<String> = OnceLock::new();
+
+/// Prints a line of text.
 pub(crate) fn line(text: impl AsRef<str>) {
-    let _ = writeln!(std::io::stdout().lock(), "{}", text.as_ref());
+    bytes(format!("{}\n", text.as_ref()).as_bytes());
+}
+
+/// Prints bytes as they are.
+pub(crate) fn bytes(bytes: &[u8]) {
+    let mut stdout = std::io::stdout().lock();
+    if let Err(error) = stdout.write_all(bytes).and_then(|()| stdout.flush()) {
+        let _ = LOST.set(reason(&error));
+    }
+}
+
+/// Whether there is no use in printing more.
+pub(crate) fn is_lost() -> bool {
+    LOST.get().is_some()
+}
+
+/// Whether everything was printed: a script must not take half of it for all.
+pub(crate) fn finish() -> Result<(), Failure> {
+    match LOST.get().map(String::as_str) {
+        None | Some("") => Ok(()),
+        Some(why) => Err(Failure::Local(format!(
+            "the output could not be written: {why}"
+        ))),
+    }
+}
+
+/// Whoever closes the pipe has read enough: nothing is wrong then.
+fn reason(error: &std::io::Error) -> String {
+    if error.kind() == ErrorKind::BrokenPipe {
+        return String::new();
+    }
+    error.to_string()
 }
 
 /// Prints rows under headings, or a sentence when there are none.

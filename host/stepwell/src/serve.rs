@@ -540,7 +540,8 @@ async fn hold_to_quotas(
     }
 }
 
-/// Forgets, now and then, what is no more: what the dispatcher holds of it, and its metrics. Memory that bursts have left behind is
+/// Forgets, now and then, what is no more: what the dispatcher holds of it, and its metrics. Subscriptions that could not be started
+/// are tried again. Memory that bursts have left behind is
 /// given back when nothing runs.
 async fn upkeep(
     metrics: Arc<Series>,
@@ -558,6 +559,7 @@ async fn upkeep(
             () = stopping.cancelled() => return,
             _ = ticks.tick() => {}
         }
+        kafka.retry();
         if dispatcher.forget_unused() {
             looks = 3;
         }

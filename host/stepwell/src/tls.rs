@@ -13,6 +13,8 @@ use stepwell_http_trigger::{HandshakeLimits, Tls};
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
+use crate::input;
+
 /// How often the files are looked at.
 const LOOK: Duration = Duration::from_secs(3);
 
@@ -99,17 +101,7 @@ impl TlsFiles {
     }
 
     fn text(&self) -> Result<Text, TlsMistake> {
-        let read = |path: &PathBuf| {
-            let size = std::fs::metadata(path)
-                .map_err(|error| error.to_string())?
-                .len();
-            if size > MAX_FILE {
-                return Err(format!(
-                    "it has {size} bytes, which no certificate or key has"
-                ));
-            }
-            std::fs::read(path).map_err(|error| error.to_string())
-        };
+        let read = |path: &PathBuf| input::read(path, MAX_FILE).map_err(|error| error.to_string());
         let certificate = read(&self.certificate).map_err(|error| {
             let path = self.certificate.display();
             TlsMistake::Certificate(format!("cannot read {path}: {error}"))

@@ -45,6 +45,22 @@ async fn a_version_is_uploaded_once() {
 }
 
 #[tokio::test]
+async fn a_version_is_no_longer_than_a_key_may_be() {
+    let client = Client::new();
+    let versions = "/api/v1/namespaces/default/plugins/decode/versions";
+    let longest = format!("{versions}/1.0.0-{}", "a".repeat(122));
+    assert_eq!(client.put(&longest, WASM).await.status, 201);
+    let refused = client.put(&format!("{longest}a"), WASM).await;
+    refused.problem(422, "invalid-version");
+    let detail = refused.json()["detail"].to_string();
+    assert!(detail.contains("129 characters; 128 are"), "{detail}");
+    client
+        .delete(&format!("{longest}a"))
+        .await
+        .problem(404, "not-found");
+}
+
+#[tokio::test]
 async fn the_bytes_come_back_with_their_digest_as_entity_tag() {
     let client = Client::new();
     client.put(DECODE, WASM).await;

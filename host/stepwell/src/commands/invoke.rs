@@ -1,16 +1,23 @@
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
+use std::path::Path;
 
 use reqwest::Method;
 use serde_json::Value;
-use tokio::io::AsyncReadExt as _;
 
 use crate::cli::InvokeArgs;
-use crate::client::{Client, Failure};
-use crate::output;
+use crate::client::{Client, Failure, sendable};
+use crate::{input, output};
 
 /// Runs `stepwell invoke …`.
 pub(crate) async fn run(client: &Client, args: InvokeArgs, json: bool) -> Result<(), Failure> {
     let (data, guessed) = data(args.data.as_deref()).await?;
+    for (option, value) in [
+        ("--content-type", &args.content_type),
+        ("--type", &args.event_type),
+        ("--subject", &args.subject),
+    ] {
+        sendable(option, value.as_deref())?;
+    }
     let content_type = args.content_type.or(guessed);
     let mut request = client.scoped(Method::POST, &format!("pipelines/{}/invoke", args.pipeline));
     if args.event_type.is_some() || args.subject.is_some() {
@@ -64,12 +71,11 @@ pub(crate) async fn run(client: &Client, args: InvokeArgs, json: bool) -> Result
     match serde_json::from_slice::<Value>(&body) {
         Ok(value) if std::io::stdout().is_terminal() => output::json(&value),
         _ => {
-            let mut stdout = std::io::stdout().lock();
-            stdout.write_all(&body)?;
+            output::bytes(&body);
             if !body.ends_with(b"\n")
                 && (std::io::stdout().is_terminal() || std::str::from_utf8(&body).is_ok())
             {
-                stdout.write_all(b"\n")?;
+                output::bytes(b"\n");
             }
         }
     }
@@ -81,14 +87,13 @@ async fn data(argument: Option<&str>) -> Result<(Vec<u8>, Option<String>), Failu
     let (bytes, by_name) = match argument {
         None => (Vec::new(), None),
         Some("-") => {
-            let mut bytes = Vec::new();
-            tokio::io::stdin().read_to_end(&mut bytes).await?;
-            (bytes, None)
+            let bytes = input::read_all(std::io::stdin().lock(), input::MOST_BYTES);
+            let failed = |error| Failure::Local(format!("cannot read standard input: {error}"));
+            (bytes.map_err(failed)?, None)
         }
         Some(text) => match text.strip_prefix('@') {
             Some(path) => {
-                let bytes = tokio::fs::read(path)
-                    .await
+                let bytes = input::read(Path::new(path), input::MOST_BYTES)
                     .map_err(|error| Failure::Local(format!("cannot read {path}: {error}")))?;
                 (bytes, by_extension(path))
             }

@@ -40,7 +40,10 @@ pub(crate) async fn run(client: &Client, args: LogsArgs, json: bool) -> Result<(
         .await?;
     let mut chunks = response.bytes_stream();
     let mut pending = Vec::new();
-    while let Some(chunk) = chunks.next().await {
+    // Nobody may read any more.
+    while !output::is_lost()
+        && let Some(chunk) = chunks.next().await
+    {
         let chunk = chunk.map_err(|error| client.transport(&error))?;
         pending.extend_from_slice(&chunk);
         while let Some(end) = pending.iter().position(|byte| *byte == b'\n') {

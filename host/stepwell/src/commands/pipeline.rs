@@ -8,7 +8,7 @@ use serde_json::Value;
 use self::together::Member;
 use crate::cli::PipelineCommand;
 use crate::client::{Client, Failure};
-use crate::output;
+use crate::{input, output};
 
 /// Runs `stepwell pipeline …`.
 pub(crate) async fn run(
@@ -198,7 +198,7 @@ fn expand(files: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
 }
 
 fn read(path: PathBuf) -> Result<Document, Failure> {
-    let text = std::fs::read_to_string(&path)
+    let text = input::read_text(&path, input::MOST_TEXT)
         .map_err(|error| Failure::Local(format!("cannot read {}: {error}", path.display())))?;
     let is_json = path
         .extension()

@@ -4,7 +4,7 @@ use stepwell_core::ByteSize;
 
 use crate::cli::{PluginCommand, PushArgs};
 use crate::client::{Client, Failure};
-use crate::output;
+use crate::{input, output};
 
 /// Runs `stepwell plugin …`.
 pub(crate) async fn run(
@@ -22,8 +22,7 @@ pub(crate) async fn run(
 
 async fn push(client: &Client, args: PushArgs, json: bool) -> Result<(), Failure> {
     let file = args.file.display().to_string();
-    let bytes = tokio::fs::read(&args.file)
-        .await
+    let bytes = input::read(&args.file, input::MOST_BYTES)
         .map_err(|error| Failure::Local(format!("cannot read {file}: {error}")))?;
     let (own_name, own_version) = own_name_and_version(&bytes);
     let missing = |what: &str| {

@@ -30,7 +30,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use self::outgoing::Outgoing;
 use crate::client::Failure;
-use crate::output;
+use crate::{input, output};
 
 /// Options of `run-component`.
 #[derive(Args, Clone, Debug)]
@@ -71,7 +71,7 @@ const GRACE: Duration = Duration::from_secs(25);
 
 /// Runs the component until it ends, or until a signal.
 pub(crate) fn run(args: &RunComponentArgs, json: bool) -> Result<ExitCode, Failure> {
-    let bytes = std::fs::read(&args.file)
+    let bytes = input::read(&args.file, input::MOST_BYTES)
         .with_context(|| format!("cannot read {}", args.file.display()))?;
     let is_command = is_command(&bytes).map_err(|why| refused(&args.file, &why))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -1,12 +1,18 @@
 //! The sections of `[server]` that say how callers reach the host and how it tells who they are.
 
+use stepwell_core::Secret;
 use stepwell_document::{At, Value};
 use stepwell_http_trigger::usable_keys;
 use stepwell_pipeline::{JwtHost, JwtIssuer};
 
 use super::Reader;
+use crate::input;
 use crate::jwks::{MAX_BYTES, is_url};
 use crate::tls::{TlsFiles, TlsMistake};
+
+/// Characters of an `admin_token`: nobody guesses that many, and a request carries that many.
+const SHORTEST_TOKEN: usize = 16;
+const LONGEST_TOKEN: usize = 1024;
 
 /// Origins that `trusted` may name.
 const MAX_TRUSTED: usize = 100;
@@ -95,6 +101,25 @@ impl Reader<'_> {
         JwtConfig { issuer, trusted }
     }
 
+    /// The first operator's token; one that can be guessed, or that no request can carry, is a mistake.
+    pub(super) fn admin_token(&self, at: &At<'_>) -> Option<Secret> {
+        let token = self.secrets.read(at)?;
+        let length = token.expose().chars().count();
+        let mistake = if length < SHORTEST_TOKEN {
+            format!(
+                "the token has {length} characters, and fewer than {SHORTEST_TOKEN} can be guessed"
+            )
+        } else if length > LONGEST_TOKEN {
+            format!("the token has {length} characters; {LONGEST_TOKEN} are the most")
+        } else if !token.expose().bytes().all(|byte| byte.is_ascii_graphic()) {
+            "the token has spaces, or characters other than letters, digits and signs of ASCII, which requests cannot carry".to_owned()
+        } else {
+            return Some(token);
+        };
+        at.problem_with_hint(mistake, "make one with 'openssl rand -hex 32'");
+        None
+    }
+
     /// A URL, or a file that holds keys.
     fn keys(&self, at: &At<'_>) -> Option<String> {
         let place = text(at)?;
@@ -105,12 +130,7 @@ impl Reader<'_> {
             return Some(place);
         }
         let path = self.resolve(at, &place);
-        let size = std::fs::metadata(&path).map_or(0, |file| file.len());
-        if size > MAX_BYTES as u64 {
-            at.problem(format!("the key set has more than {MAX_BYTES} bytes"));
-            return None;
-        }
-        let usable = std::fs::read(&path)
+        let usable = input::read(&path, MAX_BYTES as u64)
             .map_err(|error| format!("cannot read {}: {error}", path.display()))
             .and_then(|text| usable_keys(&text).map_err(|error| error.to_string()));
         if let Err(error) = usable {

@@ -4,6 +4,8 @@ use std::path::Path;
 use stepwell_core::{Problem, Secret};
 use stepwell_document::{At, Value};
 
+use crate::input;
+
 /// The key under which the environment overlay hands on a secret that it has read itself.
 pub(super) const KNOWN: &str = "\0known";
 
@@ -90,7 +92,7 @@ impl<'a> SecretReader<'a> {
             }
             (None, Some(file)) => {
                 let path = self.base.join(file.string()?);
-                match std::fs::read_to_string(&path) {
+                match input::read_text(&path, input::MOST_TEXT) {
                     Ok(text) => Some(Secret::new(text.trim_end_matches(['\n', '\r']))),
                     Err(error) => {
                         file.problem(format!("cannot read {}: {error}", path.display()));

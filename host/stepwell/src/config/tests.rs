@@ -155,15 +155,20 @@ fn embedded_stores_have_a_size() {
 fn an_open_admin_listener_needs_a_token() {
     let open = "[server]\nadmin_listen = \"0.0.0.0:8081\"\n";
     assert!(parse(open).unwrap_err()[0].contains("admin_token"));
-    let environment = [("STEPWELL_ADMIN_TOKEN", "t0ken")];
+    let environment = [("STEPWELL_ADMIN_TOKEN", "sixteen-letters.")];
     let config = parse_with(open, &environment, &Overrides::default()).unwrap();
-    assert_eq!(config.admin_token.unwrap().expose(), "t0ken");
+    assert_eq!(config.admin_token.unwrap().expose(), "sixteen-letters.");
 }
 
 #[test]
 fn secrets_come_from_elsewhere_and_literals_warn() {
     let text = "[server]\nadmin_token = { env = \"TOKEN\" }\n[bindings.keyvalue.r]\nbackend = \"redis\"\nurl = \"redis://:pw@h:1/\"\n";
-    let config = parse_with(text, &[("TOKEN", "s3cret")], &Overrides::default()).unwrap();
+    let config = parse_with(
+        text,
+        &[("TOKEN", "s3cret-and-no-less")],
+        &Overrides::default(),
+    )
+    .unwrap();
     assert_eq!(config.warnings.len(), 1);
     let shown = format!("{config:?}");
     assert!(
@@ -177,7 +182,7 @@ fn secrets_come_from_elsewhere_and_literals_warn() {
 #[test]
 fn the_example_configuration_has_no_mistakes() {
     let secrets = [
-        ("STEPWELL_ADMIN_TOKEN", "t"),
+        ("STEPWELL_ADMIN_TOKEN", "0123456789abcdef"),
         ("DATABASE_URL", "postgres://h/a"),
         ("RESULTS_URL", "postgres://h/b"),
         ("REDIS_URL", "redis://h/"),
@@ -194,6 +199,37 @@ fn an_empty_token_is_no_token() {
     let environment = [("STEPWELL_ADMIN_TOKEN", "")];
     assert!(parse_with(open, &environment, &Overrides::default()).is_err());
     assert!(parse("[server]\nadmin_token = \"\"\n").unwrap_err()[0].contains("empty"));
+}
+
+#[test]
+fn a_token_that_can_be_guessed_or_not_be_sent_is_refused() {
+    let mistakes = |token: &str| {
+        let token = token.to_owned();
+        parse_with(
+            "",
+            &[("STEPWELL_ADMIN_TOKEN", token.as_str())],
+            &Overrides::default(),
+        )
+    };
+    for (token, part) in [
+        ("x".to_owned(), "has 1 characters"),
+        ("fifteen-letters".to_owned(), "fewer than 16"),
+        ("x".repeat(1025), "1024 are the most"),
+        ("with spaces in the token".to_owned(), "spaces"),
+        ("tökentökentökentöken".to_owned(), "ASCII"),
+    ] {
+        let shown = mistakes(&token).unwrap_err();
+        assert!(shown[0].contains(part) && shown.len() == 1, "{shown:?}");
+        assert!(!shown[0].contains(&token) || token.len() == 1, "{shown:?}");
+    }
+    mistakes(&"x".repeat(1024)).unwrap();
+    // It is one mistake, and not that there is no token, too.
+    let open = "[server]\nadmin_listen = \"0.0.0.0:8081\"\nadmin_token = \"short\"\n";
+    let shown = parse(open).unwrap_err();
+    assert!(
+        shown.len() == 1 && shown[0].contains("5 characters"),
+        "{shown:?}"
+    );
 }
 
 #[test]

@@ -231,7 +231,7 @@ async fn give_up(
         let Err(refused) = write_until_acknowledged(shared, &write, stop).await? else {
             break;
         };
-        counter!("stepwell_kafka_write_failures_total", "topic" => topic.clone()).increment(1);
+        write_failed(shared, topic);
         let less = form.less();
         error!(
             topic,
@@ -282,8 +282,7 @@ async fn write_until_acknowledged(
             Ok(()) => return Ok(Ok(())),
             Err(refused @ WriteError::Refused { .. }) => return Ok(Err(refused.to_string())),
             Err(failure) => {
-                counter!("stepwell_kafka_write_failures_total", "topic" => write.topic.clone())
-                    .increment(1);
+                write_failed(shared, &write.topic);
                 warn!(%failure, "the record waits");
                 waits.get_or_insert_with(|| shared.waiting.begin(failure.to_string()));
                 sleep(pause, stop).await?;
@@ -291,6 +290,12 @@ async fn write_until_acknowledged(
             }
         }
     }
+}
+
+fn write_failed(shared: &Shared, topic: &str) {
+    let (group, topic) = (shared.spec.group.clone(), topic.to_owned());
+    counter!("stepwell_kafka_write_failures_total", "group" => group, "topic" => topic)
+        .increment(1);
 }
 
 /// How a record has failed so far.

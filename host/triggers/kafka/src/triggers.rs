@@ -1,6 +1,6 @@
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -27,7 +27,24 @@ pub struct KafkaTriggers {
     dispatcher: Arc<Dispatcher>,
     topics: Arc<Topics>,
     runtime: Handle,
-    running: Mutex<HashMap<Key, Subscription>>,
+    subscriptions: Mutex<Subscriptions>,
+}
+
+/// Threads that a subscription takes, and a few that it may start later.
+const THREADS: usize = 12;
+
+/// Whether so many threads could be started now: librdkafka waits for ever for one of its own that could not.
+fn try_threads() -> std::io::Result<()> {
+    let gate = Mutex::new(());
+    std::thread::scope(|scope| {
+        let closed = gate.lock();
+        let tried = (0..THREADS).try_for_each(|_| {
+            let thread = std::thread::Builder::new().stack_size(64 << 10);
+            thread.spawn_scoped(scope, || drop(gate.lock())).map(drop)
+        });
+        drop(closed);
+        tried
+    })
 }
 
 /// The Kafka side could not be started.
@@ -61,6 +78,19 @@ struct Key {
     namespace: Name,
     pipeline: Name,
     trigger: String,
+}
+
+#[derive(Default)]
+struct Subscriptions {
+    running: HashMap<Key, Subscription>,
+    /// Those that could not be started. They are tried again.
+    failed: HashMap<Key, Failed>,
+}
+
+struct Failed {
+    deployment: Arc<Deployment>,
+    spec: KafkaTriggerSpec,
+    reason: String,
 }
 
 struct Subscription {
@@ -101,7 +131,7 @@ impl KafkaTriggers {
             dispatcher,
             topics: Arc::new(topics),
             runtime: Handle::current(),
-            running: Mutex::default(),
+            subscriptions: Mutex::default(),
         })
     }
 
@@ -131,8 +161,9 @@ impl KafkaTriggers {
                 }
             }
         }
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running.retain(|key, subscription| {
+        let mut all = self.lock();
+        all.failed.clear();
+        all.running.retain(|key, subscription| {
             let keep = wanted.contains_key(key);
             if !keep {
                 subscription.stop.cancel();
@@ -140,17 +171,61 @@ impl KafkaTriggers {
             keep
         });
         for (key, (deployment, spec)) in wanted {
-            if let Some(subscription) = running.get(&key) {
+            if let Some(subscription) = all.running.get(&key) {
                 subscription.shared.deployment.store(deployment);
                 continue;
             }
-            match self.subscribe(deployment, spec) {
-                Ok(subscription) => {
-                    running.insert(key, subscription);
-                }
-                Err(error) => error!(%error, pipeline = %key.pipeline, "subscription not started"),
+            if let Err(error) = self.begin(&mut all, key, deployment, spec) {
+                error!(%error, "subscription not started; it is tried again");
             }
         }
+    }
+
+    /// Tries again what could not be started: the process may have threads or files to spare by now.
+    pub fn retry(&self) {
+        let mut all = self.lock();
+        for (key, failed) in std::mem::take(&mut all.failed) {
+            // Why it failed is in the log already, and in what readiness says.
+            let _ = self.begin(&mut all, key, failed.deployment, failed.spec);
+        }
+    }
+
+    fn begin(
+        &self,
+        all: &mut Subscriptions,
+        key: Key,
+        deployment: Arc<Deployment>,
+        spec: KafkaTriggerSpec,
+    ) -> Result<(), KafkaError> {
+        let begun = try_threads()
+            .map_err(|error| {
+                KafkaError::ClientCreation(format!(
+                    "{THREADS} more threads cannot be started: {error}; raise the limit of threads (pids.max, ulimit -u)"
+                ))
+            })
+            .and_then(|()| self.subscribe(deployment.clone(), spec.clone()));
+        match begun {
+            Ok(subscription) => {
+                all.running.insert(key, subscription);
+                Ok(())
+            }
+            Err(error) => {
+                let reason = format!("not started: {error}");
+                let failed = Failed {
+                    deployment,
+                    spec,
+                    reason,
+                };
+                all.failed.insert(key, failed);
+                Err(error)
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Subscriptions> {
+        self.subscriptions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn subscribe(
@@ -222,8 +297,15 @@ impl KafkaTriggers {
 
     /// How the subscriptions are.
     pub fn state(&self) -> Vec<SubscriptionState> {
-        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut states: Vec<SubscriptionState> = running
+        let all = self.lock();
+        let failed = all.failed.iter().map(|(key, failed)| SubscriptionState {
+            pipeline: format!("{}/{}", key.namespace, key.pipeline),
+            group: failed.spec.group.clone(),
+            partitions: 0,
+            error: Some(failed.reason.clone()),
+        });
+        let mut states: Vec<SubscriptionState> = all
+            .running
             .iter()
             .map(|(key, subscription)| SubscriptionState {
                 pipeline: format!("{}/{}", key.namespace, key.pipeline),
@@ -237,6 +319,7 @@ impl KafkaTriggers {
                     .clone()
                     .or_else(|| subscription.shared.waiting.why()),
             })
+            .chain(failed)
             .collect();
         states.sort_by(|a, b| (&a.pipeline, &a.group).cmp(&(&b.pipeline, &b.group)));
         states
@@ -245,8 +328,9 @@ impl KafkaTriggers {
     /// Stops intake, waits for records under way until `deadline`, commits and leaves the groups. Blocks: call it off the runtime's workers.
     pub fn shutdown(&self, deadline: Instant) {
         let subscriptions: Vec<Subscription> = {
-            let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-            running
+            let mut all = self.lock();
+            all.failed.clear();
+            all.running
                 .drain()
                 .map(|(_, subscription)| subscription)
                 .collect()

@@ -542,6 +542,32 @@ async fn a_record_that_waits_for_a_topic_is_known_until_it_is_written() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_subscription_that_does_not_start_is_known_and_tried_again() {
+    let triggers = triggers(Brokers::Embedded);
+    // librdkafka subscribes to no topic without a name.
+    let nameless = KafkaTriggerSpec {
+        topics: vec![String::new()],
+        ..spec("nameless")
+    };
+    let whole = spec("whole");
+    triggers.apply(&[
+        deployment(nameless.clone(), 1, Duration::ZERO, upper()),
+        deployment(whole.clone(), 1, Duration::ZERO, upper()),
+    ]);
+    for _ in 0..2 {
+        let state = triggers.state();
+        let of = |group: &str| state.iter().find(|one| one.group == group).unwrap();
+        let error = of(&nameless.group).error.clone().unwrap();
+        assert!(error.starts_with("not started: "), "{error}");
+        assert_eq!((state.len(), &of(&whole.group).error), (2, &None));
+        triggers.retry();
+    }
+    triggers.apply(&[deployment(whole, 2, Duration::ZERO, upper())]);
+    assert_eq!(triggers.state().len(), 1);
+    stop(triggers).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hosts_that_join_and_leave_lose_no_record() {
     let brokers = shared_kafka();
     let spec = spec("join");
