@@ -10,8 +10,10 @@ use crate::input;
 use crate::jwks::{MAX_BYTES, is_url};
 use crate::tls::{TlsFiles, TlsMistake};
 
-/// Characters of an `admin_token`: nobody guesses that many, and a request carries that many.
-const SHORTEST_TOKEN: usize = 16;
+/// Characters of an `admin_token` that nobody guesses.
+const LONG_TOKEN: usize = 16;
+
+/// Characters of one that every request can carry.
 const LONGEST_TOKEN: usize = 1024;
 
 /// Origins that `trusted` may name.
@@ -101,23 +103,29 @@ impl Reader<'_> {
         JwtConfig { issuer, trusted }
     }
 
-    /// The first operator's token; one that can be guessed, or that no request can carry, is a mistake.
+    /// The first operator's token; one that no request can carry is a mistake, and one that can be guessed a warning.
     pub(super) fn admin_token(&self, at: &At<'_>) -> Option<Secret> {
+        const HINT: &str = "make one with 'openssl rand -hex 32'";
         let token = self.secrets.read(at)?;
         let length = token.expose().chars().count();
-        let mistake = if length < SHORTEST_TOKEN {
-            format!(
-                "the token has {length} characters, and fewer than {SHORTEST_TOKEN} can be guessed"
-            )
-        } else if length > LONGEST_TOKEN {
-            format!("the token has {length} characters; {LONGEST_TOKEN} are the most")
-        } else if !token.expose().bytes().all(|byte| byte.is_ascii_graphic()) {
-            "the token has spaces, or characters other than letters, digits and signs of ASCII, which requests cannot carry".to_owned()
-        } else {
-            return Some(token);
-        };
-        at.problem_with_hint(mistake, "make one with 'openssl rand -hex 32'");
-        None
+        if length > LONGEST_TOKEN {
+            let mistake =
+                format!("the token has {length} characters; {LONGEST_TOKEN} are the most");
+            at.problem_with_hint(mistake, HINT);
+            return None;
+        }
+        if !token.expose().bytes().all(|byte| byte.is_ascii_graphic()) {
+            let mistake = "the token has spaces, or characters other than letters, digits and signs of ASCII, which requests cannot carry";
+            at.problem_with_hint(mistake, HINT);
+            return None;
+        }
+        if length < LONG_TOKEN {
+            let warning = format!(
+                "the token has {length} characters, and fewer than {LONG_TOKEN} can be guessed"
+            );
+            self.secrets.warning(at, warning, HINT);
+        }
+        Some(token)
     }
 
     /// A URL, or a file that holds keys.

@@ -108,13 +108,23 @@ impl<'a> SecretReader<'a> {
     }
 
     fn warn(&self, at: &At<'_>) {
-        let position = at.position();
+        self.warning(
+            at,
+            "a secret is written out in the configuration".into(),
+            "use { env = \"…\" } or { file = \"…\" }",
+        );
+    }
+
+    /// What the host starts with all the same.
+    pub(super) fn warning(&self, at: &At<'_>, message: String, hint: &str) {
+        // What comes from the environment stands at no line.
+        let position = Some(at.position()).filter(|position| position.line > 0);
         self.warnings.borrow_mut().push(Problem {
             path: at.path().to_owned(),
-            line: Some(position.line),
-            column: Some(position.column),
-            message: "a secret is written out in the configuration".into(),
-            hint: Some("use { env = \"…\" } or { file = \"…\" }".into()),
+            line: position.map(|position| position.line),
+            column: position.map(|position| position.column),
+            message,
+            hint: Some(hint.into()),
         });
     }
 }
