@@ -1,0 +1,8 @@
+//! Who may do what: roles, tokens, namespaces, quotas, and the log of who did what.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "test code")]
+
+mod development;
+mod namespaces;
+mod roles;
+mod support;
+mod tokens;
