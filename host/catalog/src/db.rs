@@ -1,32 +1,29 @@
 //! The two databases behind one face: transactions that take the same statements (both know `$1`, `ON CONFLICT` and
 //! `RETURNING`) and rows that are read the same way.
 
+mod migrate;
+mod row;
+
 use std::future::Future;
-use std::path::Path;
-use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use sqlx::migrate::Migrator;
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgRow, Postgres};
+use sqlx::postgres::{PgPool, PgPoolOptions, Postgres};
 use sqlx::query::Query;
 use sqlx::sqlite::{
     Sqlite, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool,
-    SqlitePoolOptions, SqliteRow, SqliteSynchronous,
+    SqlitePoolOptions, SqliteSynchronous,
 };
-use sqlx::{ConnectOptions, Connection, Database, Encode, Row as _, Transaction, Type};
-use time::OffsetDateTime;
+use sqlx::{Connection, Database, Encode, Transaction, Type};
 use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, watch};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 
+use self::migrate::{migrate_postgres, migrate_sqlite};
+pub(crate) use self::row::{Row, millis, now, signed};
 use crate::audit::Act;
-use crate::error::migration;
 use crate::location::postgres_options;
 use crate::place::Place;
 use crate::{CatalogError, InvalidLocation, Location};
-
-static SQLITE_MIGRATIONS: Migrator = sqlx::migrate!("../../migrations/sqlite");
-static POSTGRES_MIGRATIONS: Migrator = sqlx::migrate!("../../migrations/postgres");
 
 /// The channel on which PostgreSQL tells of changes.
 pub(crate) const CHANNEL: &str = "stepwell_catalog";
@@ -35,8 +32,6 @@ pub(crate) const CHANNEL: &str = "stepwell_catalog";
 const CONNECT: Duration = Duration::from_secs(3);
 /// How long one statement may take; the largest carries a component's bytes.
 const STATEMENT: Duration = Duration::from_secs(60);
-/// How long a catalog's file may be empty when it is made.
-const EMPTY: Duration = Duration::from_secs(3);
 /// How long a change may wait for those before it.
 const TURN: Duration = Duration::from_secs(30);
 
@@ -380,119 +375,6 @@ async fn end(inner: Inner, last_write: Option<&LastWrite>) -> Result<(), Catalog
     last.note(ended)
 }
 
-/// A row of either database.
-pub(crate) enum Row {
-    Sqlite(SqliteRow),
-    Postgres(PgRow),
-}
-
-impl Row {
-    pub(crate) fn int(&self, column: usize) -> Result<i64, CatalogError> {
-        Ok(match self {
-            Self::Sqlite(row) => row.try_get(column)?,
-            Self::Postgres(row) => row.try_get(column)?,
-        })
-    }
-
-    pub(crate) fn unsigned(&self, column: usize) -> Result<u64, CatalogError> {
-        unsigned(self.int(column)?)
-    }
-
-    pub(crate) fn text(&self, column: usize) -> Result<String, CatalogError> {
-        Ok(match self {
-            Self::Sqlite(row) => row.try_get(column)?,
-            Self::Postgres(row) => row.try_get(column)?,
-        })
-    }
-
-    pub(crate) fn optional_unsigned(&self, column: usize) -> Result<Option<u64>, CatalogError> {
-        let number: Option<i64> = match self {
-            Self::Sqlite(row) => row.try_get(column)?,
-            Self::Postgres(row) => row.try_get(column)?,
-        };
-        number.map(unsigned).transpose()
-    }
-
-    pub(crate) fn optional_time(
-        &self,
-        column: usize,
-    ) -> Result<Option<OffsetDateTime>, CatalogError> {
-        let millis: Option<i64> = match self {
-            Self::Sqlite(row) => row.try_get(column)?,
-            Self::Postgres(row) => row.try_get(column)?,
-        };
-        millis.map(time_of).transpose()
-    }
-
-    pub(crate) fn optional_parsed<T>(&self, column: usize) -> Result<Option<T>, CatalogError>
-    where
-        T: FromStr<Err: std::fmt::Display>,
-    {
-        let text: Option<String> = match self {
-            Self::Sqlite(row) => row.try_get(column)?,
-            Self::Postgres(row) => row.try_get(column)?,
-        };
-        text.map(|text| {
-            text.parse()
-                .map_err(|error: T::Err| CatalogError::Corrupt(error.to_string()))
-        })
-        .transpose()
-    }
-
-    pub(crate) fn bytes(&self, column: usize) -> Result<Vec<u8>, CatalogError> {
-        Ok(match self {
-            Self::Sqlite(row) => row.try_get(column)?,
-            Self::Postgres(row) => row.try_get(column)?,
-        })
-    }
-
-    pub(crate) fn parsed<T>(&self, column: usize) -> Result<T, CatalogError>
-    where
-        T: FromStr<Err: std::fmt::Display>,
-    {
-        self.text(column)?
-            .parse()
-            .map_err(|error: T::Err| CatalogError::Corrupt(error.to_string()))
-    }
-
-    pub(crate) fn json<T: serde::de::DeserializeOwned>(
-        &self,
-        column: usize,
-    ) -> Result<T, CatalogError> {
-        serde_json::from_str(&self.text(column)?)
-            .map_err(|error| CatalogError::Corrupt(error.to_string()))
-    }
-
-    pub(crate) fn time(&self, column: usize) -> Result<OffsetDateTime, CatalogError> {
-        time_of(self.int(column)?)
-    }
-}
-
-fn unsigned(number: i64) -> Result<u64, CatalogError> {
-    u64::try_from(number)
-        .map_err(|_| CatalogError::Corrupt(format!("{number} where no negative number can be")))
-}
-
-fn time_of(millis: i64) -> Result<OffsetDateTime, CatalogError> {
-    OffsetDateTime::from_unix_timestamp_nanos(i128::from(millis) * 1_000_000)
-        .map_err(|error| CatalogError::Corrupt(error.to_string()))
-}
-
-/// A number as it is stored.
-pub(crate) fn signed(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
-}
-
-/// A time as it is stored.
-pub(crate) fn millis(time: OffsetDateTime) -> i64 {
-    i64::try_from(time.unix_timestamp_nanos() / 1_000_000).unwrap_or(i64::MAX)
-}
-
-/// The current time as it is stored.
-pub(crate) fn now() -> i64 {
-    millis(OffsetDateTime::now_utc())
-}
-
 /// Whether a connection of the pool may be used. When the disk is full, SQLite ends a transaction by itself; sqlx then has
 /// nothing to undo, takes it for open all the same, and makes the next one a part of it: nothing would be stored any more,
 /// without a word, and reads would see what was there then.
@@ -550,80 +432,6 @@ async fn within<T, E: Into<CatalogError>>(
         Ok(result) => result.map_err(Into::into),
         Err(_) => Err(CatalogError::unavailable("it did not answer in time")),
     }
-}
-
-/// SQLite's migrator has no lock of its own, and turning on WAL does not wait for another process that is doing the same:
-/// so all of it happens in one exclusive transaction, and is tried again while another process is at it.
-async fn migrate_sqlite(options: &SqliteConnectOptions) -> Result<(), CatalogError> {
-    if let Some(directory) = options.get_filename().parent() {
-        tokio::fs::create_dir_all(directory)
-            .await
-            .map_err(sqlx::Error::Io)?;
-    }
-    refuse_emptied(options.get_filename()).await?;
-    let give_up = Instant::now() + TURN;
-    loop {
-        match try_migrate_sqlite(options).await {
-            Err(error) if error.is_busy() && Instant::now() < give_up => {
-                sleep(Duration::from_millis(20)).await;
-            }
-            result => return result,
-        }
-    }
-}
-
-/// SQLite takes an empty file for a new database: a catalog that was cut to nothing would be a host without pipelines, and all would
-/// seem well.
-async fn refuse_emptied(path: &Path) -> Result<(), CatalogError> {
-    let give_up = Instant::now() + EMPTY;
-    while tokio::fs::metadata(path)
-        .await
-        .is_ok_and(|file| file.is_file() && file.len() == 0)
-    {
-        if Instant::now() >= give_up {
-            return Err(CatalogError::Corrupt(
-                "its file is there and empty: put a backup in its place, or delete it to begin with nothing"
-                    .to_owned(),
-            ));
-        }
-        // Another process that has just made it is about to write.
-        sleep(Duration::from_millis(20)).await;
-    }
-    Ok(())
-}
-
-async fn try_migrate_sqlite(options: &SqliteConnectOptions) -> Result<(), CatalogError> {
-    // Here alone: one that is gone later must not be made anew, and empty.
-    let options = options.clone().create_if_missing(true);
-    let mut connection = options.connect().await?;
-    let mut transaction = connection.begin_with("BEGIN EXCLUSIVE").await?;
-    SQLITE_MIGRATIONS
-        .run_direct(None, &mut *transaction, false)
-        .await
-        .map_err(|error| migration(error, newest(&SQLITE_MIGRATIONS)))?;
-    transaction.commit().await?;
-    Ok(connection.close().await?)
-}
-
-/// The migrator holds a lock of the session while it works; a connection of its own frees it, whatever happens.
-async fn migrate_postgres(options: &PgConnectOptions) -> Result<(), CatalogError> {
-    let mut connection = within(CONNECT, options.connect()).await?;
-    let migrated = POSTGRES_MIGRATIONS
-        .run_direct(None, &mut connection, false)
-        .await
-        .map_err(|error| migration(error, newest(&POSTGRES_MIGRATIONS)));
-    match (migrated, connection.close().await) {
-        (Ok(()), closed) => Ok(closed?),
-        (error, _) => error,
-    }
-}
-
-fn newest(migrations: &Migrator) -> i64 {
-    migrations
-        .iter()
-        .map(|migration| migration.version)
-        .max()
-        .unwrap_or(0)
 }
 
 #[cfg(test)]
