@@ -459,3 +459,47 @@ impl<S: StoreState> Call<S> {
         outcome.map_err(|error| blame(&error, meter, &self.limits, self.host_call_bytes))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::thread::{self, ThreadId};
+
+    use stepwell_core::thread_time;
+
+    use super::*;
+    use crate::memory::{GuestMemory, Tenant};
+
+    /// The thread that the first call of a new step begins on, which computes for so long without a yield.
+    async fn begin(tenant: &Tenant, lane: &Arc<SlowLane>, time: Duration) -> ThreadId {
+        let guest = async move {
+            let began = thread_time();
+            while thread_time() - began < time {}
+            Ok(thread::current().id())
+        };
+        let guest = Guest {
+            at: At::Here(Box::pin(guest)),
+            clock: Arc::new(CpuClock::new(Duration::from_secs(10), None)),
+            environment: Arc::new(Environment::default().of(tenant.clone())),
+            lane: lane.clone(),
+            cpu: Duration::from_secs(10),
+        };
+        guest.await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_namespace_that_keeps_threads_begins_elsewhere_even_with_new_steps() {
+        let memory = Arc::new(GuestMemory::new(1 << 30));
+        let (one, other) = (memory.tenant("one"), memory.tenant("other"));
+        let lane = Arc::new(SlowLane::start(1).unwrap());
+        let here = thread::current().id();
+        let (short, long) = (Duration::from_micros(10), Duration::from_millis(20));
+        for _ in 0..2 {
+            assert_eq!(begin(&one, &lane, long).await, here, "now and then it may");
+        }
+        for _ in 0..5 {
+            begin(&one, &lane, long).await;
+        }
+        assert_ne!(begin(&one, &lane, short).await, here);
+        assert_eq!(begin(&other, &lane, short).await, here);
+    }
+}
