@@ -102,11 +102,13 @@ impl Shared {
 
         store.epoch_deadline_callback(move |mut context| {
             let meter = &context.data_mut().base().meter;
-            if meter.clock().is_some_and(|clock| clock.used() > limits.cpu) {
-                return Err(wasmtime::Error::new(Exceeded::Cpu(limits.cpu)));
+            match meter.clock() {
+                Some(clock) if clock.used() > limits.cpu => {
+                    Err(wasmtime::Error::new(Exceeded::Cpu(limits.cpu)))
+                }
+                Some(clock) => Ok(clock.turn()),
+                None => Ok(UpdateDeadline::Yield(1)),
             }
-            // Neighbours and timers get their turn at every tick.
-            Ok(UpdateDeadline::Yield(1))
         });
         Ok(self.arm((store, clock, slot), limits, now, deadline))
     }

@@ -6,12 +6,13 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use stepwell_core::CpuAccount;
+use wasmtime::UpdateDeadline;
 
 /// CPU time that a call has used: what its thread has executed while the call was being polled. Waiting for a host function, or
 /// for a turn among other tasks, costs nothing.
 ///
 /// Asking for a thread's CPU time is a system call, which short calls would feel. So a call's first millisecond is taken from
-/// the monotonic clock: a guest yields after two ticks at most, so a shorter poll counts as long as it took. In a longer one the
+/// the monotonic clock: a guest yields within two ticks, so a shorter poll counts as long as it took. In a longer one the
 /// thread was kept from running, or one of the guest's instructions took long (it fills or copies memory): what the thread has
 /// executed since its CPU time was last asked for tells which.
 pub(crate) struct CpuClock {
@@ -36,6 +37,10 @@ static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// Budgets below this are timed exactly from the start.
 const SMALL: Duration = Duration::from_millis(20);
+
+/// Time that a poll may take before the guest is told to yield at a tick. Of calls that take 20 µs every fiftieth meets a tick, and
+/// one that yields goes to the end of the line.
+const TURN: u64 = 500_000;
 
 /// How long a poll may take to count as that while time is taken roughly.
 const TWO_TICKS: u64 = 2_000_000;
@@ -116,6 +121,15 @@ impl CpuClock {
     /// Whether a poll went on although the guest should have yielded, since this was last asked.
     pub(crate) fn overran(&self) -> bool {
         self.overran.load(Ordering::Relaxed) && self.overran.swap(false, Ordering::Relaxed)
+    }
+
+    /// What a guest is told at a tick: neighbours and timers get their turn, unless its own has only just begun.
+    pub(crate) fn turn(&self) -> UpdateDeadline {
+        // One that has become large leaves the thread before it touches what it was given.
+        match self.spent(self.now()) < TURN && !self.is_large() {
+            true => UpdateDeadline::Continue(1),
+            false => UpdateDeadline::Yield(1),
+        }
     }
 
     /// Times one poll.
@@ -274,6 +288,25 @@ mod tests {
             "{:?}",
             used(&clock)
         );
+    }
+
+    #[test]
+    fn a_guest_that_has_just_begun_goes_on_at_a_tick() {
+        let goes_on = |clock: &CpuClock| matches!(clock.turn(), UpdateDeadline::Continue(1));
+        let yields = |clock: &CpuClock| matches!(clock.turn(), UpdateDeadline::Yield(1));
+        for budget in [Duration::from_millis(1), Duration::from_secs(1)] {
+            let clock = CpuClock::new(budget, None);
+            let just_begun = || clock.timed(|| goes_on(&clock));
+            // The machine may keep the thread from running in between.
+            assert!((0..100).any(|_| just_begun()));
+            clock.timed(|| {
+                compute(Duration::from_millis(3));
+                assert!(yields(&clock));
+            });
+            assert!((0..100).any(|_| just_begun()), "in its next turn");
+            clock.be_large();
+            clock.timed(|| assert!(yields(&clock)));
+        }
     }
 
     #[test]

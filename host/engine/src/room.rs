@@ -9,7 +9,6 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use stepwell_core::{Limits, Reuse, StepError};
 use tokio::sync::{Notify, mpsc, watch};
-use wasmtime::UpdateDeadline;
 use wasmtime::component::Accessor;
 use wasmtime_wasi_http::p3::bindings::{Service, ServicePre};
 
@@ -389,8 +388,7 @@ async fn start<S: StoreState>(
         if nanos(clock.used()) > of_callback.allowance.load(Ordering::Relaxed) {
             return Err(wasmtime::Error::new(Exceeded::Cpu(of_callback.limits.cpu)));
         }
-        // Neighbours and timers get their turn at every tick.
-        Ok(UpdateDeadline::Yield(1))
+        Ok(clock.turn())
     });
     let service = room.shared.instantiate(pre, &mut call.store).await?;
     call.store
