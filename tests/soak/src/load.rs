@@ -253,7 +253,8 @@ async fn service(soak: &Soak, visit: &Visit, rng: &mut StdRng) -> Result<()> {
 /// Whether a response ended before its end.
 fn is_broken_off(error: &anyhow::Error) -> bool {
     let ended = |error: &reqwest::Error| error.is_body() || error.is_decode();
-    error.downcast_ref().is_some_and(ended) || format!("{error:?}").contains("IncompleteMessage")
+    error.downcast_ref().is_some_and(ended)
+        || format!("{error:#}").contains("connection closed before message completed")
 }
 
 /// A caller who hangs up.
