@@ -152,8 +152,11 @@ pub(crate) fn wasmtime_config(flavor: Flavor, allocation: Allocation) -> Config 
     config
 }
 
+/// Bytes that a memory can have, all of which its slot has addresses for.
+pub(crate) const SLOT: usize = 4 << 30;
+
 /// Bytes of a memory that stay resident while its slot is unused.
-const KEPT_OF_A_SLOT: usize = 1 << 20;
+pub(crate) const KEPT_OF_A_SLOT: usize = 1 << 20;
 
 /// Slots that stay warm for each core: components that are called by turns without losing what is prepared for them. Each core has its
 /// share of the slots to itself.
@@ -180,6 +183,7 @@ fn pool(instances: u32, warm: u32) -> PoolingAllocationConfig {
         .total_core_instances(instances.saturating_mul(CORE_INSTANCES))
         .total_tables(instances.saturating_mul(TABLES_OF_A_SLOT))
         .total_memories(instances)
+        .max_memory_size(SLOT)
         .total_stacks(instances)
         .max_unused_warm_slots(warm)
         .linear_memory_keep_resident(KEPT_OF_A_SLOT)

@@ -3,7 +3,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use metrics::gauge;
+use metrics::{counter, gauge};
 use stepwell_core::Digest;
 use wasmtime::PoolingAllocatorMetrics;
 use wasmtime::component::Linker;
@@ -21,6 +21,7 @@ use crate::plugin::Plugin;
 use crate::queue::{Lane, Queue};
 use crate::residents::Residents;
 use crate::store::StoreState;
+use crate::sweep::sweep;
 
 /// Runs components. `S` is what the store of each call holds. Cheap to clone.
 pub struct Engine<S: StoreState> {
@@ -181,6 +182,23 @@ impl<S: StoreState> Engine<S> {
         self.loader.machines.memory().tenant(namespace)
     }
 
+    /// Gives back the memory that calls have left in places which nobody uses. It blocks, and other calls wait for it: worth it when
+    /// the process holds much more than its guests do.
+    pub fn sweep(&self) {
+        for machine in self.loader.machines.made() {
+            let shared = &machine.shared;
+            match sweep(&shared.engine, &shared.slots) {
+                Ok(swept) => counter!("stepwell_pool_swept_total").increment(swept as u64),
+                Err(error) => {
+                    tracing::warn!(
+                        error = format!("{error:#}"),
+                        "unused memory is not given back"
+                    );
+                }
+            }
+        }
+    }
+
     /// Drops a component from the cache. Calls of those that have it loaded go on.
     pub fn forget(&self, digest: &Digest) {
         self.loader.forget(digest);
@@ -318,6 +336,10 @@ pub fn describe_metrics() {
         "stepwell_guest_memory_bytes",
         Unit::Bytes,
         "Linear memory that all guests hold together."
+    );
+    describe_counter!(
+        "stepwell_pool_swept_total",
+        "Places of instances that were swept of memory which calls had left there."
     );
     describe_gauge!(
         "stepwell_pool_instances_active",

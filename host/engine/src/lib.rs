@@ -46,6 +46,7 @@ mod slots;
 mod step;
 mod store;
 mod streamed;
+mod sweep;
 mod temper;
 mod turns;
 mod worker;

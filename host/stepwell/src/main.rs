@@ -27,6 +27,7 @@ mod series;
 mod serve;
 mod services;
 mod spans;
+mod sweeping;
 mod taken;
 mod telemetry;
 mod tls;

@@ -46,6 +46,7 @@ use crate::readiness::{Health, Remote};
 use crate::runtimes::{Runtimes, opened_on};
 use crate::series::{Living, Series};
 use crate::services::{Services, start_models};
+use crate::sweeping::sweeping;
 use crate::telemetry::Telemetry;
 use crate::tls::LiveTls;
 
@@ -170,14 +171,15 @@ async fn host(
         config.admin_listen.ip().is_loopback(),
     ));
     let engine_defaults = EngineConfig::new(config.data_dir.join("cache"));
+    let guest_memory = config
+        .limits
+        .guest_memory
+        .unwrap_or(engine_defaults.guest_memory);
     let engine = Engine::new(
         EngineConfig {
             max_component: config.limits.component,
             compile_timeout: config.limits.compile,
-            guest_memory: config
-                .limits
-                .guest_memory
-                .unwrap_or(engine_defaults.guest_memory),
+            guest_memory,
             compile_memory: config.limits.compile_memory,
             compile_by: CompileBy::Program {
                 // This program, even if another version lies in its place by now.
@@ -191,6 +193,7 @@ async fn host(
         },
         guest::link,
     )?;
+    let swept = engine.clone();
     let observer = Arc::new(FailureLog(services.logs.clone()));
     let dispatcher = Dispatcher::with(
         config.limits.concurrent_runs,
@@ -333,6 +336,7 @@ async fn host(
         kafka.clone(),
         stopping.clone(),
     ));
+    let sweeping = tokio::spawn(sweeping(swept, guest_memory, stopping.clone()));
     let is_development = tokens.is_development();
     if is_development {
         warn!(
@@ -365,7 +369,7 @@ async fn host(
     dispatcher.close();
     let unfinished = dispatcher.drained(deadline).await;
     let _ = subscriptions.await;
-    let _ = tokio::join!(follower, quotas, known, upkeep);
+    let _ = tokio::join!(follower, quotas, known, upkeep, sweeping);
     admin_stop.cancel();
     let _ = admin_server.await;
     directory.store_uses().await;
