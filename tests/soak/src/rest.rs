@@ -78,9 +78,9 @@ impl Rest {
         })
     }
 
-    /// What all rests together say. The first ones warm everything up.
+    /// What all rests together say. The first half of them warms everything up: slots for instances above all.
     pub(crate) fn judge(rests: &[Self], findings: &Findings) {
-        let (Some(first), Some(last)) = (rests.get(rests.len() / 3), rests.last()) else {
+        let (Some(first), Some(last)) = (rests.get(rests.len() / 2), rests.last()) else {
             return;
         };
         if last.resident > first.resident + first.resident / 10 + SLACK {
