@@ -17,7 +17,8 @@ use crate::inspect::ASYNC_INSTANCES;
 
 /// Compiled components on disk, by digest and by the compatibility of the engine that made them. The host is the only writer.
 ///
-/// Beside each file lies its SHA-256, and what else is to be known of it. What does not match its sum or is of another engine is dropped and compiled again. That is
+/// Beside each file lies its SHA-256, and what else is to be known of it.
+/// What does not match its sum or is of another engine is dropped and compiled again. That is
 /// why nothing here is synchronised to the disk: what a crash takes or tears is noticed. What merely cannot be read now stays.
 pub(crate) struct Cache {
     dir: PathBuf,

@@ -29,14 +29,13 @@ pub(crate) fn sweep(engine: &Engine, slots: &Semaphore) -> wasmtime::Result<usiz
     let Ok(_permits) = slots.try_acquire_many(permits) else {
         return Ok(0);
     };
-    loop {
-        let used_before = pool.unused_warm_memories();
+    let used_before = pool.unused_warm_memories();
+    sweep_some(engine, taken)?;
+    // Slots that were never used come first; once all have been, it is those that were not used for longest.
+    if pool.unused_warm_memories() > used_before {
         sweep_some(engine, taken)?;
-        // Slots that were never used come first; once all have been, it is those that were not used for longest.
-        if pool.unused_warm_memories() <= used_before {
-            return Ok(taken);
-        }
     }
+    Ok(taken)
 }
 
 fn sweep_some(engine: &Engine, slots: usize) -> wasmtime::Result<()> {

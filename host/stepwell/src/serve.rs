@@ -545,8 +545,7 @@ async fn hold_to_quotas(
 }
 
 /// Forgets, now and then, what is no more: what the dispatcher holds of it, and its metrics. Subscriptions that could not be started
-/// are tried again. Memory that bursts have left behind is
-/// given back when nothing runs.
+/// are tried again. Memory that bursts have left behind is given back when nothing runs.
 async fn upkeep(
     metrics: Arc<Series>,
     dispatcher: Dispatcher,

@@ -11,8 +11,8 @@ use crate::guest::GuestState;
 /// How often somebody looks: guests can leave gigabytes in a second.
 const OFTEN: Duration = Duration::from_millis(500);
 
-/// Growth that is worth it, where guests may hold as much eight times over.
-const GROWTH: u64 = 256 << 20;
+/// Growth that is worth it on the smallest machine: less comes and goes all the time.
+const GROWTH: u64 = 64 << 20;
 
 /// Sweeps the places of guests whenever the process has grown by an eighth of what guests may hold, until the host stops.
 pub(crate) async fn sweeping(
