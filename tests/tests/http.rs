@@ -579,7 +579,7 @@ async fn a_guest_that_goes_on_after_its_response_counts_as_a_run() {
     let set = ["namespace", "set", "default", "--concurrent-runs", "1"];
     assert_eq!(host.cli(&set).unwrap().status.code(), Some(0));
     let get = async |path: &str| send(host.request(Method::GET, path)).await.unwrap();
-    for path in ["/linger/2000", "/linger-streamed/2000"] {
+    for path in ["/linger/5000", "/linger-streamed/5000"] {
         let reply = loop {
             let reply = get(path).await;
             if reply.status != StatusCode::TOO_MANY_REQUESTS {

@@ -2,6 +2,7 @@
 //! its turn, or that has got less than its share so far, and looks again when a tick or another thread wakes it, which takes
 //! milliseconds.
 
+use std::cell::Cell;
 use std::io;
 use std::mem::MaybeUninit;
 use std::ptr;
@@ -66,8 +67,9 @@ pub(crate) struct Pace {
 impl Pace {
     /// One that does nothing yet. From the first one on the process does not end by `SIGALRM`.
     pub(crate) fn new() -> io::Result<Self> {
-        // SAFETY: a value of zeros is a valid `sigaction`, and the handler calls nothing but `sched_yield`, which may be called at
-        // any point of a program, on whatever stack: a guest's has no room for it. Both pointers are good for the call.
+        // SAFETY: a value of zeros is a valid `sigaction`. The handler makes system calls and reads and writes a number of its
+        // thread's, which may be done at any point of a program, and on whatever stack: a guest's has no room for it. Both pointers
+        // are good for the call.
         #[allow(unsafe_code, reason = "no library has this system call")]
         let refused = unsafe {
             let mut action: libc::sigaction = MaybeUninit::zeroed().assume_init();
@@ -129,8 +131,22 @@ impl Drop for Pace {
     }
 }
 
+/// CPU time that a thread has before it gives way again.
+const LEAST: Duration = Duration::from_micros(150);
+
+thread_local! {
+    /// What the thread's CPU time was when it had given way. Neither made nor dropped by any code, so a signal may come at any time.
+    static GAVE_WAY: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+}
+
 extern "C" fn give_way(_signal: libc::c_int) {
+    // While it waits for a core that others are using, the next signal comes and is the first thing it meets there: without this it
+    // would give way for ever and compute nothing.
+    if stepwell_core::thread_time().saturating_sub(GAVE_WAY.get()) < LEAST {
+        return;
+    }
     rustix::thread::sched_yield();
+    GAVE_WAY.set(stepwell_core::thread_time());
 }
 
 fn checked(refused: libc::c_int) -> io::Result<()> {
@@ -146,8 +162,14 @@ fn nanoseconds(duration: Duration) -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use std::hint;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::thread;
+    use std::time::Instant;
+
     use rustix::event::{Timespec, poll};
     use rustix::io::Errno;
+    use rustix::process::setpriority_process;
 
     use super::*;
 
@@ -170,6 +192,33 @@ mod tests {
             assert!(interrupted);
         }
         assert!(!interrupted(PERIOD * 100));
+    }
+
+    #[test]
+    fn who_gives_way_to_others_that_compute_goes_on_all_the_same() {
+        let done = AtomicBool::new(false);
+        let others = 2 * thread::available_parallelism().unwrap().get();
+        thread::scope(|scope| {
+            for _ in 0..others {
+                scope.spawn(|| {
+                    while !done.load(Ordering::Relaxed) {
+                        hint::spin_loop();
+                    }
+                });
+            }
+            let worker = scope.spawn(|| {
+                setpriority_process(None, NICENESS).unwrap();
+                take_short_turns();
+                let pace = Pace::new().unwrap();
+                pace.begin().unwrap();
+                let until = Instant::now() + LONG;
+                // Fifty turns' work or so.
+                (0..500_000).all(|_| Instant::now() < until)
+            });
+            let finished = worker.join();
+            done.store(true, Ordering::Relaxed);
+            assert!(finished.unwrap());
+        });
     }
 
     #[test]
