@@ -153,6 +153,67 @@ async fn a_tenant_and_the_hosts_own_duties_go_on_beside_every_hostile_guest() {
     }
 }
 
+/// MiB of a host that no file stands behind.
+fn anonymous(host: &Host) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", host.pid().unwrap())).unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"));
+    let kib = line.unwrap().trim().strip_suffix(" kB").unwrap();
+    kib.parse::<u64>().unwrap() >> 10
+}
+
+/// The sum of a metric's series.
+async fn metric(host: &Host, name: &str) -> f64 {
+    let metrics = host.get("/metrics").await.unwrap();
+    let text = String::from_utf8(metrics.body.to_vec()).unwrap();
+    let series = text.lines().filter(|line| line.starts_with(name));
+    series
+        .map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap())
+        .sum()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn memory_that_guests_leave_where_no_call_looks_is_given_back() {
+    let host = start(&Config::with("[limits]\nguest_memory = \"1GiB\"\n")).await;
+    let before = anonymous(&host);
+    let callers = (0..CALLERS).map(|_| {
+        let host = host.clone();
+        tokio::spawn(async move {
+            // Each a little smaller than the one before: what that wrote to stays where it was.
+            for size in (3..60).rev() {
+                let reply = host
+                    .event("/good", "1", &format!("reach:{size}"), "x")
+                    .await
+                    .unwrap();
+                assert_eq!(
+                    (reply.status, &reply.body[..]),
+                    (StatusCode::OK, size.to_string().as_bytes())
+                );
+            }
+        })
+    });
+    for caller in callers.collect::<Vec<_>>() {
+        caller.await.unwrap();
+    }
+    let end = Instant::now() + Duration::from_secs(30);
+    loop {
+        let (swept, now) = (
+            metric(&host, "stepwell_pool_swept_total").await,
+            anonymous(&host),
+        );
+        // It is worth it at an eighth of what guests may have.
+        if swept > 0.0 && now < before + 256 {
+            break;
+        }
+        assert!(
+            Instant::now() < end,
+            "{swept} swept, {before} MiB, {now} MiB"
+        );
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_deployer_and_nobody_else_learns_where_a_guest_was() {
     let host = start(&Config::default()).await;

@@ -5,6 +5,10 @@
 //! memory grows a little less with each call, and which writes to its end alone, leaves as much again each time: a slot held 60 MiB
 //! after as many calls, and there are a thousand slots. Only who has a slot for itself can give back what is in it.
 
+use std::iter;
+use std::thread;
+use std::time::{Duration, Instant};
+
 use rustix::mm::{Advice, madvise};
 use tokio::sync::Semaphore;
 use wasmtime::{Engine, Instance, Module, Store};
@@ -17,7 +21,16 @@ const NOTHING: &[u8] = b"\0asm\x01\0\0\0\x05\x03\x01\0\0\x07\x05\x01\x01m\x02\0"
 /// One slot in so many is left to calls meanwhile.
 const SPARE: usize = 8;
 
-/// Gives back what is in the slots that nobody uses, and answers how many they were. It takes some ten milliseconds, and a second
+/// Bytes that are given back together where most of what is in a slot is: other threads cannot change what is mapped meanwhile.
+const PIECE: usize = 4 << 20;
+
+/// Bytes of a slot that are given back in pieces of [`PIECE`]: what a call's memory is by default.
+const SLOT_START: usize = 64 << 20;
+
+/// A piece that took less was empty, or as good as that.
+const SHORT: Duration = Duration::from_micros(50);
+
+/// Gives back what is in the slots that nobody uses, and answers how many they were. It takes some ten milliseconds, and two seconds
 /// where it is gigabytes; calls that find no slot wait for it.
 pub(crate) fn sweep(engine: &Engine, slots: &Semaphore) -> wasmtime::Result<usize> {
     let Some(pool) = engine.pooling_allocator_metrics() else {
@@ -50,18 +63,38 @@ fn sweep_some(engine: &Engine, slots: usize) -> wasmtime::Result<()> {
             break;
         };
         let start = memory.data_ptr(&store);
-        // SAFETY: from its memory's start on so many bytes are this store's slot, which nobody else has as long as the store lives. The
-        // memory is empty: what is there counts as zeros for whoever comes next, and reads as zeros once it was given back.
-        #[allow(
-            unsafe_code,
-            reason = "wasmtime does not give back what no memory covers"
-        )]
-        unsafe {
-            madvise(start.cast(), SLOT, Advice::LinuxDontNeed)?;
+        for (from, bytes) in pieces() {
+            let began = Instant::now();
+            // SAFETY: from its memory's start on so many bytes are this store's slot, which nobody else has as long as the store
+            // lives, and the pieces are within it. The memory is empty: what is there counts as zeros for whoever comes next, and
+            // reads as zeros once it was given back.
+            #[allow(
+                unsafe_code,
+                reason = "wasmtime does not give back what no memory covers"
+            )]
+            unsafe {
+                madvise(start.add(from).cast(), bytes, Advice::LinuxDontNeed)?;
+            }
+            let took = began.elapsed();
+            if took > SHORT {
+                // Whoever has waited for it comes next.
+                thread::sleep(took);
+            }
         }
         held.push(store);
     }
     Ok(())
+}
+
+/// Where the pieces of a slot begin, and how many bytes they have.
+fn pieces() -> impl Iterator<Item = (usize, usize)> {
+    let equal = (0..SLOT_START).step_by(PIECE).map(|from| (from, PIECE));
+    let doubled = iter::successors(Some(SLOT_START), |from| from.checked_mul(2));
+    equal.chain(
+        doubled
+            .take_while(|from| *from < SLOT)
+            .map(|from| (from, from.min(SLOT - from))),
+    )
 }
 
 #[cfg(test)]
@@ -87,6 +120,16 @@ mod tests {
             .find_map(|line| line.strip_prefix("RssAnon:"));
         let kib = line.unwrap().trim().strip_suffix("kB").unwrap();
         kib.trim().parse::<usize>().unwrap() >> 10
+    }
+
+    #[test]
+    fn the_pieces_make_up_a_slot() {
+        let end = pieces().fold(0, |end, (from, bytes)| {
+            assert_eq!(from, end);
+            from + bytes
+        });
+        assert_eq!(end, SLOT);
+        assert!(pieces().count() < 30);
     }
 
     #[test]

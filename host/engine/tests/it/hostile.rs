@@ -227,6 +227,13 @@ async fn a_memory_bomb_ends_with_the_memory_limit() {
         .await
         .unwrap();
     assert_eq!(data(&events), "false");
+    let events = host.call(&plugin, limits, "reach:15").await.unwrap();
+    assert_eq!(data(&events), "15");
+    error(
+        host.call(&plugin, limits, "reach:17").await,
+        ErrorKind::Limit,
+        &["limits.memory"],
+    );
     // The limit may be large.
     let limits = Limits {
         memory: 1 << 30,
@@ -657,6 +664,7 @@ mod covered {
         a_guests_own_errors_keep_their_kind_and_text as failed,
         a_memory_bomb_ends_with_the_memory_limit as allocate,
         a_memory_bomb_ends_with_the_memory_limit as try_allocate,
+        a_memory_bomb_ends_with_the_memory_limit as reach,
         an_endless_loop_ends_with_its_cpu_budget as spin,
         an_endless_loop_ends_with_its_cpu_budget as spin_for,
         an_endless_loop_ends_with_its_cpu_budget as call_host,

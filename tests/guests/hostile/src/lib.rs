@@ -98,6 +98,15 @@ impl Guest for Hostile {
                 .try_reserve_exact(number())
                 .is_ok()
                 .to_string(),
+            // So many MiB of memory, of which it writes to the last.
+            Case::reach => {
+                let pages = (number() << 4) - core::arch::wasm32::memory_size(0);
+                let end = (core::arch::wasm32::memory_grow(0, pages) + pages) << 16;
+                let last = core::ptr::with_exposed_provenance_mut::<u8>(end - (1 << 20));
+                // SAFETY: the memory has just been made, and nobody else knows of it.
+                unsafe { last.write_bytes(1, 1 << 20) };
+                (end >> 20).to_string()
+            }
             Case::recurse => recurse(number()).to_string(),
             Case::trap => std::arch::wasm32::unreachable(),
             Case::panic => panic!("at the disco"),
