@@ -177,7 +177,7 @@ async fn metric(host: &Host, name: &str) -> f64 {
 async fn memory_that_guests_leave_where_no_call_looks_is_given_back() {
     let host = start(&Config::with("[limits]\nguest_memory = \"1GiB\"\n")).await;
     let before = anonymous(&host);
-    let callers = (0..CALLERS).map(|_| {
+    let callers = (0..8).map(|_| {
         let host = host.clone();
         tokio::spawn(async move {
             // Each a little smaller than the one before: what that wrote to stays where it was.
