@@ -162,7 +162,7 @@ pub(crate) async fn show_model(
     Ok(Json(api.management.model(&at.name).await?))
 }
 
-/// Lists bindings, without their addresses and credentials.
+/// Lists the bindings that pipelines may use in at least one of the caller's namespaces, without their addresses and credentials.
 #[utoipa::path(
     get,
     path = "/api/v1/bindings",
@@ -172,9 +172,10 @@ pub(crate) async fn show_model(
 )]
 pub(crate) async fn list_bindings(
     AxumState(api): AxumState<Arc<Api>>,
+    Caller(by): Caller,
     Params(query): Params<PageQuery>,
 ) -> Result<Json<Items<Binding>>, ApiError> {
-    Ok(Json(api.management.bindings(&query.page()).await?))
+    Ok(Json(api.management.bindings(&by, &query.page()).await?))
 }
 
 /// Says that the process is alive.

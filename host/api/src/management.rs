@@ -186,8 +186,8 @@ pub trait Management: Send + Sync + 'static {
     /// One model.
     async fn model(&self, name: &str) -> Result<Model, ApiError>;
 
-    /// Every binding.
-    async fn bindings(&self, page: &Page) -> Result<Items<Binding>, ApiError>;
+    /// Every binding that the pipelines of at least one of the caller's namespaces may use.
+    async fn bindings(&self, by: &Principal, page: &Page) -> Result<Items<Binding>, ApiError>;
 
     /// How the host is, within a few seconds and as it was a few seconds ago at most; with the names of what belongs to namespaces
     /// (pipelines, subscriptions), or else with their numbers alone.

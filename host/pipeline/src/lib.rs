@@ -34,4 +34,6 @@ pub use telemetry::{RunEnd, RunObserver, describe_metrics};
 pub use trigger::{
     HttpAuth, HttpTriggerSpec, JwtIssuer, KafkaTriggerSpec, Order, RunRetry, TriggerSpec,
 };
-pub use validate::{HostState, JwtHost, KnownPipeline, KnownPlugin, Pin, Subscriptions, Validated};
+pub use validate::{
+    HostState, JwtHost, KafkaOwners, KnownPipeline, KnownPlugin, Pin, Subscriptions, Validated,
+};

@@ -9,21 +9,68 @@ use stepwell_core::{BindingKind, Digest, Name, PluginRef, Problem};
 use stepwell_document::nearest;
 
 use crate::spec::{Draft, NodeSpec, PathPattern, PipelineSpec, StepDraft};
-use crate::{HttpAuth, HttpTriggerSpec, TriggerSpec};
+use crate::{HttpAuth, HttpTriggerSpec, KafkaTriggerSpec, TriggerSpec};
 
 /// What validation must know of the host, gathered by the caller; [`Draft::plugins`] says which plugins matter.
 #[derive(Clone, Debug, Default)]
 pub struct HostState {
     /// Plugin versions of the namespace: all of those that the document names; others serve as suggestions.
     pub plugins: Vec<KnownPlugin>,
-    /// Every binding.
+    /// Every binding that the namespace may use.
     pub bindings: Vec<(BindingKind, String)>,
+    /// Whose the names of Kafka are.
+    pub kafka: KafkaOwners,
     /// Other pipelines, of every namespace: at least those that have a [`TriggerSpec::place`] of the document's triggers.
     pub pipelines: Vec<Arc<KnownPipeline>>,
     /// What it allows of JSON Web Tokens.
     pub jwt: JwtHost,
     /// How many Kafka triggers the document may have; none: as many as it likes.
     pub subscriptions: Option<Subscriptions>,
+}
+
+/// Whose Kafka topics and groups are, by what their names begin with; all others are everybody's.
+#[derive(Clone, Debug, Default)]
+pub struct KafkaOwners(Vec<(String, Name)>);
+
+impl FromIterator<(String, Name)> for KafkaOwners {
+    fn from_iter<I: IntoIterator<Item = (String, Name)>>(owners: I) -> Self {
+        Self(owners.into_iter().collect())
+    }
+}
+
+impl KafkaOwners {
+    /// Whether pipelines of a namespace may use the topic or group of this name. Where several beginnings fit, the longest decides.
+    pub fn allows(&self, namespace: &Name, name: &str) -> bool {
+        let fit = self.0.iter().filter(|(start, _)| name.starts_with(start));
+        let owner = fit.max_by_key(|(start, _)| start.len());
+        owner.is_none_or(|(_, owner)| owner == namespace)
+    }
+
+    /// What of a trigger is other namespaces': the keys, from the trigger's on, and the names.
+    pub fn refused<'a>(
+        &'a self,
+        namespace: &'a Name,
+        trigger: &'a KafkaTriggerSpec,
+    ) -> impl Iterator<Item = (String, &'a str)> {
+        let topics = trigger.topics.iter().enumerate();
+        // Where it is not said, the group says it.
+        let dead_letter = match trigger.dead_letter.starts_with(&trigger.group) {
+            true => "group",
+            false => "dead_letter",
+        };
+        topics
+            .map(|(index, topic)| (format!("topics/{index}"), topic))
+            .chain([("group".to_owned(), &trigger.group)])
+            .chain(
+                trigger
+                    .output
+                    .iter()
+                    .map(|topic| ("output".to_owned(), topic)),
+            )
+            .chain([(dead_letter.to_owned(), &trigger.dead_letter)])
+            .filter(|(_, name)| !self.allows(namespace, name))
+            .map(|(key, name)| (key, name.as_str()))
+    }
 }
 
 /// What is left of the subscriptions of a host: each has threads, connections and buffers of its own.
@@ -176,6 +223,7 @@ impl Draft {
         }
         self.check_auth(&host.jwt, &mut found);
         self.check_taken(namespace, host, &mut found);
+        self.check_owners(namespace, &host.kafka, &mut found);
         self.check_subscriptions(host.subscriptions, &mut found);
         for (path, message, hint) in found.0 {
             self.problem(&path, message, hint);
@@ -274,6 +322,26 @@ impl Draft {
             );
             let hint = "name several topics in one trigger, or ask the operator for more";
             found.push("/triggers".to_owned(), message, Some(hint.to_owned()));
+        }
+    }
+
+    /// Topics and groups that are for other namespaces.
+    fn check_owners(&self, namespace: &Name, owners: &KafkaOwners, found: &mut Found) {
+        for (path, trigger) in &self.triggers {
+            let TriggerSpec::Kafka(trigger) = trigger else {
+                continue;
+            };
+            for (key, name) in owners.refused(namespace, trigger) {
+                // Whose it is, is none of the caller's business.
+                let message = format!("'{name}' is not for namespace '{namespace}'");
+                let hint =
+                    "topics and groups that begin so are another namespace's ([kafka.owners])";
+                found.push(
+                    format!("{path}/kafka/{key}"),
+                    message,
+                    Some(hint.to_owned()),
+                );
+            }
         }
     }
 

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use stepwell_core::{Action, BindingKind, Digest, ErrorKind, Isolation, Limits, Name, Reuse};
 use stepwell_pipeline::{
-    Draft, HostState, HttpAuth, HttpTriggerSpec, JwtHost, JwtIssuer, KafkaTriggerSpec,
+    Draft, HostState, HttpAuth, HttpTriggerSpec, JwtHost, JwtIssuer, KafkaOwners, KafkaTriggerSpec,
     KnownPipeline, KnownPlugin, ModelSpec, NodeSpec, Order, Retry, RunRetry, Subscriptions,
     TriggerSpec, Validated,
 };
@@ -77,6 +77,7 @@ fn host() -> HostState {
             (BindingKind::Keyvalue, "main-redis".into()),
             (BindingKind::Sql, "results".into()),
         ],
+        kafka: KafkaOwners::default(),
         pipelines: [
             KnownPipeline {
                 namespace: name("default"),
@@ -372,6 +373,53 @@ fn neighbouring_routes_are_free() {
     ]))
     .unwrap();
     validate(&of_triggers(&["kafka: {topics: [theirs], group: ours}"])).unwrap();
+}
+
+#[test]
+fn topics_and_groups_of_other_namespaces_are_refused() {
+    let owners = [("ours.", "default"), ("theirs.", "elsewhere")];
+    let checked = |trigger: &str| {
+        let mut host = host();
+        host.kafka = owners
+            .map(|(start, owner)| (start.into(), name(owner)))
+            .into_iter()
+            .collect();
+        Draft::parse(&of_triggers(&[trigger])).validate(&Name::default_namespace(), &host)
+    };
+    checked("kafka: {topics: [ours.in, free], group: ours.g, output: ours.out}").unwrap();
+    for (trigger, places) in [
+        (
+            "{topics: [ours.in, theirs.in], group: g}",
+            &["topics/1"][..],
+        ),
+        ("{topics: [in], group: theirs.g}", &["group", "group"]),
+        (
+            "{topics: [in], group: theirs.g, dead_letter: dead}",
+            &["group"],
+        ),
+        ("{topics: [in], group: g, output: theirs.in}", &["output"]),
+        (
+            "{topics: [in], group: g, dead_letter: theirs.in}",
+            &["dead_letter"],
+        ),
+    ] {
+        let problems = checked(&format!("kafka: {trigger}")).unwrap_err();
+        let found: Vec<&str> = problems
+            .iter()
+            .map(|problem| problem.path.as_str())
+            .collect();
+        let expected: Vec<String> = places
+            .iter()
+            .map(|place| format!("/triggers/0/kafka/{place}"))
+            .collect();
+        assert_eq!(found, expected, "{problems:?}");
+        let shown = problems[0].to_string();
+        assert!(
+            shown.contains("'theirs.") && shown.contains("not for namespace 'default'"),
+            "{shown}"
+        );
+        assert!(!shown.contains("elsewhere"), "{shown}");
+    }
 }
 
 #[test]

@@ -13,18 +13,20 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use stepwell_catalog::{CatalogLimits, Location};
-use stepwell_core::{BindingKind, ByteSize, Problem, Secret, parse_lifetime};
-use stepwell_document::{At, MapReader, Node, Position, Problems, Value, parse_toml};
+use stepwell_core::{BindingKind, ByteSize, Name, Problem, Secret, parse_lifetime};
+use stepwell_document::{At, Key, MapReader, Node, Position, Problems, Value, parse_toml};
 use stepwell_egress::EgressConfig;
 use stepwell_inference::ModelBindingConfig;
 use stepwell_kafka_trigger::{Brokers, KafkaConfig, RESERVED_PROPERTIES};
 use stepwell_keyvalue::KeyValueBindingConfig;
+use stepwell_pipeline::KafkaOwners;
 use stepwell_sql::SqlBindingConfig;
 use stepwell_vector::VectorBindingConfig;
 
 pub(crate) use self::listeners::JwtConfig;
 use self::secret::SecretReader;
 use crate::input;
+use crate::reach::Reach;
 use crate::tls::TlsFiles;
 
 /// The file that `stepwell serve` reads when it is there and no other is named.
@@ -60,6 +62,8 @@ pub(crate) struct Config {
     pub(crate) otlp_endpoint: Option<String>,
     pub(crate) service_name: String,
     pub(crate) bindings: Bindings,
+    /// Who may use them, and which names of Kafka.
+    pub(crate) reach: Reach,
     /// What works, but should not stay.
     pub(crate) warnings: Vec<Problem>,
 }
@@ -101,7 +105,7 @@ pub(crate) struct Bindings {
 }
 
 impl Bindings {
-    /// Every binding's kind and name.
+    /// Every binding's kind and name, whoever may use it.
     pub(crate) fn names(&self) -> Vec<(BindingKind, String)> {
         let of = |kind, names: Vec<&String>| {
             names
@@ -234,17 +238,19 @@ impl Reader<'_> {
             .as_ref()
             .map_or_else(PathBuf::new, |server| server.data_dir.clone());
         let catalog = self.catalog(&mut section(&mut sections, "catalog"), &data_dir);
-        let kafka = self.kafka(&mut section(&mut sections, "kafka"));
+        let (kafka, owners) = self.kafka(&mut section(&mut sections, "kafka"));
         let (models_directory, models_library) = self.models(&mut section(&mut sections, "models"));
         let limits = limits(&mut section(&mut sections, "limits"));
         let egress = self.egress(&mut section(&mut sections, "egress"));
         let keep_audit = audit(&mut section(&mut sections, "audit"));
         let (otlp_endpoint, service_name) = telemetry(&mut section(&mut sections, "telemetry"));
+        let mut reach = Reach::default();
         let bindings = sections
             .optional("bindings")
             .and_then(|at| at.mapping())
-            .map(|map| bindings::read(map, &self.secrets))
+            .map(|map| bindings::read(map, &self.secrets, &mut reach))
             .unwrap_or_default();
+        reach.kafka = owners;
         sections.finish();
         let server = server?;
         Some(Config {
@@ -267,6 +273,7 @@ impl Reader<'_> {
             otlp_endpoint,
             service_name,
             bindings,
+            reach,
             warnings: Vec::new(),
         })
     }
@@ -327,29 +334,9 @@ impl Reader<'_> {
         }
     }
 
-    fn kafka(&self, section: &mut Section<'_>) -> Option<KafkaConfig> {
-        let brokers = match section.optional("brokers") {
-            None => Some(Brokers::Embedded),
-            Some(at) => match at.string()? {
-                "embedded" => Some(Brokers::Embedded),
-                servers => {
-                    let wrong = servers.split(',').find(|server| {
-                        server.rsplit_once(':').is_none_or(|(host, port)| {
-                            host.trim().is_empty() || port.parse::<u16>().is_err()
-                        })
-                    });
-                    if let Some(wrong) = wrong {
-                        at.problem_with_hint(
-                            format!("'{wrong}' is not host:port"),
-                            "or write \"embedded\"",
-                        );
-                        None
-                    } else {
-                        Some(Brokers::Servers(servers.to_owned()))
-                    }
-                }
-            },
-        };
+    fn kafka(&self, section: &mut Section<'_>) -> (Option<KafkaConfig>, KafkaOwners) {
+        let brokers = section.optional("brokers");
+        let brokers = brokers.map_or(Some(Brokers::Embedded), |at| brokers_at(&at));
         let drain_timeout = duration(
             section,
             "drain_timeout",
@@ -382,12 +369,16 @@ impl Reader<'_> {
                 properties.push((key.name.clone(), value));
             }
         }
+        let owners = owners(section);
         section.finish();
-        Some(KafkaConfig {
-            brokers: brokers?,
-            properties,
-            drain_timeout: drain_timeout?,
-        })
+        let config = brokers
+            .zip(drain_timeout)
+            .map(|(brokers, drain_timeout)| KafkaConfig {
+                brokers,
+                properties,
+                drain_timeout,
+            });
+        (config, owners)
     }
 
     fn models(&self, section: &mut Section<'_>) -> (PathBuf, Option<PathBuf>) {
@@ -572,6 +563,51 @@ fn at_least(section: &mut Section<'_>, key: &'static str, default: u64, least: u
         return None;
     }
     Some(size)
+}
+
+fn brokers_at(at: &At<'_>) -> Option<Brokers> {
+    let servers = match at.string()? {
+        "embedded" => return Some(Brokers::Embedded),
+        servers => servers,
+    };
+    let wrong = servers.split(',').find(|server| {
+        server
+            .rsplit_once(':')
+            .is_none_or(|(host, port)| host.trim().is_empty() || port.parse::<u16>().is_err())
+    });
+    if let Some(wrong) = wrong {
+        at.problem_with_hint(
+            format!("'{wrong}' is not host:port"),
+            "or write \"embedded\"",
+        );
+        return None;
+    }
+    Some(Brokers::Servers(servers.to_owned()))
+}
+
+/// `[kafka.owners]`: what names begin with, and whose they are.
+fn owners(section: &mut Section<'_>) -> KafkaOwners {
+    let entries = section.optional("owners").and_then(|at| at.entries());
+    let owner = |(key, at): (&Key, At<'_>)| {
+        let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+        if key.name.is_empty() || !key.name.bytes().all(legal) {
+            at.problem_with_hint(
+                format!("no topic begins with '{}'", key.name),
+                "names of topics are letters, digits and . _ -",
+            );
+        }
+        let owner: Name = at
+            .string()?
+            .parse()
+            .map_err(|error: stepwell_core::InvalidName| at.problem(error.to_string()))
+            .ok()?;
+        Some((key.name.clone(), owner))
+    };
+    entries
+        .unwrap_or_default()
+        .into_iter()
+        .filter_map(owner)
+        .collect()
 }
 
 fn audit(section: &mut Section<'_>) -> Option<Duration> {

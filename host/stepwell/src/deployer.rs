@@ -9,7 +9,7 @@ use stepwell_catalog::{
     Applied, Catalog, CatalogError, Change, Expected, NewRevision, Page, PinnedStep,
     PipelineRevision, Precondition,
 };
-use stepwell_core::{Digest, Name, Principal, Problem, show_duration};
+use stepwell_core::{BindingKind, Digest, Name, Principal, Problem, show_duration};
 use stepwell_pipeline::{
     Deployment, Draft, HostState, JwtHost, KnownPipeline, KnownPlugin, Pin, PipelineSpec, Registry,
     Subscriptions, Validated, deploy,
@@ -20,6 +20,7 @@ use tracing::{error, info, warn};
 use crate::ahead::{Ahead, Key};
 use crate::config::Bindings;
 use crate::factory::Factory;
+use crate::reach::Reach;
 use crate::taken::{Taken, subscriptions};
 use crate::waiting::{Caller, Waited};
 
@@ -31,7 +32,9 @@ pub(crate) struct Deployer {
     catalog: Arc<Catalog>,
     factory: Factory,
     registry: Arc<Registry>,
-    bindings: Vec<(stepwell_core::BindingKind, String)>,
+    bindings: Vec<(BindingKind, String)>,
+    /// Who may use them, and which names of Kafka.
+    reach: Reach,
     jwt: JwtHost,
     /// How many Kafka triggers there may be.
     subscriptions: usize,
@@ -123,6 +126,7 @@ impl Deployer {
             factory,
             registry,
             bindings: bindings.names(),
+            reach: Reach::default(),
             jwt,
             subscriptions: usize::MAX,
             on_change,
@@ -140,6 +144,16 @@ impl Deployer {
             subscriptions,
             ..self
         }
+    }
+
+    /// The same for namespaces that may not use everything.
+    pub(crate) fn with_reach(self, reach: Reach) -> Self {
+        Self { reach, ..self }
+    }
+
+    /// Who may use what all share.
+    pub(crate) fn reach(&self) -> &Reach {
+        &self.reach
     }
 
     /// Validates a document and, unless this is a dry run, stores and deploys it. When this returns, requests see it.
@@ -441,6 +455,7 @@ impl Deployer {
                 shown.join("; ")
             )
         })?;
+        self.reach.check(&revision.namespace, &spec)?;
         deploy(
             &revision.namespace,
             revision.revision,
@@ -630,6 +645,14 @@ impl Deployer {
         Ok(Some(Subscriptions { free, most }))
     }
 
+    /// The bindings that a namespace may use: of others it learns nothing.
+    fn bindings_of(&self, namespace: &Name) -> Vec<(BindingKind, String)> {
+        let all = self.bindings.iter();
+        all.filter(|(kind, name)| self.reach.includes(namespace, *kind, name))
+            .cloned()
+            .collect()
+    }
+
     /// What a document is checked against: the plugins that it names, and the other pipelines that may be in its way.
     async fn host_state(
         &self,
@@ -666,7 +689,8 @@ impl Deployer {
                     imports: plugin.imports,
                 })
                 .collect(),
-            bindings: self.bindings.clone(),
+            bindings: self.bindings_of(namespace),
+            kafka: self.reach.kafka.clone(),
             jwt: self.jwt.clone(),
             subscriptions,
             pipelines: known.taken.beside(&own, draft.triggers()),

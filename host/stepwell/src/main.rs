@@ -21,6 +21,7 @@ mod lines;
 mod management;
 mod new;
 mod output;
+mod reach;
 mod readiness;
 mod runtimes;
 mod series;

@@ -20,7 +20,7 @@ use stepwell_api::{
     PluginVersion, PutPipeline, PutPlugin, Readiness, Revision, Token,
 };
 use stepwell_catalog::{Catalog, CatalogError, Directory, NewPluginVersion, PutVersion};
-use stepwell_core::{Name, Principal, Quotas, RunId};
+use stepwell_core::{BindingKind, Name, Principal, Quotas, RunId};
 use stepwell_engine::Engine;
 use stepwell_http_trigger::HttpTrigger;
 use stepwell_logging::Followed as FollowedEntry;
@@ -472,12 +472,20 @@ impl Management for Host {
         })
     }
 
-    async fn bindings(&self, page: &Page) -> Result<Items<Binding>, ApiError> {
-        Ok(cut(
-            self.health.bindings().await,
-            page,
-            |binding: &Binding| format!("{}/{}", binding.kind, binding.name),
-        ))
+    async fn bindings(&self, by: &Principal, page: &Page) -> Result<Items<Binding>, ApiError> {
+        let mut bindings = self.health.bindings().await;
+        if let Some(namespace) = &by.namespace {
+            bindings.retain(|binding| {
+                BindingKind::parse(&binding.kind).is_some_and(|kind| {
+                    self.deployer
+                        .reach()
+                        .includes(namespace, kind, &binding.name)
+                })
+            });
+        }
+        Ok(cut(bindings, page, |binding: &Binding| {
+            format!("{}/{}", binding.kind, binding.name)
+        }))
     }
 
     async fn readiness(&self, with_names: bool) -> Readiness {

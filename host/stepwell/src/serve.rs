@@ -241,7 +241,10 @@ async fn host(
         config.jwt.host(),
         triggers,
     );
-    let deployer = Arc::new(deployer.with_subscriptions(config.limits.subscriptions));
+    let deployer = deployer
+        .with_subscriptions(config.limits.subscriptions)
+        .with_reach(config.reach.clone());
+    let deployer = Arc::new(deployer);
     if let Err(error) = deployer.reconcile().await {
         warn!(%error, "no pipelines yet");
     }

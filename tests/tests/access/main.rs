@@ -1,6 +1,7 @@
 //! Who may do what: roles, tokens, namespaces, quotas, and the log of who did what.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "test code")]
 
+mod bindings;
 mod development;
 mod namespaces;
 mod roles;

@@ -609,7 +609,7 @@ impl Management for Fake {
         })
     }
 
-    async fn bindings(&self, _: &Page) -> Result<Items<Binding>, ApiError> {
+    async fn bindings(&self, _: &Principal, _: &Page) -> Result<Items<Binding>, ApiError> {
         if self.is_down.load(Ordering::Relaxed) {
             return Err(ApiError::internal("secret-cause at 10.0.0.1"));
         }

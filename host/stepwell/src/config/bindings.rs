@@ -1,10 +1,10 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
-use stepwell_core::{ByteSize, Name, STORE_SIZE};
+use stepwell_core::{BindingKind, ByteSize, Name, STORE_SIZE};
 use stepwell_document::{At, MapReader, Value};
 use stepwell_inference::{ModelBindingConfig, ModelVersion};
 use stepwell_keyvalue::KeyValueBindingConfig;
@@ -13,40 +13,76 @@ use stepwell_vector::{Metric, VectorBackend, VectorBindingConfig};
 
 use super::Bindings;
 use super::secret::SecretReader;
+use crate::reach::Reach;
 
 /// Reads `[bindings.KIND.NAME]`.
-pub(super) fn read(mut kinds: MapReader<'_>, secrets: &SecretReader<'_>) -> Bindings {
-    let bindings = Bindings {
-        models: kind(&mut kinds, "models", model),
-        vectors: kind(&mut kinds, "vectors", |map| vectors(map, secrets)),
-        keyvalue: kind(&mut kinds, "keyvalue", |map| keyvalue(map, secrets)),
-        sql: kind(&mut kinds, "sql", |map| sql(map, secrets)),
+pub(super) fn read(
+    mut kinds: MapReader<'_>,
+    secrets: &SecretReader<'_>,
+    reach: &mut Reach,
+) -> Bindings {
+    let mut kind = Kinds {
+        kinds: &mut kinds,
+        reach,
     };
+    let models = kind.read(BindingKind::Models, model);
+    let vectors = kind.read(BindingKind::Vectors, |map| vectors(map, secrets));
+    let keyvalue = kind.read(BindingKind::Keyvalue, |map| keyvalue(map, secrets));
+    let sql = kind.read(BindingKind::Sql, |map| sql(map, secrets));
     kinds.finish();
-    bindings
+    Bindings {
+        models,
+        vectors,
+        keyvalue,
+        sql,
+    }
 }
 
-fn kind<T>(
-    kinds: &mut MapReader<'_>,
-    name: &'static str,
-    read: impl Fn(&mut MapReader<'_>) -> Option<T>,
-) -> BTreeMap<String, T> {
-    let mut bindings = BTreeMap::new();
-    let entries = kinds.optional(name).and_then(|at| at.entries());
-    for (key, at) in entries.unwrap_or_default() {
-        if let Err(error) = key.name.parse::<Name>() {
-            at.problem(error.to_string());
+struct Kinds<'a, 'b> {
+    kinds: &'a mut MapReader<'b>,
+    reach: &'a mut Reach,
+}
+
+impl Kinds<'_, '_> {
+    fn read<T>(
+        &mut self,
+        kind: BindingKind,
+        read: impl Fn(&mut MapReader<'_>) -> Option<T>,
+    ) -> BTreeMap<String, T> {
+        let mut bindings = BTreeMap::new();
+        let entries = self
+            .kinds
+            .optional(kind.as_str())
+            .and_then(|at| at.entries());
+        for (key, at) in entries.unwrap_or_default() {
+            if let Err(error) = key.name.parse::<Name>() {
+                at.problem(error.to_string());
+            }
+            let Some(mut map) = at.mapping() else {
+                continue;
+            };
+            if let Some(namespaces) = namespaces(&mut map) {
+                self.reach.confine(kind, &key.name, namespaces);
+            }
+            let binding = read(&mut map);
+            map.finish();
+            if let Some(binding) = binding {
+                bindings.insert(key.name.clone(), binding);
+            }
         }
-        let Some(mut map) = at.mapping() else {
-            continue;
-        };
-        let binding = read(&mut map);
-        map.finish();
-        if let Some(binding) = binding {
-            bindings.insert(key.name.clone(), binding);
-        }
+        bindings
     }
-    bindings
+}
+
+/// Those that a binding is for; none: all.
+fn namespaces(map: &mut MapReader<'_>) -> Option<BTreeSet<Name>> {
+    let at = map.optional("namespaces")?;
+    let names = at.sequence()?;
+    if names.is_empty() {
+        at.problem("nobody could use it: name a namespace, or leave 'namespaces' out for all");
+    }
+    let name = |at: &At<'_>| parsed(at, at.string()?);
+    Some(names.iter().filter_map(name).collect())
 }
 
 fn model(map: &mut MapReader<'_>) -> Option<ModelBindingConfig> {

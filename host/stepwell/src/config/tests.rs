@@ -73,6 +73,53 @@ fn flags_win_over_environment_over_file() {
 }
 
 #[test]
+fn a_binding_may_be_for_some_namespaces() {
+    let config = parse(
+        "[bindings.sql.results]\nnamespaces = [\"team-a\", \"team-b\"]\n[bindings.keyvalue.results]\n",
+    )
+    .unwrap();
+    let includes = |namespace: &str, kind| {
+        let namespace = namespace.parse().unwrap();
+        config.reach.includes(&namespace, kind, "results")
+    };
+    assert!(includes("team-a", BindingKind::Sql) && includes("team-b", BindingKind::Sql));
+    assert!(!includes("team-c", BindingKind::Sql));
+    assert!(includes("team-c", BindingKind::Keyvalue));
+    for (wrong, message) in [
+        ("[]", "nobody could use it"),
+        ("\"team-a\"", "a list"),
+        ("[\"Team A\"]", "/bindings/sql/results/namespaces/0"),
+        ("[5]", "/bindings/sql/results/namespaces/0"),
+    ] {
+        let text = format!("[bindings.sql.results]\nnamespaces = {wrong}\n");
+        let shown = parse(&text).unwrap_err();
+        assert!(shown[0].contains(message), "{shown:?}");
+    }
+}
+
+#[test]
+fn names_of_kafka_may_have_owners() {
+    let config =
+        parse("[kafka.owners]\n\"team-a.\" = \"team-a\"\n\"team-a.open.\" = \"team-b\"\n").unwrap();
+    let allows = |namespace: &str, name| {
+        let namespace = namespace.parse().unwrap();
+        config.reach.kafka.allows(&namespace, name)
+    };
+    assert!(allows("team-a", "team-a.in") && !allows("team-b", "team-a.in"));
+    assert!(!allows("team-a", "team-a.open.in") && allows("team-b", "team-a.open.in"));
+    assert!(allows("team-c", "team-a") && allows("team-c", "others"));
+    for (wrong, message) in [
+        ("\"\" = \"team-a\"", "no topic begins with ''"),
+        ("\"team a\" = \"team-a\"", "no topic begins with 'team a'"),
+        ("\"team-a.\" = \"Team A\"", "/kafka/owners/team-a."),
+        ("\"team-a.\" = 5", "/kafka/owners/team-a."),
+    ] {
+        let shown = parse(&format!("[kafka.owners]\n{wrong}\n")).unwrap_err();
+        assert!(shown[0].contains(message), "{shown:?}");
+    }
+}
+
+#[test]
 fn every_mistake_is_reported_with_its_place() {
     let text = "[server]\nlisten = \"here\"\nadmin_listen = \"0.0.0.0:1\"\n[kafka]\nbroker = \"x\"\n[limits]\ncompile = 5\n\
                 [bindings.vectors.scans]\nbackend = \"pinecone\"\ndimension = 64\n[bindings.sql.results]\nbackend = \"mysql\"\n";
