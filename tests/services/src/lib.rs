@@ -13,15 +13,29 @@ pub use postgres::Postgres;
 pub use redis::Redis;
 
 use std::net::TcpListener;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::process;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-/// A port that nobody listens on just now.
+/// Ports that Linux gives to nobody by itself, unless it is told to: neither to whoever connects nor to whoever listens on any port.
+/// What listens on one of these can end and begin again, and nobody has taken it meanwhile.
+const PORTS: Range<u16> = 20_000..32_000;
+
+/// A port that nobody listens on just now; another one each time.
 pub fn free_port() -> Result<u16> {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).context("no free port on loopback")?;
-    Ok(listener.local_addr()?.port())
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let count = u32::from(PORTS.end - PORTS.start);
+    // Processes that run side by side begin far from each other.
+    let first = process::id().wrapping_mul(97);
+    (0..count)
+        .map(|_| first.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % count)
+        .filter_map(|offset| PORTS.start.checked_add(u16::try_from(offset).ok()?))
+        .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
+        .context("no free port on loopback")
 }
 
 /// Where `deploy/setup.sh` puts what it installs.
