@@ -372,7 +372,9 @@ impl Draft {
                             found.push(format!("{path}/http/path"), message, None);
                         }
                         (TriggerSpec::Kafka(own), TriggerSpec::Kafka(taken))
-                            if own.shares_with(taken) =>
+                            // One that lost its names to another namespace is not deployed any more.
+                            if own.shares_with(taken)
+                                && host.kafka.refused(&other.namespace, taken).next().is_none() =>
                         {
                             // A tenant does not learn the names of another.
                             let reader = if other.namespace == *namespace {

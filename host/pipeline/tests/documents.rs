@@ -387,6 +387,20 @@ fn topics_and_groups_of_other_namespaces_are_refused() {
         Draft::parse(&of_triggers(&[trigger])).validate(&Name::default_namespace(), &host)
     };
     checked("kafka: {topics: [ours.in, free], group: ours.g, output: ours.out}").unwrap();
+    // Whoever read it before it was ours does not any more.
+    let mut host = host();
+    host.kafka = [("theirs".into(), name("default"))].into_iter().collect();
+    host.pipelines = vec![Arc::new(KnownPipeline {
+        namespace: name("elsewhere"),
+        name: name("other"),
+        triggers: vec![kafka("theirs", "theirs")],
+    })];
+    let text = of_triggers(&["kafka: {topics: [theirs], group: theirs}"]);
+    let validate =
+        |host: &HostState| Draft::parse(&text).validate(&Name::default_namespace(), host);
+    validate(&host).unwrap();
+    host.kafka = KafkaOwners::default();
+    assert!(validate(&host).is_err());
     for (trigger, places) in [
         (
             "{topics: [ours.in, theirs.in], group: g}",
