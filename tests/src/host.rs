@@ -305,6 +305,24 @@ impl Host {
         Ok(())
     }
 
+    /// The sum of a metric's series; 0 when there are none.
+    pub async fn metric(&self, name: &str) -> Result<f64> {
+        let metrics = self.get("/metrics").await?;
+        let mut sum = 0.0;
+        for line in String::from_utf8_lossy(&metrics.body).lines() {
+            let Some(rest) = line.strip_prefix(name) else {
+                continue;
+            };
+            if let Some((_, value)) = rest
+                .rsplit_once(' ')
+                .filter(|_| rest.starts_with([' ', '{']))
+            {
+                sum += value.parse::<f64>()?;
+            }
+        }
+        Ok(sum)
+    }
+
     /// The status of one part in `/readyz`; empty when it is not named.
     pub async fn part(&self, name: &str) -> Result<String> {
         let ready = self.get("/readyz").await?.json();

@@ -163,16 +163,6 @@ fn anonymous(host: &Host) -> u64 {
     kib.parse::<u64>().unwrap() >> 10
 }
 
-/// The sum of a metric's series.
-async fn metric(host: &Host, name: &str) -> f64 {
-    let metrics = host.get("/metrics").await.unwrap();
-    let text = String::from_utf8(metrics.body.to_vec()).unwrap();
-    let series = text.lines().filter(|line| line.starts_with(name));
-    series
-        .map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap())
-        .sum()
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn memory_that_guests_leave_where_no_call_looks_is_given_back() {
     let host = start(&Config::with("[limits]\nguest_memory = \"1GiB\"\n")).await;
@@ -199,7 +189,7 @@ async fn memory_that_guests_leave_where_no_call_looks_is_given_back() {
     let end = Instant::now() + Duration::from_secs(30);
     loop {
         let (swept, now) = (
-            metric(&host, "stepwell_pool_swept_total").await,
+            host.metric("stepwell_pool_swept_total").await.unwrap(),
             anonymous(&host),
         );
         // It is worth it at an eighth of what guests may have.

@@ -65,18 +65,6 @@ async fn apply(host: &Host, name: &str, document: &str) -> Reply {
     applied.expect("an answer").unwrap()
 }
 
-/// The sum of a metric's series.
-async fn metric(host: &Host, name: &str) -> f64 {
-    let metrics = text(&host.get("/metrics").await.unwrap());
-    let series = metrics.lines().filter(|line| {
-        line.strip_prefix(name)
-            .is_some_and(|rest| rest.starts_with([' ', '{']))
-    });
-    series
-        .map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap())
-        .sum()
-}
-
 fn cache(host: &Host) -> PathBuf {
     host.directory().join("data/cache")
 }
@@ -98,10 +86,16 @@ fn compiled(host: &Host) -> Vec<PathBuf> {
 /// Nothing is compiled any more, which it was for ever.
 async fn rests(host: &Host) {
     let end = Instant::now() + SOON;
-    let mut before = metric(host, "stepwell_compile_cache_misses_total").await;
+    let mut before = host
+        .metric("stepwell_compile_cache_misses_total")
+        .await
+        .unwrap();
     loop {
         sleep(Duration::from_secs(2)).await;
-        let now = metric(host, "stepwell_compile_cache_misses_total").await;
+        let now = host
+            .metric("stepwell_compile_cache_misses_total")
+            .await
+            .unwrap();
         if now == before {
             return;
         }
@@ -131,7 +125,12 @@ async fn a_cache_that_keeps_nothing_costs_time_and_no_answer() {
     let back = timeout(SOON, send(host.admin_request(Method::POST, back))).await;
     let back = back.expect("an answer").unwrap();
     assert_eq!(back.json()["revision"], 3, "{}", text(&back));
-    assert!(metric(&host, "stepwell_compile_cache_failures_total").await > 0.0);
+    assert!(
+        host.metric("stepwell_compile_cache_failures_total")
+            .await
+            .unwrap()
+            > 0.0
+    );
     rests(&host).await;
 }
 
@@ -163,7 +162,9 @@ async fn a_cache_that_was_removed_is_made_again() {
     assert_eq!(host.post("/p", "text/plain", "x").await.unwrap().body, "x");
     assert_eq!(compiled(&host).len(), 2);
     assert_eq!(
-        metric(&host, "stepwell_compile_cache_failures_total").await,
+        host.metric("stepwell_compile_cache_failures_total")
+            .await
+            .unwrap(),
         0.0
     );
 }
@@ -211,7 +212,7 @@ fn kill(pid: u32, signal: &str) {
 /// Waits until every compiler has ended, and whoever waited for it has done what it meant to.
 async fn compiled_all(host: &Host) {
     let end = Instant::now() + SOON;
-    while metric(host, "stepwell_compiling").await > 0.0 {
+    while host.metric("stepwell_compiling").await.unwrap() > 0.0 {
         assert!(Instant::now() < end, "it compiles for too long");
         sleep(Duration::from_millis(50)).await;
     }
@@ -323,7 +324,10 @@ async fn compiled_code_goes_with_the_last_who_has_the_component() {
     let put = host.admin_request(Method::PUT, "/api/v1/namespaces/full");
     let put = put.header("content-type", "application/json").body(body);
     assert!(send(put).await.unwrap().status.is_success());
-    let before = metric(&host, "stepwell_compile_cache_misses_total").await;
+    let before = host
+        .metric("stepwell_compile_cache_misses_total")
+        .await
+        .unwrap();
     let path = "/api/v1/namespaces/full/plugins/three/versions/1.0.0";
     let component = tagged("echo", "three", 0);
     let put = host.admin_request(Method::PUT, path).body(component);
@@ -332,7 +336,10 @@ async fn compiled_code_goes_with_the_last_who_has_the_component() {
         (refused.status, refused.code()),
         (StatusCode::FORBIDDEN, "quota-exceeded".to_owned())
     );
-    let after = metric(&host, "stepwell_compile_cache_misses_total").await;
+    let after = host
+        .metric("stepwell_compile_cache_misses_total")
+        .await
+        .unwrap();
     assert_eq!(after, before);
     assert_eq!(compiled(&host).len(), 1);
 }

@@ -135,7 +135,15 @@ pub struct KafkaTriggerSpec {
     pub retry: RunRetry,
 }
 
+/// What the name of a group's own dead-letter topic ends with.
+pub(crate) const DEAD_LETTER_SUFFIX: &str = ".dlq";
+
 impl KafkaTriggerSpec {
+    /// Whether its dead-letter topic is the one that a group has if none is named.
+    pub(crate) fn has_default_dead_letter(&self) -> bool {
+        self.dead_letter.strip_prefix(&self.group) == Some(DEAD_LETTER_SUFFIX)
+    }
+
     /// Whether both read a topic as members of one group, so that each would get only some of its records.
     pub fn shares_with(&self, other: &Self) -> bool {
         self.group == other.group && self.shared_topic(other).is_some()

@@ -54,7 +54,7 @@ impl KafkaOwners {
     ) -> impl Iterator<Item = (String, &'a str)> {
         let topics = trigger.topics.iter().enumerate();
         // Where it is not said, the group says it.
-        let dead_letter = match trigger.dead_letter.starts_with(&trigger.group) {
+        let dead_letter = match trigger.has_default_dead_letter() {
             true => "group",
             false => "dead_letter",
         };

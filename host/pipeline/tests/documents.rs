@@ -411,6 +411,10 @@ fn topics_and_groups_of_other_namespaces_are_refused() {
             "{topics: [in], group: theirs.g, dead_letter: dead}",
             &["group"],
         ),
+        (
+            "{topics: [in], group: theirs.g, dead_letter: theirs.gone}",
+            &["group", "dead_letter"],
+        ),
         ("{topics: [in], group: g, output: theirs.in}", &["output"]),
         (
             "{topics: [in], group: g, dead_letter: theirs.in}",

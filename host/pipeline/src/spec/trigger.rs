@@ -7,6 +7,7 @@ use stepwell_document::{At, nearest};
 use super::auth::read_auth;
 use super::limits::{MAX_BODY, MAX_TIME, duration, read_run_retry, size};
 use super::path::PathPattern;
+use crate::trigger::DEAD_LETTER_SUFFIX;
 use crate::{HttpAuth, HttpTriggerSpec, KafkaTriggerSpec, Order, TriggerSpec};
 
 /// The methods that a route may name.
@@ -25,7 +26,6 @@ const KAFKA_TO_COME: [&str; 7] = [
 
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 const DEFAULT_BODY: u64 = 1 << 20;
-const DEAD_LETTER_SUFFIX: &str = ".dlq";
 const MAX_TOPIC: usize = 249;
 const MAX_TOPICS: usize = 64;
 
