@@ -126,6 +126,12 @@ async fn fetch(host: &Host, request: String) -> String {
 
 const OPEN: &str = "private = [\"127.0.0.1/32\"]";
 
+/// How many requests were refused for this.
+async fn denied(host: &Host, reason: &str) -> f64 {
+    let name = format!("stepwell_egress_denied_total{{reason=\"{reason}\"}}");
+    host.metric(&name).await.unwrap()
+}
+
 #[tokio::test]
 async fn a_granted_request_is_answered_and_an_ungranted_one_is_denied() {
     let server = Server::start(None).await;
@@ -147,6 +153,7 @@ async fn a_granted_request_is_answered_and_an_ungranted_one_is_denied() {
         .await
         .unwrap();
     assert_eq!(fetch(&host, get).await, denied);
+    assert_eq!(crate::denied(&host, "not-granted").await, 2.0);
     assert_eq!(server.asked(), 2);
     let logs = host.get("/api/v1/namespaces/default/logs").await.unwrap();
     let logs = logs.json().to_string();
@@ -177,6 +184,7 @@ async fn private_addresses_are_closed_until_the_operator_opens_them() {
         );
     }
     assert_eq!(server.asked(), 0);
+    assert_eq!(denied(&host, "address").await, grants.len() as f64);
     let host = start(OPEN, &grants).await;
     assert_eq!(
         fetch(&host, format!("GET {by_name}/")).await,
@@ -245,6 +253,10 @@ async fn nothing_that_a_guest_writes_leads_elsewhere() {
     .await;
     assert_eq!(reply, "HeaderError::InvalidSyntax");
     assert_eq!((server.asked(), other.asked()), (0, 0));
+    assert_eq!(denied(&host, "method").await, 4.0);
+    for reason in ["url", "not-granted"] {
+        assert!(denied(&host, reason).await >= 1.0, "{reason}");
+    }
 
     // A redirect leads nowhere by itself, and a guest that follows it is checked again.
     let redirect = format!(
@@ -329,6 +341,9 @@ async fn limits_hold_and_what_a_call_leaves_is_closed() {
     let many = format!("GET {}", server.url("/"));
     let reply = ask(&host, "many:10", many.clone()).await;
     assert_eq!(reply, "4 answered ErrorCode::ConnectionLimitReached");
+    assert_eq!(denied(&host, "limit").await, 6.0);
+    let cut_off = "stepwell_egress_responses_cut_off_total";
+    assert_eq!(host.metric(cut_off).await.unwrap(), 1.0);
     // Whatever calls leave half done ends with them: their places are free again.
     for _ in 0..6 {
         let unread = format!("GET {}", server.url("/bytes/1000000"));

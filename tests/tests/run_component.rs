@@ -72,6 +72,10 @@ fn commands_have_their_arguments_environment_streams_and_exit_code() {
             .output()
             .unwrap();
         assert_eq!(stdout(&output), "hello  None\n");
+        // Twice: the last one counts.
+        let flags = ["--env", "GREETING=1", "--env", "GREETING=2"];
+        let output = components.run(&flags, name, &["greet"]);
+        assert_eq!(stdout(&output), "hello  Some(\"2\")\n");
 
         for (arguments, code) in [
             // The standard library says no more than that it is not 0.
@@ -281,6 +285,29 @@ async fn a_request_under_way_is_answered_after_the_signal() {
     assert_eq!(slow, (200, "1".to_owned()));
     let (code, said) = served.wait();
     assert_eq!(code, Some(0), "{said}");
+}
+
+#[tokio::test]
+async fn a_guest_that_fails_after_the_head_is_told_of() {
+    let components = Components::new(&["service"]);
+    let served = serve(&components, "service", &["--cpu", "200ms"]);
+    let url = format!("{}trap-midway", served.url);
+    let response = reqwest::get(url).await.unwrap();
+    assert_eq!(response.status().as_u16(), 200);
+    response.text().await.unwrap_err();
+    // The response is whole, and the guest goes on.
+    assert_eq!(served.get("linger-spin/1").await, (200, "hello".to_owned()));
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    served.signal("-TERM");
+    let (code, said) = served.wait();
+    assert_eq!(code, Some(0), "{said}");
+    for needle in [
+        "error: the response's body broke off: trap: the guest trapped: wasm `unreachable`",
+        "WARN a guest failed after its response step=",
+        "limits.cpu",
+    ] {
+        assert!(said.contains(needle), "{needle}: {said}");
+    }
 }
 
 #[tokio::test]

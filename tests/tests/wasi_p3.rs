@@ -7,6 +7,8 @@
     reason = "test code"
 )]
 
+use std::time::Duration;
+
 use futures::StreamExt as _;
 use reqwest::{Method, StatusCode};
 use stepwell_tests::{Config, Host, guest, send};
@@ -139,4 +141,51 @@ async fn what_is_no_function_of_0_3_0_is_refused() {
     let two = SERVICE.replace("steps: [", "steps: [{id: first, plugin: service@1}, ");
     let refused = host.put_pipeline("service", &two).await.unwrap();
     assert_eq!(refused.status, StatusCode::UNPROCESSABLE_ENTITY);
+}
+
+#[tokio::test]
+async fn guests_that_fail_after_their_responses_are_counted_and_do_not_fill_the_log() {
+    let host = service().await;
+    let mut failed = 0.0;
+    for (isolation, limits, path, calls) in [
+        ("fresh", "wall: 1s", "/linger/60000", 80u32),
+        (
+            "{reuse: {concurrency: 2, max_calls: 1}}",
+            "cpu: 20ms",
+            "/linger-spin/1",
+            3,
+        ),
+    ] {
+        let document = SERVICE
+            .replace("id: only", &format!("id: only, isolation: {isolation}"))
+            .replace("cpu: 500ms, wall: 5s", limits);
+        host.apply("service", &document).await.unwrap();
+        failed += f64::from(calls);
+        for _ in 0..calls {
+            let reply = send(host.request(Method::GET, path)).await.unwrap();
+            assert_eq!(reply.body, "hello");
+        }
+        let counted = async || {
+            let counted = host.metric("stepwell_guests_failed_late_total").await;
+            counted.unwrap()
+        };
+        for _ in 0..200 {
+            if counted().await >= failed {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert_eq!(counted().await, failed, "{isolation}");
+    }
+    for said in [
+        "guests fail too fast after their responses",
+        "limits.wall",
+        "limits.cpu",
+    ] {
+        assert!(host.logs(said).await, "{said}: {}", host.log());
+    }
+    let log = host.log();
+    let lines = log.matches("\"a guest failed after its response\"").count();
+    assert!((1..70).contains(&lines), "{lines}");
+    assert!(log.contains("default/service/only"), "{log}");
 }

@@ -34,7 +34,8 @@ pub struct AuditRecord {
     /// Where it was done, of a refused request the token's own; null: in no single namespace.
     #[schema(value_type = Option<String>, example = "default")]
     pub namespace: Option<Name>,
-    /// To what; of a refused request, its method and path.
+    /// To what; of a refused request, its method and path; of a document that was refused for what it wants of other namespaces,
+    /// what that is.
     #[schema(example = "plugin decode-image@1.0.0")]
     pub subject: String,
     /// Of the component.

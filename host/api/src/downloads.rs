@@ -55,7 +55,7 @@ impl Downloads {
         if held.take_within(1, self.patience).await.is_err() {
             metrics::counter!("stepwell_limit_hits_total", "limit" => "downloads").increment(1);
             return Err(ApiError::busy(format!(
-                "{AT_ONCE} components are being downloaded, as many as the host sends at once (three of them to one namespace)"
+                "{AT_ONCE} components are being downloaded, as many as the host sends at once (three of them to one namespace); this limit is the host's own and has no setting"
             )));
         }
         Ok(Place {

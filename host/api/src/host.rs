@@ -109,7 +109,7 @@ pub(crate) async fn show_logs(
     if follower.take(1).is_err() {
         metrics::counter!("stepwell_limit_hits_total", "limit" => "followers").increment(1);
         return Err(ApiError::busy(format!(
-            "{FOLLOWERS} callers follow logs, as many as the host serves at once (three quarters of them those of one namespace)"
+            "{FOLLOWERS} callers follow logs, as many as the host serves at once (three quarters of them those of one namespace); this limit is the host's own and has no setting"
         )));
     }
     let lines = api.management.follow_logs(&at.namespace, &wanted).await?;

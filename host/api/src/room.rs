@@ -2,7 +2,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use stepwell_core::{Name, Principal};
+use stepwell_core::{Name, Principal, share_of};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
@@ -42,7 +42,7 @@ impl Room {
     pub(crate) fn new(all: u64, least: u64) -> Arc<Self> {
         Arc::new(Self {
             all,
-            share: (all - all / 4).max(least.min(all)),
+            share: share_of(all).max(least.min(all)),
             taken: Mutex::default(),
             freed: Notify::new(),
         })

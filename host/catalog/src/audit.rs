@@ -113,7 +113,24 @@ impl Catalog {
         operation: &'static str,
         subject: String,
     ) -> Result<(), CatalogError> {
-        let mut act = Act::new(operation, self.by.namespace.as_ref(), subject);
+        let namespace = self.by.namespace.as_ref();
+        self.refuse(Act::new(operation, namespace, subject)).await
+    }
+
+    /// Records that this catalog's principal was refused what others have. The record belongs to no namespace: those who were refused
+    /// would learn from it what is there.
+    ///
+    /// # Errors
+    /// [`CatalogError`]
+    pub async fn record_withheld(
+        &self,
+        operation: &'static str,
+        subject: String,
+    ) -> Result<(), CatalogError> {
+        self.refuse(Act::new(operation, None, subject)).await
+    }
+
+    async fn refuse(&self, mut act: Act) -> Result<(), CatalogError> {
         act.outcome = Outcome::Refused;
         let mut tx = self.db.write().await?;
         tx.record(&self.by, act).await?;

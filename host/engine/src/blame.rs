@@ -67,12 +67,20 @@ pub(crate) fn blame(
     StepError::new(ErrorKind::Trap, message).with_fault(fault)
 }
 
+/// What stopped a guest, in a word, where nobody knows where it was.
+pub(crate) fn nowhere(kind: &str) -> Fault {
+    Fault {
+        kind: kind.to_owned(),
+        backtrace: Vec::new(),
+    }
+}
+
 /// The host runs as many instances as it can hold.
 pub(crate) fn busy() -> StepError {
     metrics::counter!("stepwell_limit_hits_total", "limit" => "instances").increment(1);
     StepError::new(
         ErrorKind::Unavailable,
-        "the host runs as many instances as it can hold",
+        "the host runs as many instances as it can hold; this limit is the host's own and has no setting",
     )
     .blamed(Blame::Host)
 }
@@ -83,7 +91,7 @@ pub(crate) fn crowded(all: u32) -> StepError {
     StepError::new(
         ErrorKind::Unavailable,
         format!(
-            "the guests of this namespace take up three quarters of the {all} instances that this host can hold, and there are no more for them while other namespaces use it"
+            "the guests of this namespace take up three quarters of the {all} instances that this host can hold, and there are no more for them while other namespaces use it; this limit is the host's own and has no setting"
         ),
     )
     .blamed(Blame::Host)

@@ -4,14 +4,14 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use stepwell_core::{Blame, ErrorKind, Fault, Limits, StepError, show_duration, within};
+use stepwell_core::{Blame, ErrorKind, Limits, StepError, show_duration, within};
 use tokio::sync::{Semaphore, TryAcquireError};
 use tracing::Instrument as _;
 use wasmtime::{PoolConcurrencyLimitError, Store, UpdateDeadline};
 use wasmtime_wasi_http::p2::bindings::{Proxy, ProxyPre};
 use wasmtime_wasi_http::p3::bindings::{Service, ServicePre};
 
-use crate::blame::{blame, busy, crowded};
+use crate::blame::{blame, busy, crowded, nowhere};
 use crate::clock::{CpuClock, timed};
 use crate::config::Flavor;
 use crate::epoch::{Ticker, Ticking};
@@ -278,7 +278,7 @@ impl<S: StoreState> Pre<S> for StepPre<S> {
 /// Times a guest's future, lets it go on in the slow lane when it takes long, and ends it when its time is up.
 pub(crate) struct Guard {
     clock: Arc<CpuClock>,
-    environment: Arc<Environment>,
+    pub(crate) environment: Arc<Environment>,
     lane: Arc<SlowLane>,
     until: Instant,
     limits: Limits,
@@ -396,11 +396,7 @@ impl<T: 'static> Drop for Guest<T> {
 
 /// The guest has used more than its CPU time, and has come to its end all the same.
 pub(crate) fn overdrawn(limit: Duration) -> StepError {
-    let exceeded = Exceeded::Cpu(limit);
-    StepError::from(exceeded).with_fault(Fault {
-        kind: exceeded.as_str().to_owned(),
-        backtrace: Vec::new(),
-    })
+    StepError::from(Exceeded::Cpu(limit))
 }
 
 pub(crate) fn closed() -> StepError {
@@ -412,16 +408,18 @@ pub(crate) fn closed() -> StepError {
 }
 
 pub(crate) fn timeout(limits: &Limits, by_wall: bool) -> StepError {
-    let message = if by_wall {
+    if by_wall {
         metrics::counter!("stepwell_limit_hits_total", "limit" => "wall").increment(1);
-        format!(
+        let message = format!(
             "the guest took more than its {}; the setting is limits.wall",
             show_duration(limits.wall)
-        )
-    } else {
-        "the run's time was up while the guest was being called; the settings are the step's and the trigger's timeout".to_owned()
-    };
-    StepError::new(ErrorKind::Timeout, message)
+        );
+        return StepError::new(ErrorKind::Timeout, message).with_fault(nowhere("wall"));
+    }
+    StepError::new(
+        ErrorKind::Timeout,
+        "the run's time was up while the guest was being called; the settings are the step's and the trigger's timeout",
+    )
 }
 
 impl<S: StoreState> Call<S> {

@@ -304,6 +304,10 @@ pub fn describe_metrics() {
         "Time that compiling a component took."
     );
     describe_counter!(
+        "stepwell_guests_failed_late_total",
+        "Guests that failed after their responses had been answered."
+    );
+    describe_counter!(
         "stepwell_threads_kept_total",
         "Polls in which a guest kept a thread that other calls wait for longer than 4 ms."
     );

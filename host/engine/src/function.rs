@@ -26,7 +26,7 @@ use crate::blame::shown;
 use crate::call::Shared;
 use crate::keep::{Exports, Lease};
 use crate::meter::Exceeded;
-use crate::store::StoreState;
+use crate::store::{Environment, StoreState};
 
 /// A streaming HTTP body.
 pub type Body = UnsyncBoxBody<Bytes, Box<dyn Error + Send + Sync>>;
@@ -113,7 +113,7 @@ pub(crate) async fn handle<S: StoreState>(
     let outparam = view.new_response_outparam(sender).map_err(unanswered)?;
     let (shared, until) = (shared.clone(), lease.call.until());
     let (guard, failed) = (lease.call.guard(), Arc::new(AtomicBool::new(false)));
-    let of_guest = failed.clone();
+    let (of_guest, environment) = (failed.clone(), guard.environment.clone());
     let guest: Guest = Box::pin(guard.run(async move {
         let outcome = async {
             let Lease { call, exports, .. } = &mut lease;
@@ -137,13 +137,14 @@ pub(crate) async fn handle<S: StoreState>(
         outcome
     }));
 
-    respond(guest, failed, head, terms, until).await
+    respond(guest, environment, failed, head, terms, until).await
 }
 
 /// Runs a guest until it sends the head of its response or the error that it answers with; it goes on while the body is read.
 /// `failed` is set before what a failed guest held is dropped.
 pub(crate) async fn respond<E: fmt::Debug>(
     mut guest: Guest,
+    environment: Arc<Environment>,
     failed: Arc<AtomicBool>,
     head: oneshot::Receiver<Result<Response<WasiBody>, E>>,
     terms: Terms,
@@ -170,7 +171,11 @@ pub(crate) async fn respond<E: fmt::Debug>(
     let response = response.map_err(|code| answered(&code))?;
 
     let state = match outcome {
-        None => State::Running(guest, None),
+        None => State::Running(Running {
+            guest,
+            environment,
+            gone: None,
+        }),
         Some(outcome) => State::Ended(outcome.err()),
     };
     deliver(response, state, failed, terms, until).await
@@ -349,12 +354,19 @@ struct GuestBody {
 }
 
 enum State {
-    /// With what tells others that it is gone, if they were told that it is there.
-    Running(Guest, Option<Gone>),
+    Running(Running),
     /// In a task of its own.
     Elsewhere(Arc<OnceLock<StepError>>),
     /// The guest is gone, perhaps through this error.
     Ended(Option<StepError>),
+}
+
+/// A guest that has not come to its end.
+struct Running {
+    guest: Guest,
+    environment: Arc<Environment>,
+    /// Tells others that it is gone, if they were told that it is there.
+    gone: Option<Gone>,
 }
 
 impl GuestBody {
@@ -364,8 +376,8 @@ impl GuestBody {
             return None;
         }
         let (lingering, of_guest) = Lingering::new(self.until);
-        if let State::Running(_, gone) = &mut self.state {
-            *gone = Some(of_guest);
+        if let State::Running(running) = &mut self.state {
+            running.gone = Some(of_guest);
         }
         Some(lingering)
     }
@@ -378,8 +390,8 @@ impl GuestBody {
         if self.finished {
             return Poll::Ready(None);
         }
-        if let State::Running(guest, _) = &mut self.state
-            && let Poll::Ready(outcome) = guest.as_mut().poll(cx)
+        if let State::Running(running) = &mut self.state
+            && let Poll::Ready(outcome) = running.guest.as_mut().poll(cx)
         {
             self.state = State::Ended(outcome.err());
         }
@@ -476,12 +488,8 @@ impl http_body::Body for GuestBody {
             return Poll::Ready(Some(Ok(frame)));
         }
         self.poll_guest(cx).map(|frame| {
-            frame.map(|frame| {
-                frame.map_err(|error| {
-                    tracing::warn!(%error, "a guest's response was cut off");
-                    error.into()
-                })
-            })
+            // Whoever reads it says whose response it was.
+            frame.map(|frame| frame.map_err(Into::into))
         })
     }
 
@@ -494,15 +502,15 @@ impl Drop for GuestBody {
     /// A guest may go on when its response is complete, and when its caller has hung up: until its time is up. One whose time ran
     /// out while nobody read what it wrote is not told: it was not its fault.
     fn drop(&mut self) {
-        if let State::Running(guest, gone) = std::mem::replace(&mut self.state, State::Ended(None))
+        if let State::Running(running) = std::mem::replace(&mut self.state, State::Ended(None))
             && Instant::now() < self.until
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
             runtime.spawn(async move {
-                let outcome = guest.await;
-                drop(gone);
+                let outcome = running.guest.await;
+                drop(running.gone);
                 if let Err(error) = outcome {
-                    tracing::warn!(%error, "a guest failed after its response");
+                    running.environment.late.note(&error);
                 }
             });
         }

@@ -1,7 +1,11 @@
+mod header;
+mod refused;
+mod world;
+
 use std::collections::HashSet;
 use std::fmt;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::{Deserialize, Serialize};
 use stepwell_core::ByteSize;
 use wasmparser::component_types::{ComponentAnyTypeId, ComponentEntityType, ResourceId};
 use wasmparser::types::TypesRef;
@@ -12,61 +16,14 @@ use wasmparser::{
 use crate::command::CommandWorld;
 use crate::config::Flavor;
 use crate::instances::Instances;
-use crate::interfaces::{Interfaces, split};
+use crate::interfaces::Interfaces;
 use crate::streamed::Streamed;
 
-/// The export that makes a component a step.
-pub(crate) const HANDLER: &str = "stepwell:pipeline/handler@0.1.0";
-/// The export that makes a component an HTTP function of WASI 0.2, without its version.
-const INCOMING: &str = "wasi:http/incoming-handler";
-/// The export that makes a component an HTTP function of WASI 0.3, without its version.
-const SERVICE: &str = "wasi:http/handler";
-
-/// What a component is made for: found out from its exports.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum World {
-    /// `stepwell:pipeline/step@0.1.0`.
-    Step,
-    /// `wasi:http/proxy`, in the release that the component was built against, such as `0.2.3`.
-    Http(String),
-    /// `wasi:http/service`, likewise, such as `0.3.0`.
-    Service(String),
-}
-
-impl World {
-    /// Whether it answers HTTP requests itself.
-    pub fn is_function(&self) -> bool {
-        matches!(self, Self::Http(_) | Self::Service(_))
-    }
-}
-
-impl fmt::Display for World {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Step => f.write_str("stepwell:pipeline/step@0.1.0"),
-            Self::Http(version) => write!(f, "wasi:http/proxy@{version}"),
-            Self::Service(version) => write!(f, "wasi:http/service@{version}"),
-        }
-    }
-}
-
-impl Serialize for World {
-    fn serialize<T: Serializer>(&self, serializer: T) -> Result<T::Ok, T::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for World {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        match split(&text) {
-            ("stepwell:pipeline/step", _) => Ok(Self::Step),
-            ("wasi:http/proxy", Some(version)) => Ok(Self::Http(version.to_owned())),
-            ("wasi:http/service", Some(version)) => Ok(Self::Service(version.to_owned())),
-            _ => Err(de::Error::custom(format!("'{text}' is no world"))),
-        }
-    }
-}
+use self::header::{header, truncated};
+pub use self::refused::Refused;
+pub use self::world::World;
+pub(crate) use self::world::target;
+use self::world::{REBUILD_03, command_world, is_candidate, is_wasi_03, world};
 
 /// What is to be known of a component before it is compiled.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,61 +38,6 @@ pub struct Inspection {
     pub name: Option<String>,
     /// Its version, if its metadata has one.
     pub version: Option<String>,
-}
-
-/// An upload that is not accepted.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize)]
-#[error("{message}")]
-pub struct Refused {
-    /// For programs: `not-wasm`, `core-module`, `truncated`, `invalid-component`, `unknown-import`, `unknown-world`, `too-large`.
-    pub code: &'static str,
-    /// What is wrong.
-    pub message: String,
-    /// What to do about it.
-    pub hint: Option<String>,
-}
-
-impl Refused {
-    pub(crate) fn new(
-        code: &'static str,
-        message: impl Into<String>,
-        hint: impl Into<String>,
-    ) -> Self {
-        Self {
-            code,
-            message: message.into(),
-            hint: Some(hint.into()),
-        }
-    }
-}
-
-/// What [`Refused::code`] can be.
-const CODES: [&str; 7] = [
-    "not-wasm",
-    "core-module",
-    "truncated",
-    "invalid-component",
-    "unknown-import",
-    "unknown-world",
-    "too-large",
-];
-
-impl<'de> Deserialize<'de> for Refused {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        struct Written {
-            code: String,
-            message: String,
-            hint: Option<String>,
-        }
-        let written = Written::deserialize(deserializer)?;
-        let code = CODES.into_iter().find(|code| *code == written.code);
-        Ok(Self {
-            code: code.ok_or_else(|| de::Error::custom(format!("no code '{}'", written.code)))?,
-            message: written.message,
-            hint: written.hint,
-        })
-    }
 }
 
 /// Components within components that are looked into.
@@ -235,98 +137,6 @@ pub fn is_command(bytes: &[u8]) -> Result<bool, Refused> {
 pub(crate) fn command(bytes: &[u8]) -> Result<Option<CommandWorld>, Refused> {
     header(bytes)?;
     Ok(command_world(&parse(bytes, features())?.exports))
-}
-
-fn command_world(exports: &[String]) -> Option<CommandWorld> {
-    let exports = |release: &str| {
-        exports.iter().any(|export| {
-            let (path, version) = split(export);
-            let fits = |version: &str| version.starts_with(release) && !version.contains('-');
-            path == "wasi:cli/run" && version.is_some_and(fits)
-        })
-    };
-    // Toolchains that know no target of 0.3 yet leave a 0.2 export beside it.
-    if exports("0.3.") {
-        Some(CommandWorld::V03)
-    } else if exports("0.2.") {
-        Some(CommandWorld::V02)
-    } else {
-        None
-    }
-}
-
-/// What the export makes of its component, if anything.
-pub(crate) fn target(export: &str) -> Option<World> {
-    if export == HANDLER {
-        return Some(World::Step);
-    }
-    let (path, version) = split(export);
-    let version = version.filter(|version| !version.contains('-'))?;
-    match path {
-        INCOMING if version.starts_with("0.2.") => Some(World::Http(version.to_owned())),
-        SERVICE if version.starts_with("0.3.") => Some(World::Service(version.to_owned())),
-        _ => None,
-    }
-}
-
-/// Tells apart what is not even the beginning of a component.
-fn header(bytes: &[u8]) -> Result<(), Refused> {
-    const MAGIC: &[u8; 4] = b"\0asm";
-    if bytes.is_empty() {
-        return Err(Refused::new(
-            "not-wasm",
-            "the upload is empty",
-            "send the component's bytes as the body",
-        ));
-    }
-    let seen = bytes.get(..MAGIC.len()).unwrap_or(bytes);
-    if !MAGIC.starts_with(seen) {
-        return Err(Refused::new(
-            "not-wasm",
-            "the upload is not WebAssembly: it does not begin with \\0asm",
-            guess(bytes),
-        ));
-    }
-    match bytes.get(MAGIC.len()..8) {
-        None => Err(truncated(bytes.len())),
-        Some([1, 0, 0, 0]) => Err(Refused::new(
-            "core-module",
-            "the upload is a core WebAssembly module, and plugins are components",
-            "build it for wasm32-wasip2 (or with `stepwell build`), or make a component of it: wasm-tools component new MODULE.wasm --adapt wasi_snapshot_preview1.wasm -o COMPONENT.wasm",
-        )),
-        Some([0x0d, 0, 1, 0]) => Ok(()),
-        Some(version) => Err(Refused::new(
-            "invalid-component",
-            format!(
-                "the upload has an unknown WebAssembly version: {}",
-                hex::encode(version)
-            ),
-            "rebuild it with a current toolchain",
-        )),
-    }
-}
-
-fn guess(bytes: &[u8]) -> String {
-    let what = match bytes {
-        [0x1f, 0x8b, ..] => "it looks like gzip: unpack it first",
-        [b'P', b'K', ..] => "it looks like a zip archive: unpack it first",
-        [0x7f, b'E', b'L', b'F', ..] => {
-            "it looks like a native program (or a compiled .cwasm): upload the .wasm file that cargo built for wasm32-wasip2"
-        }
-        _ if bytes.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'(') => {
-            "it looks like WebAssembly text: make a binary of it with wasm-tools parse"
-        }
-        _ => "upload the .wasm file of a component, such as cargo builds it for wasm32-wasip2",
-    };
-    what.to_owned()
-}
-
-fn truncated(length: usize) -> Refused {
-    Refused::new(
-        "truncated",
-        format!("the upload ends in the middle of a section, after {length} bytes"),
-        "upload the whole file again",
-    )
 }
 
 struct Found {
@@ -573,63 +383,6 @@ fn check_imports(found: &Found, interfaces: &Interfaces) -> Result<(), Refused> 
     ))
 }
 
-fn is_wasi_03(name: &str) -> bool {
-    let (path, version) = split(name);
-    path.starts_with("wasi:") && version.is_some_and(|version| version.starts_with("0.3."))
-}
-
-/// Whether it is of one of the pre-releases of WASI 0.3, which differ from each other and from the release.
-fn is_candidate(name: &str) -> bool {
-    is_wasi_03(name) && name.contains("-rc-")
-}
-
-const REBUILD_03: &str = "release candidates of WASI 0.3 differ from the release: rebuild the component for 0.3.0 itself (in Rust, crate wasip3 0.7 or newer)";
-
-fn shown(name: &str) -> String {
-    name.chars().take(200).collect()
-}
-
-const ACCEPTED: &str = "accepted are stepwell:pipeline/step@0.1.0 (exports stepwell:pipeline/handler@0.1.0), wasi:http/proxy@0.2 (exports wasi:http/incoming-handler@0.2.x) and wasi:http/service@0.3.0 (exports wasi:http/handler@0.3.0)";
-
-fn world(exports: &[String]) -> Result<World, Refused> {
-    if let Some(world) = exports.iter().find_map(|export| target(export)) {
-        return Ok(world);
-    }
-    let mut hint = ACCEPTED;
-    let message = exports
-        .iter()
-        .find_map(|export| match split(export) {
-            ("stepwell:pipeline/batch-handler", _) => {
-                Some(format!("the component targets the world batch-step (it exports {export}), which this host does not run yet"))
-            }
-            ("stepwell:pipeline/handler", version) => Some(format!(
-                "the component was built for version {} of stepwell:pipeline, and the host runs 0.1.0",
-                shown(version.unwrap_or("(none)"))
-            )),
-            (SERVICE | INCOMING, version) => {
-                if is_candidate(export) {
-                    hint = REBUILD_03;
-                }
-                Some(format!(
-                    "the component targets wasi:http {}, and the host runs 0.2 and 0.3.0",
-                    shown(version.unwrap_or("without a version"))
-                ))
-            }
-            ("wasi:cli/run", _) => {
-                Some("the component is a command (it exports wasi:cli/run), not a step or an HTTP function; `stepwell run-component` runs it".to_owned())
-            }
-            _ => None,
-        })
-        .unwrap_or_else(|| match exports {
-            [] => "the component exports nothing, so it targets no known world".to_owned(),
-            some => {
-                let list: Vec<String> = some.iter().take(20).map(|name| shown(name)).collect();
-                format!("the component targets no known world: it exports {}", list.join(", "))
-            }
-        });
-    Err(Refused::new("unknown-world", message, hint))
-}
-
 /// An HTTP function knows nothing of pipelines, so it may import WASI alone.
 fn check_http_imports(world: &World, found: &Found) -> Result<(), Refused> {
     if *world == World::Step {
@@ -653,6 +406,10 @@ fn check_http_imports(world: &World, found: &Found) -> Result<(), Refused> {
         ),
         "make it a step (world stepwell:pipeline/step@0.1.0) if it needs the host's own interfaces",
     ))
+}
+
+fn shown(name: &str) -> String {
+    name.chars().take(200).collect()
 }
 
 #[cfg(test)]

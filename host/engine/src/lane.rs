@@ -43,6 +43,13 @@ pub(crate) struct Moved<T> {
 #[derive(Debug)]
 pub(crate) struct Closed;
 
+/// Lowers the priority of the calling thread; on Linux that is all that this is about.
+pub(crate) fn give_way() {
+    if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+        tracing::warn!(%error, "what guests make the host do cannot be given a low priority");
+    }
+}
+
 impl SlowLane {
     /// A lane in which so many guests of one namespace are executed side by side, and as many of all others: an instruction that takes
     /// long keeps a thread, and so do only those of one namespace.
@@ -58,10 +65,7 @@ impl SlowLane {
             thread::Builder::new()
                 .name("guest-slow".into())
                 .spawn(move || {
-                    // On Linux this is about the calling thread alone.
-                    if let Err(error) = rustix::process::setpriority_process(None, NICE) {
-                        tracing::warn!(%error, "guests that compute for long cannot be given a low priority");
-                    }
+                    give_way();
                     let pace = Pace::new().inspect_err(|error| {
                         tracing::warn!(%error, "guests that compute for long cannot be interrupted");
                     });

@@ -27,6 +27,7 @@ mod interfaces;
 mod keep;
 mod kept;
 mod lane;
+mod late;
 mod link;
 mod link_03;
 mod load;
@@ -48,6 +49,7 @@ mod store;
 mod streamed;
 mod sweep;
 mod temper;
+mod timers;
 mod turns;
 mod worker;
 

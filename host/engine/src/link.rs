@@ -14,6 +14,7 @@ use wasmtime_wasi_http::p2::bindings::http;
 
 use crate::held;
 use crate::store::StoreState;
+use crate::timers::{HasTimers, Timers};
 
 /// The version of every WASI 0.2 interface that is linked; the linker takes any other 0.2 release for it.
 pub(crate) const WASI: &str = "0.2.12";
@@ -60,7 +61,7 @@ pub(crate) fn add_wasi<S: StoreState>(l: &mut Linker<S>) -> Result<()> {
     io::streams::add_to_linker::<S, HasTable>(l, table)?;
 
     clocks::wall_clock::add_to_linker::<S, WasiClocks>(l, clocks_of)?;
-    clocks::monotonic_clock::add_to_linker::<S, WasiClocks>(l, clocks_of)?;
+    clocks::monotonic_clock::add_to_linker::<S, HasTimers>(l, |s| Timers(clocks_of(s)))?;
 
     random::random::add_to_linker::<S, WasiRandom>(l, |s| s.base().wasi().ctx.random())?;
     random::insecure::add_to_linker::<S, WasiRandom>(l, |s| s.base().wasi().ctx.random())?;

@@ -14,6 +14,7 @@ use wasmtime_wasi_http::p3::bindings::http;
 use crate::held;
 use crate::link::{EnvironmentView, HasEnvironment, clocks_of, files_of, sockets_of};
 use crate::store::StoreState;
+use crate::timers::{HasTimers, Timers};
 
 /// The version of every WASI 0.3 interface that is linked; the linker takes any other 0.3 release for it.
 pub(crate) const WASI_03: &str = "0.3.0";
@@ -59,7 +60,7 @@ pub(crate) fn add_wasi_03<S: StoreState>(l: &mut Linker<S>) -> Result<()> {
     cli::terminal_stderr::add_to_linker::<S, WasiCli>(l, |s| s.base().cli())?;
 
     clocks::types::add_to_linker::<S, WasiClocks>(l, clocks_of)?;
-    clocks::monotonic_clock::add_to_linker::<S, WasiClocks>(l, clocks_of)?;
+    clocks::monotonic_clock::add_to_linker::<S, HasTimers>(l, |s| Timers(clocks_of(s)))?;
     clocks::system_clock::add_to_linker::<S, WasiClocks>(l, clocks_of)?;
 
     random::random::add_to_linker::<S, WasiRandom>(l, |s| s.base().wasi().ctx.random())?;

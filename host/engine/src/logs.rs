@@ -123,12 +123,11 @@ impl State {
         }
         if !dropped.is_empty() && !self.truncated {
             self.truncated = true;
-            metrics::counter!("stepwell_limit_hits_total", "limit" => "log").increment(1);
             self.flush(stream);
             let limit = ByteSize(self.limit as u64);
             self.sink.line(
                 stream,
-                &format!("log output truncated: one call may log {limit}"),
+                &format!("log output truncated: one call may log {limit}; this limit is the host's own and has no setting"),
             );
         }
     }
@@ -292,7 +291,7 @@ mod tests {
             [
                 "Stdout 123",
                 "Stdout 5",
-                "Stdout log output truncated: one call may log 5 B"
+                "Stdout log output truncated: one call may log 5 B; this limit is the host's own and has no setting"
             ]
         );
     }

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::{fmt, fs};
 
-use stepwell_core::StepError;
+use stepwell_core::{StepError, share_of};
 use wasmtime::EngineWeak;
 
 use crate::config::Flavor;
@@ -199,7 +199,7 @@ impl Share {
     /// What it may hold, if that is less than all.
     fn most(&self) -> Option<u64> {
         let limit = self.of.limit;
-        (!self.is_alone()).then_some(limit - limit / 4)
+        (!self.is_alone()).then(|| share_of(limit))
     }
 
     pub(crate) fn is_alone(&self) -> bool {
@@ -215,7 +215,7 @@ impl Share {
 
     /// What its instances may take up of so many slots, if that is less than all.
     pub(crate) fn most_slots(&self, all: u32) -> Option<u32> {
-        (!self.is_alone()).then_some(all - all / 4)
+        (!self.is_alone()).then(|| share_of(all))
     }
 }
 

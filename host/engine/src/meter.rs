@@ -5,6 +5,7 @@ use std::time::Duration;
 use stepwell_core::{Blame, ByteSize, ErrorKind, Limits, StepError, show_duration};
 use wasmtime::ResourceLimiter;
 
+use crate::blame::nowhere;
 use crate::clock::CpuClock;
 use crate::config::{CORE_INSTANCES, MEMORIES, TABLE_ELEMENTS, TABLES};
 use crate::memory::{NoMemory, Share};
@@ -105,12 +106,14 @@ impl std::error::Error for Exceeded {}
 impl From<Exceeded> for StepError {
     fn from(exceeded: Exceeded) -> Self {
         metrics::counter!("stepwell_limit_hits_total", "limit" => exceeded.as_str()).increment(1);
-        match exceeded {
+        let error = match exceeded {
             Exceeded::GuestMemory(_) | Exceeded::TenantMemory(_) => {
                 Self::new(ErrorKind::Unavailable, exceeded.to_string()).blamed(Blame::Host)
             }
             _ => Self::new(ErrorKind::Limit, exceeded.to_string()),
-        }
+        };
+        // Where the guest was is added by whoever stopped it there.
+        error.with_fault(nowhere(exceeded.as_str()))
     }
 }
 

@@ -61,6 +61,9 @@ impl WasiHttpHooks for Outbound {
         self.log.note(&format!(
             "the request {wanted} was refused: the step has no http grant"
         ));
+        // As those count that a grant of the step does not open.
+        metrics::counter!("stepwell_egress_requests_total", "outcome" => "denied").increment(1);
+        metrics::counter!("stepwell_egress_denied_total", "reason" => "not-granted").increment(1);
         Box::new(std::future::ready(Err(HttpError::HttpRequestDenied)))
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use stepwell_core::{Limits, Reuse, StepError};
+use stepwell_core::{Blame, ErrorKind, Limits, Reuse, StepError};
 use tokio::sync::{Notify, mpsc, watch};
 use wasmtime::component::Accessor;
 use wasmtime_wasi_http::p3::bindings::{Service, ServicePre};
@@ -301,6 +301,7 @@ pub(crate) async fn work<S: StoreState>(
     inbox: mpsc::UnboundedReceiver<Ticket<S>>,
     fate: Fate,
 ) {
+    let ending = Ending { room: &room, fate };
     let begun = room.shared.begin(state, room.limits, slots, deadline);
     let begun = begun.await;
     let (outcome, call) = match begun {
@@ -324,15 +325,42 @@ pub(crate) async fn work<S: StoreState>(
             );
         }
         if seats == 0 {
-            tracing::warn!(%error, "a guest failed after its responses");
+            room.environment.late.note(&error);
         }
         // Said before the store goes, and with it the guest's ends of the bodies.
-        fate.send_replace(Some(error));
+        ending.fate.send_replace(Some(error));
     }
     if room.is_large() {
         // Giving its memory back takes as long as many calls.
         room.shared.idle.retire(Box::new(call));
     }
+}
+
+/// The end of an instance's task, however it comes: nobody is let in any more.
+struct Ending<'a, S: StoreState> {
+    room: &'a Room<S>,
+    fate: Fate,
+}
+
+impl<S: StoreState> Drop for Ending<'_, S> {
+    fn drop(&mut self) {
+        // Otherwise all later calls would sit down where nobody serves them.
+        if self.room.close(Discard::Failed) {
+            Discard::Failed.count();
+            // Its task may also be dropped with the whole host.
+            let error = match std::thread::panicking() {
+                true => broken(),
+                false => closed(),
+            };
+            self.fate.send_replace(Some(error));
+        }
+    }
+}
+
+/// The host has failed while it executed the guest.
+fn broken() -> StepError {
+    let message = "the host broke off while the guest was being called, which is a bug in the host";
+    StepError::new(ErrorKind::Unavailable, message).blamed(Blame::Host)
 }
 
 async fn run<S: StoreState>(

@@ -40,7 +40,7 @@ pub(crate) async fn handle<S: StoreState>(
     let (terms, until) = (Terms::of(&request, lease.call.limits), lease.call.until());
     let (sender, head) = oneshot::channel();
     let (guard, failed) = (lease.call.guard(), Arc::new(AtomicBool::new(false)));
-    let of_guest = failed.clone();
+    let (of_guest, environment) = (failed.clone(), guard.environment.clone());
     let guest: Guest = Box::pin(guard.run(async move {
         let outcome = async {
             let Lease { call, exports, .. } = &mut lease;
@@ -67,7 +67,7 @@ pub(crate) async fn handle<S: StoreState>(
         lease.end(&outcome);
         outcome
     }));
-    respond(guest, failed, head, terms, until).await
+    respond(guest, environment, failed, head, terms, until).await
 }
 
 /// Gives one request to an instance, and sends on the head of its response.

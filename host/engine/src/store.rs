@@ -13,6 +13,7 @@ use wasmtime_wasi_http::{FieldMap, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks};
 use crate::clock::OVERRUN;
 use crate::command::{CommandError, Surroundings};
 use crate::held;
+use crate::late::Late;
 use crate::logs::{CallLog, LogSink, LogStream};
 use crate::memory::Tenant;
 use crate::meter::Meter;
@@ -43,6 +44,7 @@ pub struct Environment {
     pub(crate) entries: Vec<(String, String)>,
     pub(crate) variables: WasiConfigVariables,
     pub(crate) temper: Temper,
+    pub(crate) late: Late,
     /// Whose the memory of its instances is; none: nobody's in particular.
     pub(crate) tenant: Option<Tenant>,
     /// Tells the span of what a thread works for.
@@ -58,6 +60,7 @@ impl Environment {
             entries,
             variables,
             temper: Temper::default(),
+            late: Late::default(),
             tenant: None,
             span: None,
         }
@@ -91,6 +94,13 @@ impl Environment {
     #[must_use]
     pub fn of(mut self, tenant: Tenant) -> Self {
         self.tenant = Some(tenant);
+        self
+    }
+
+    /// What the log calls the step where no run is left that would tell which it is.
+    #[must_use]
+    pub fn called(mut self, step: impl Into<String>) -> Self {
+        self.late.step = step.into();
         self
     }
 

@@ -6,7 +6,7 @@ use std::cell::Cell;
 use std::io;
 use std::mem::MaybeUninit;
 use std::ptr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
@@ -131,22 +131,51 @@ impl Drop for Pace {
     }
 }
 
-/// CPU time that a thread has before it gives way again.
-const LEAST: Duration = Duration::from_micros(150);
+/// CPU time that a thread has before it gives way again, at the least and at the most.
+const SHORTEST: Duration = Duration::from_micros(150);
+const LONGEST: Duration = Duration::from_millis(1);
 
-thread_local! {
-    /// What the thread's CPU time was when it had given way. Neither made nor dropped by any code, so a signal may come at any time.
-    static GAVE_WAY: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+/// Which part of the time that it waited for its core is the thread's own afterwards.
+const PART: u32 = 4;
+
+/// When a thread gives way next.
+#[derive(Clone, Copy)]
+struct Next {
+    /// What its CPU time was when it had given way.
+    since: Duration,
+    /// What it has from then on.
+    own: Duration,
 }
 
+thread_local! {
+    /// Neither made nor dropped by any code, so a signal may come at any time.
+    static NEXT: Cell<Next> = const {
+        Cell::new(Next {
+            since: Duration::ZERO,
+            own: SHORTEST,
+        })
+    };
+}
+
+/// While a thread waits for a core that others are using, the next signal comes and is the first thing that it meets there: without
+/// time of its own it would give way for ever and compute nothing. Requests are done in a moment; processes that compute, as this
+/// one's guests do, keep the core until Linux takes it from them, and a thread that waited for those has the more time afterwards.
 extern "C" fn give_way(_signal: libc::c_int) {
-    // While it waits for a core that others are using, the next signal comes and is the first thing it meets there: without this it
-    // would give way for ever and compute nothing.
-    if stepwell_core::thread_time().saturating_sub(GAVE_WAY.get()) < LEAST {
+    let next = NEXT.get();
+    if stepwell_core::thread_time().saturating_sub(next.since) < next.own {
         return;
     }
+    let began = Instant::now();
     rustix::thread::sched_yield();
-    GAVE_WAY.set(stepwell_core::thread_time());
+    NEXT.set(Next {
+        since: stepwell_core::thread_time(),
+        own: own_after(began.elapsed()),
+    });
+}
+
+/// The CPU time that a thread has after it waited for its core for so long.
+fn own_after(waited: Duration) -> Duration {
+    (waited / PART).clamp(SHORTEST, LONGEST)
 }
 
 fn checked(refused: libc::c_int) -> io::Result<()> {
@@ -165,7 +194,6 @@ mod tests {
     use std::hint;
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::thread;
-    use std::time::Instant;
 
     use rustix::event::{Timespec, poll};
     use rustix::io::Errno;
@@ -219,6 +247,16 @@ mod tests {
             done.store(true, Ordering::Relaxed);
             assert!(finished.unwrap());
         });
+    }
+
+    #[test]
+    fn who_waited_long_has_more_time_and_never_so_much_that_requests_notice() {
+        assert_eq!(own_after(Duration::ZERO), SHORTEST);
+        assert_eq!(
+            own_after(Duration::from_millis(2)),
+            Duration::from_micros(500)
+        );
+        assert_eq!(own_after(LONG), LONGEST);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::sync::mpsc::{self, Sender};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::{mem, thread, vec};
 
-use stepwell_core::{ByteSize, ErrorKind, Event, Name, StepError};
+use stepwell_core::{ByteSize, ErrorKind, Event, Fault, Name, StepError};
 
 /// Events that one run may hold: those that wait for a step or for the run's end, and those that it will end with.
 pub(crate) const MAX_EVENTS: usize = 10_000;
@@ -207,5 +207,9 @@ fn cost(event: &Event) -> usize {
 /// A limit of the run that was run into; the word is the metric's.
 pub(crate) fn exceeded(limit: &'static str, message: String) -> StepError {
     metrics::counter!("stepwell_limit_hits_total", "limit" => limit).increment(1);
-    StepError::new(ErrorKind::Limit, message)
+    let fault = Fault {
+        kind: limit.to_owned(),
+        backtrace: Vec::new(),
+    };
+    StepError::new(ErrorKind::Limit, message).with_fault(fault)
 }

@@ -103,13 +103,15 @@ impl State {
 
 impl Open {
     fn broke_off(&mut self, error: &BodyError) {
-        let message = format!("the response's body broke off: {error}");
-        let of_guest = error.downcast_ref::<StepError>();
-        let error = StepError {
-            fault: of_guest.and_then(|error| error.fault.clone()),
-            ..StepError::new(ErrorKind::Failed, message)
+        const WHAT: &str = "the response's body broke off";
+        let error = match error.downcast_ref::<StepError>() {
+            Some(of_guest) => StepError {
+                message: format!("{WHAT}: {}", of_guest.message),
+                ..of_guest.clone()
+            },
+            None => StepError::new(ErrorKind::Failed, format!("{WHAT}: {error}")),
         };
-        self.run.end(error.kind.as_str(), Some(&error));
+        self.run.function_failed(error);
     }
 
     /// What has been sent is all there is, or the caller wanted no more.

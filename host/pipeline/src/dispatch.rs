@@ -5,6 +5,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use http_body_util::BodyExt as _;
+use stepwell_core::log_rate::Line;
 use stepwell_core::{
     Blame, Call, CpuAccount, ErrorKind, Event, Lingering, Name, Outcome, Quotas, RunId, StepError,
     TraceContext, within,
@@ -19,7 +20,6 @@ use crate::Body;
 use crate::backlog::EventMemory;
 use crate::body::{RunBody, is_whole, sweep};
 use crate::deployment::{Deployed, DeployedFunction, Deployment};
-use crate::log_rate::Line;
 use crate::quota::{Accounts, Counted, SOON};
 use crate::run;
 use crate::running::{RunTable, Running};
@@ -140,7 +140,11 @@ impl Dispatcher {
         let counted = self.0.accounts.enter(namespace)?;
         let permit = match self.0.permits.clone().try_acquire_owned() {
             Ok(permit) => permit,
-            Err(TryAcquireError::NoPermits) => return Err(NotAdmitted::Busy { retry_after: SOON }),
+            Err(TryAcquireError::NoPermits) => {
+                metrics::counter!("stepwell_limit_hits_total", "limit" => "concurrent_runs")
+                    .increment(1);
+                return Err(NotAdmitted::Busy { retry_after: SOON });
+            }
             Err(TryAcquireError::Closed) => return Err(NotAdmitted::ShuttingDown),
         };
         counted.start(self.0.accounts.now())?;
@@ -437,6 +441,20 @@ impl Run {
             }
         }
         result
+    }
+
+    /// The function failed after its response's head had been sent.
+    pub(crate) fn function_failed(&mut self, error: StepError) {
+        let error = match &self.running.deployment.body {
+            Deployed::Function(DeployedFunction { scope, .. }) => {
+                error.at_step(scope.step.as_str()).of_plugin(&scope.plugin)
+            }
+            Deployed::Steps(_) => error,
+        };
+        if let Some(metrics) = self.metrics.steps.first() {
+            metrics.erred(error.kind);
+        }
+        self.end(error.kind.as_str(), Some(&error));
     }
 
     /// When the time of a guest is up that its response's head has not ended.

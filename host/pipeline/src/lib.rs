@@ -8,7 +8,6 @@ mod body;
 mod deploy;
 mod deployment;
 mod dispatch;
-mod log_rate;
 mod quota;
 mod registry;
 mod run;

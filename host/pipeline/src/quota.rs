@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use stepwell_core::{CpuAccount, Name, Quotas};
+use stepwell_core::{CpuAccount, Name, Quotas, share_of};
 
 use crate::NotAdmitted;
 
@@ -57,7 +57,7 @@ impl Accounts {
         Self {
             all: ArcSwap::default(),
             changing: Mutex::default(),
-            share: permits.saturating_mul(3).div_ceil(4),
+            share: share_of(permits),
             began: Instant::now(),
         }
     }

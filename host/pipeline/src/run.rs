@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use futures::FutureExt as _;
 use rand::Rng as _;
 use stepwell_core::{Blame, Call, ErrorKind, Event, StepError, show_duration, within};
-use tokio::task::Unconstrained;
+use tokio::task::{Unconstrained, yield_now};
 use tokio::time::Sleep;
 
 use crate::backlog::{Backlog, exceeded};
@@ -17,6 +17,11 @@ use crate::telemetry::StepMetrics;
 
 /// Step calls that one run may make, so that a step that returns many events cannot keep the host busy for ever.
 pub(crate) const MAX_CALLS: usize = 10_000;
+
+/// Calls that a run makes without giving way to others, as nearly all runs have no more; and those that it makes at a time from
+/// then on.
+const FEW: usize = 8;
+const AT_ONCE: usize = 4;
 
 /// The longest pause between two attempts of a step.
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
@@ -30,7 +35,7 @@ pub(crate) async fn walk(
     deadline: Instant,
 ) -> Result<Vec<Event>, StepError> {
     let mut backlog = Backlog::new(&run.running.deployment.namespace, run.event_memory());
-    let mut calls = 0;
+    let mut calls = 0_usize;
     let mut in_hand = Some((0, event));
     loop {
         let Some((position, event)) = in_hand.take() else {
@@ -42,20 +47,25 @@ pub(crate) async fn walk(
         };
         let metrics = run.metrics.steps.get(position);
         let (Some(step), Some(step_metrics)) = (steps.get(position), metrics) else {
-            backlog.deliver(event)?;
+            let last = steps.last();
+            backlog.deliver(event).map_err(|error| match last {
+                Some(last) => of(last, error),
+                None => error,
+            })?;
             continue;
         };
+        let of_step = |error| of(step, error);
+        // Calls that never wait would keep the thread for as long as there are any.
+        if calls > FEW && calls.is_multiple_of(AT_ONCE) {
+            yield_now().await;
+        }
         calls += 1;
         if calls > MAX_CALLS {
             let message = format!(
                 "the run made more than {MAX_CALLS} calls: its steps return too many events; this limit is the host's own and has no setting"
             );
-            return Err(exceeded("run_calls", message).at_step(step.scope.step.as_str()));
+            return Err(of_step(exceeded("run_calls", message)));
         }
-        let of_step = |error: StepError| {
-            let scope = &step.scope;
-            error.at_step(scope.step.as_str()).of_plugin(&scope.plugin)
-        };
         // Whoever was admitted has CPU time for one call.
         if calls > 1 && run.cpu_wait().is_some() {
             let wait = Box::pin(run.wait_for_cpu(deadline));
@@ -71,6 +81,12 @@ pub(crate) async fn walk(
             backlog.wait(position + 1, outputs).map_err(of_step)?;
         }
     }
+}
+
+/// The error with its step, and the plugin behind that.
+fn of(step: &DeployedStep, error: StepError) -> StepError {
+    let scope = &step.scope;
+    error.at_step(scope.step.as_str()).of_plugin(&scope.plugin)
 }
 
 /// One event in one step, with its retries, within the step's timeout and the run's deadline.

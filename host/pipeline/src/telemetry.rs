@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use metrics::{Counter, Gauge, Histogram, Unit};
+use stepwell_core::log_rate::LogRate;
 use stepwell_core::{ErrorKind, RunId, StepError};
 
 use crate::deployment::{Deployed, Deployment};
-use crate::log_rate::LogRate;
 
 /// Told of every run that has ended, from the run's own task: it must return at once and never block.
 pub trait RunObserver: Send + Sync {

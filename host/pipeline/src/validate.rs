@@ -82,13 +82,6 @@ pub struct Subscriptions {
     pub most: usize,
 }
 
-impl Subscriptions {
-    /// What one namespace may have of them while there are others.
-    pub fn share(most: usize) -> usize {
-        most.saturating_mul(3).div_ceil(4)
-    }
-}
-
 /// What a host allows of the JSON Web Tokens of HTTP triggers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct JwtHost {

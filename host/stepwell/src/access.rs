@@ -1,7 +1,6 @@
 //! Who may come in: bearers of the configured `admin_token`, bearers of the catalog's tokens, and anybody in development mode.
 
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use sha2::{Digest as _, Sha256};
@@ -10,20 +9,17 @@ use stepwell_catalog::{Catalog, Directory, NotVerified, Unavailable};
 use stepwell_core::{Name, Principal, Right, Secret};
 use stepwell_http_trigger::{Subject, TokenVerifier};
 use subtle::ConstantTimeEq as _;
-use tracing::{debug, warn};
 
-/// Refused requests that are recorded in a minute; whoever may do nothing must not fill the audit log either.
-const REFUSALS: u32 = 60;
+use crate::refusals::Refusals;
 
 /// Every token that this host takes.
 pub(crate) struct Tokens {
-    catalog: Arc<Catalog>,
     directory: Arc<Directory>,
     /// Only its hash is kept: comparing hashes takes the same time for every wrong token, whatever its length.
     admin: Option<[u8; 32]>,
     /// Whether only this machine reaches the admin listener.
     is_private: bool,
-    refusals: Mutex<(Instant, u32)>,
+    refusals: Refusals,
 }
 
 impl Tokens {
@@ -34,11 +30,10 @@ impl Tokens {
         is_private: bool,
     ) -> Self {
         Self {
-            catalog,
             directory,
             admin: admin_token.map(|token| Sha256::digest(token.expose()).into()),
             is_private,
-            refusals: Mutex::new((Instant::now(), 0)),
+            refusals: Refusals::new(catalog),
         }
     }
 
@@ -67,16 +62,6 @@ impl Tokens {
         let presented: [u8; 32] = Sha256::digest(token).into();
         self.admin
             .is_some_and(|admin| admin.ct_eq(&presented).into())
-    }
-
-    /// Whether one more refusal is to be recorded.
-    fn counts(&self) -> bool {
-        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
-        if refusals.0.elapsed() >= Duration::from_secs(60) {
-            *refusals = (Instant::now(), 0);
-        }
-        refusals.1 = refusals.1.saturating_add(1);
-        refusals.1 <= REFUSALS
     }
 }
 
@@ -119,13 +104,8 @@ impl Gate for Tokens {
     }
 
     async fn refused(&self, principal: &Principal, operation: &'static str, subject: String) {
-        if !self.counts() {
-            debug!(who = %principal.id, operation, "a refused request is not recorded: there are too many");
-            return;
-        }
-        let catalog = self.catalog.by(principal);
-        if let Err(error) = catalog.record_refusal(operation, subject).await {
-            warn!(who = %principal.id, operation, %error, "a refused request could not be recorded");
-        }
+        self.refusals
+            .of_request(principal, operation, subject)
+            .await;
     }
 }

@@ -3,6 +3,8 @@
 mod bindings;
 mod egress;
 mod environment;
+mod kafka;
+mod limits;
 mod listeners;
 mod secret;
 
@@ -12,17 +14,17 @@ use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use stepwell_catalog::{CatalogLimits, Location};
-use stepwell_core::{BindingKind, ByteSize, Name, Problem, Secret, parse_lifetime};
-use stepwell_document::{At, Key, MapReader, Node, Position, Problems, Value, parse_toml};
+use stepwell_catalog::Location;
+use stepwell_core::{BindingKind, Problem, Secret, parse_lifetime};
+use stepwell_document::{At, MapReader, Node, Position, Problems, parse_toml};
 use stepwell_egress::EgressConfig;
 use stepwell_inference::ModelBindingConfig;
-use stepwell_kafka_trigger::{Brokers, KafkaConfig, RESERVED_PROPERTIES};
+use stepwell_kafka_trigger::KafkaConfig;
 use stepwell_keyvalue::KeyValueBindingConfig;
-use stepwell_pipeline::KafkaOwners;
 use stepwell_sql::SqlBindingConfig;
 use stepwell_vector::VectorBindingConfig;
 
+pub(crate) use self::limits::HostLimits;
 pub(crate) use self::listeners::JwtConfig;
 use self::secret::SecretReader;
 use crate::input;
@@ -66,33 +68,6 @@ pub(crate) struct Config {
     pub(crate) reach: Reach,
     /// What works, but should not stay.
     pub(crate) warnings: Vec<Problem>,
-}
-
-/// Limits of the host as a whole.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct HostLimits {
-    /// Bytes of the largest component that may be uploaded.
-    pub(crate) component: u64,
-    /// Bytes of all components that are being uploaded.
-    pub(crate) uploads: u64,
-    /// Time that compiling one component may take.
-    pub(crate) compile: Duration,
-    /// Bytes of memory that compiling one component may take.
-    pub(crate) compile_memory: u64,
-    /// Bytes of compiled components that are kept on disk.
-    pub(crate) cache: u64,
-    /// Components that stay loaded between calls.
-    pub(crate) loaded_components: usize,
-    /// Runs that may be under way at once.
-    pub(crate) concurrent_runs: usize,
-    /// Bytes of requests' bodies that are held at once.
-    pub(crate) bodies: u64,
-    /// Kafka triggers of all pipelines.
-    pub(crate) subscriptions: usize,
-    /// What the catalog keeps of pipelines and their revisions.
-    pub(crate) catalog: CatalogLimits,
-    /// Bytes of linear memory that all guests together may hold; none: as the engine has it.
-    pub(crate) guest_memory: Option<u64>,
 }
 
 /// The operator's named resources.
@@ -238,9 +213,9 @@ impl Reader<'_> {
             .as_ref()
             .map_or_else(PathBuf::new, |server| server.data_dir.clone());
         let catalog = self.catalog(&mut section(&mut sections, "catalog"), &data_dir);
-        let (kafka, owners) = self.kafka(&mut section(&mut sections, "kafka"));
+        let (kafka, owners) = kafka::kafka(&mut section(&mut sections, "kafka"), &self.secrets);
         let (models_directory, models_library) = self.models(&mut section(&mut sections, "models"));
-        let limits = limits(&mut section(&mut sections, "limits"));
+        let limits = limits::limits(&mut section(&mut sections, "limits"));
         let egress = self.egress(&mut section(&mut sections, "egress"));
         let keep_audit = audit(&mut section(&mut sections, "audit"));
         let (otlp_endpoint, service_name) = telemetry(&mut section(&mut sections, "telemetry"));
@@ -332,53 +307,6 @@ impl Reader<'_> {
                 None
             }
         }
-    }
-
-    fn kafka(&self, section: &mut Section<'_>) -> (Option<KafkaConfig>, KafkaOwners) {
-        let brokers = section.optional("brokers");
-        let brokers = brokers.map_or(Some(Brokers::Embedded), |at| brokers_at(&at));
-        let drain_timeout = duration(
-            section,
-            "drain_timeout",
-            KafkaConfig::default().drain_timeout,
-        );
-        let mut properties = Vec::new();
-        for (key, at) in section
-            .optional("properties")
-            .and_then(|at| at.entries())
-            .unwrap_or_default()
-        {
-            if RESERVED_PROPERTIES.contains(&key.name.as_str()) {
-                at.problem(format!(
-                    "'{}' is the host's own: what it promises rests on it",
-                    key.name
-                ));
-                continue;
-            }
-            let value = match &at.node().value {
-                Value::Boolean(value) => Some(value.to_string()),
-                Value::Integer(value) => Some(value.to_string()),
-                Value::Float(value) => Some(value.to_string()),
-                // Texts, and `ssl.key.password = { env = "…" }` and the like.
-                _ => self
-                    .secrets
-                    .read_property(&at, &key.name)
-                    .map(|secret| secret.expose().to_owned()),
-            };
-            if let Some(value) = value {
-                properties.push((key.name.clone(), value));
-            }
-        }
-        let owners = owners(section);
-        section.finish();
-        let config = brokers
-            .zip(drain_timeout)
-            .map(|(brokers, drain_timeout)| KafkaConfig {
-                brokers,
-                properties,
-                drain_timeout,
-            });
-        (config, owners)
     }
 
     fn models(&self, section: &mut Section<'_>) -> (PathBuf, Option<PathBuf>) {
@@ -476,138 +404,6 @@ fn duration(section: &mut Section<'_>, key: &'static str, default: Duration) -> 
     section
         .optional(key)
         .map_or(Some(default), |at| at.duration())
-}
-
-fn limits(section: &mut Section<'_>) -> Option<HostLimits> {
-    let component = section
-        .optional("component")
-        .map_or(Some(64 << 20), |at| at.size());
-    let uploads = section.optional("uploads");
-    let uploads = match (&uploads, component) {
-        (None, component) => component.map(|component| component.saturating_mul(4)),
-        (Some(at), component) => at.size().filter(|uploads| {
-            let fits = component.is_none_or(|component| *uploads >= component);
-            if !fits {
-                at.problem("'uploads' is less than limits.component: the largest component could never be uploaded");
-            }
-            fits
-        }),
-    };
-    let compile = duration(section, "compile", Duration::from_secs(120));
-    let compile_memory = at_least(section, "compile_memory", 4 << 30, 16 << 20);
-    let cache = at_least(section, "cache", 10 << 30, 1 << 20);
-    let loaded_components = section
-        .optional("loaded_components")
-        .map_or(Some(1000), |at| {
-            at.integer(1, 1_000_000)
-                .and_then(|number| usize::try_from(number).ok())
-        });
-    let kept = CatalogLimits::default();
-    // With a single revision there would be nothing to roll back to.
-    let revisions = count(section, "revisions", kept.revisions, 2, 100_000);
-    let pipelines = count(section, "pipelines", kept.pipelines, 1, 1_000_000);
-    let concurrent_runs = section
-        .optional("concurrent_runs")
-        .map_or(Some(1024), |at| {
-            at.integer(1, 1_000_000)
-                .and_then(|number| usize::try_from(number).ok())
-        });
-    let subscriptions = count(section, "subscriptions", 256, 1, 100_000)
-        .and_then(|number| usize::try_from(number).ok());
-    let bodies = at_least(section, "bodies", 256 << 20, 1 << 20);
-    let guest_memory = section
-        .optional("guest_memory")
-        .map_or(Some(None), |at| at.size().map(Some));
-    section.finish();
-    Some(HostLimits {
-        component: component?,
-        uploads: uploads?,
-        compile: compile?,
-        compile_memory: compile_memory?,
-        cache: cache?,
-        loaded_components: loaded_components?,
-        concurrent_runs: concurrent_runs?,
-        bodies: bodies?,
-        subscriptions: subscriptions?,
-        catalog: CatalogLimits {
-            revisions: revisions?,
-            pipelines: pipelines?,
-        },
-        guest_memory: guest_memory?,
-    })
-}
-
-/// A number with a default and bounds.
-fn count(
-    section: &mut Section<'_>,
-    key: &'static str,
-    default: u64,
-    least: i64,
-    most: i64,
-) -> Option<u64> {
-    let Some(at) = section.optional(key) else {
-        return Some(default);
-    };
-    at.integer(least, most)
-        .and_then(|number| u64::try_from(number).ok())
-}
-
-/// A size with a default and a least value that makes sense.
-fn at_least(section: &mut Section<'_>, key: &'static str, default: u64, least: u64) -> Option<u64> {
-    let Some(at) = section.optional(key) else {
-        return Some(default);
-    };
-    let size = at.size()?;
-    if size < least {
-        at.problem(format!("'{key}' is less than {}", ByteSize(least)));
-        return None;
-    }
-    Some(size)
-}
-
-fn brokers_at(at: &At<'_>) -> Option<Brokers> {
-    let servers = match at.string()? {
-        "embedded" => return Some(Brokers::Embedded),
-        servers => servers,
-    };
-    let wrong = servers.split(',').find(|server| {
-        server
-            .rsplit_once(':')
-            .is_none_or(|(host, port)| host.trim().is_empty() || port.parse::<u16>().is_err())
-    });
-    if let Some(wrong) = wrong {
-        at.problem_with_hint(
-            format!("'{wrong}' is not host:port"),
-            "or write \"embedded\"",
-        );
-        return None;
-    }
-    Some(Brokers::Servers(servers.to_owned()))
-}
-
-/// `[kafka.owners]`: what names begin with, and whose they are.
-fn owners(section: &mut Section<'_>) -> KafkaOwners {
-    let entries = section.optional("owners").and_then(|at| at.entries());
-    let owner = |(key, at): (&Key, At<'_>)| {
-        let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-        if key.name.is_empty() || !key.name.bytes().all(legal) {
-            at.problem_with_hint(
-                format!("no topic begins with '{}'", key.name),
-                "names of topics are letters, digits and . _ -",
-            );
-        }
-        let owner: Name = at
-            .string()?
-            .parse()
-            .map_err(|error: stepwell_core::InvalidName| at.problem(error.to_string()))
-            .ok()?;
-        Some((key.name.clone(), owner))
-    };
-    entries
-        .unwrap_or_default()
-        .into_iter()
-        .filter_map(owner)
-        .collect()
 }
 
 fn audit(section: &mut Section<'_>) -> Option<Duration> {

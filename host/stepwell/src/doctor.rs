@@ -9,6 +9,7 @@ use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use serde::Serialize;
 use stepwell_catalog::{Catalog, Location};
+use stepwell_core::Name;
 use stepwell_inference::{INSTALL_COMMAND, LibraryConfig};
 use stepwell_kafka_trigger::Brokers;
 use stepwell_keyvalue::{KeyValueBindingConfig, KeyValues};
@@ -126,6 +127,11 @@ impl Checks {
         self.kafka(config);
         self.models(config);
         self.bindings(config).await;
+        for (binding, namespaces) in config.reach.confined() {
+            let names: Vec<&str> = namespaces.iter().map(Name::as_str).collect();
+            let names = names.join(", ");
+            self.ok(binding, format!("for the pipelines of {names} alone"));
+        }
         if let Some(endpoint) = &config.otlp_endpoint {
             let reachable = host_and_port(endpoint)
                 .and_then(|address| address.to_socket_addrs().ok()?.next())

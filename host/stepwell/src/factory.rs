@@ -146,6 +146,10 @@ impl StepFactory for Factory {
             environment: Arc::new(
                 Environment::new(scope.config.iter().cloned())
                     .in_spans(current_span)
+                    .called(format!(
+                        "{}/{}/{}",
+                        scope.namespace, scope.pipeline, scope.step
+                    ))
                     .of(self.engine.tenant(scope.namespace.as_str())),
             ),
             egress: self.services.egress.scope(scope),

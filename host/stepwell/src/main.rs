@@ -23,6 +23,7 @@ mod new;
 mod output;
 mod reach;
 mod readiness;
+mod refusals;
 mod runtimes;
 mod series;
 mod serve;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use stepwell_core::{BindingKind, Name};
-use stepwell_pipeline::{KafkaOwners, PipelineSpec, TriggerSpec};
+use stepwell_pipeline::{Draft, KafkaOwners, PipelineSpec, TriggerSpec};
 
 /// What is not for everybody.
 #[derive(Clone, Debug, Default)]
@@ -22,6 +22,30 @@ impl Reach {
     pub(crate) fn includes(&self, namespace: &Name, kind: BindingKind, binding: &str) -> bool {
         let confined = self.bindings.get(&(kind, binding.to_owned()));
         confined.is_none_or(|namespaces| namespaces.contains(namespace))
+    }
+
+    /// The bindings that are for some namespaces alone, with these.
+    pub(crate) fn confined(&self) -> impl Iterator<Item = (String, &BTreeSet<Name>)> {
+        let shown = |(kind, name): &(BindingKind, String)| format!("{kind}/{name}");
+        self.bindings
+            .iter()
+            .map(move |(binding, namespaces)| (shown(binding), namespaces))
+    }
+
+    /// What a document wants that is there and not for its namespace, each once: the operator is told, whoever applies it is not.
+    pub(crate) fn withheld(&self, namespace: &Name, draft: &Draft) -> BTreeSet<String> {
+        let bindings = draft
+            .bindings()
+            .filter(|(kind, name)| !self.includes(namespace, *kind, name))
+            .map(|(kind, name)| format!("{kind}/{name}"));
+        let triggers = draft.triggers().filter_map(|trigger| match trigger {
+            TriggerSpec::Kafka(trigger) => Some(trigger),
+            TriggerSpec::Http(_) => None,
+        });
+        let names = triggers.flat_map(|trigger| self.kafka.refused(namespace, trigger));
+        bindings
+            .chain(names.map(|(_, name)| format!("kafka/{name}")))
+            .collect()
     }
 
     /// Finds what a pipeline was allowed when it was applied, and is not any more.

@@ -75,6 +75,19 @@ async fn bindings_and_topics_are_for_their_namespaces_alone() {
         );
         assert!(!text.contains("\"team-a\""), "{text}");
     }
+    // The operator is told what they wanted. Nobody else is, since that would say that it is there.
+    let audited = get(&host, ADMIN, "/api/v1/audit?limit=2").await.json();
+    for item in audited["items"].as_array().unwrap() {
+        assert_eq!(item["action"], "pipeline.apply", "{item}");
+        assert_eq!(item["outcome"], "refused", "{item}");
+        assert_eq!(
+            item["subject"],
+            "pipeline keeping of team-b wants kafka/team-a.in kafka/team-a.keeping kafka/team-a.keeping.dlq sql/results"
+        );
+    }
+    assert_eq!(audited["items"][0]["who"], "admin_token");
+    let own = get(&host, of_b, "/api/v1/audit").await.json().to_string();
+    assert!(!own.contains("sql/results"), "{own}");
     assert_eq!(seen(&host, of_a).await, ["keyvalue/cache", "sql/results"]);
     assert_eq!(seen(&host, of_b).await, ["keyvalue/cache"]);
     assert_eq!(seen(&host, ADMIN).await, ["keyvalue/cache", "sql/results"]);

@@ -74,6 +74,20 @@ fn the_doctor_finds_what_is_missing() {
     let healthy = doctor(directory.path(), QUIET, 0);
     assert_eq!(healthy["ok"], true);
     assert!(healthy["checks"].as_array().unwrap().len() >= 5);
+    let confined = format!(
+        "{QUIET}[bindings.sql.results]\nnamespaces = [\"team-b\", \"team-a\"]\n[bindings.keyvalue.all]\n"
+    );
+    let report = doctor(directory.path(), &confined, 0);
+    let said = |what: &str| {
+        let checks = report["checks"].as_array().unwrap().iter();
+        let mut found = checks.filter(|check| check["what"] == what);
+        found.next().map(|check| check["finding"].clone())
+    };
+    assert_eq!(
+        said("sql/results").unwrap(),
+        "for the pipelines of team-a, team-b alone"
+    );
+    assert_eq!(said("keyvalue/all"), None);
     let unwell = format!(
         "{QUIET}[bindings.models.nobody]\nmodel = \"nobody\"\n\
          [bindings.keyvalue.far]\nbackend = \"redis\"\nurl = \"redis://:hunter2@127.0.0.1:1\"\n"

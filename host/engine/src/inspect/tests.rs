@@ -1,3 +1,4 @@
+use super::world::HANDLER;
 use super::*;
 
 fn interfaces() -> Interfaces {

@@ -7,8 +7,10 @@ use bytes::Bytes;
 use futures::future::join_all;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
-use stepwell_core::{ErrorKind, Limits, Reuse, StepError};
-use stepwell_engine::{Bind, Body, Engine, EngineConfig, Kept, LogStream, Plugin, StoreState};
+use stepwell_core::{Digest, ErrorKind, Limits, Reuse, StepError};
+use stepwell_engine::{
+    Bind, Body, Engine, EngineConfig, Environment, Kept, LogStream, Plugin, StoreBase, StoreState,
+};
 
 use crate::support::{Host, Lines, State, generous, guest, host, soon};
 
@@ -333,4 +335,63 @@ async fn lines_are_those_of_the_call_that_began_last() {
             ]
         );
     }
+}
+
+/// A state that can be made to break the host that looks at it.
+struct Fragile {
+    base: StoreBase,
+    breaks: bool,
+}
+
+impl StoreState for Fragile {
+    fn base(&mut self) -> &mut StoreBase {
+        assert!(!self.breaks, "broken on purpose");
+        &mut self.base
+    }
+}
+
+/// A call whose state breaks, or does not.
+struct Breaking(bool);
+
+impl Bind<Fragile> for Breaking {
+    fn fresh(&self) -> Fragile {
+        let environment = Arc::new(Environment::default());
+        Fragile {
+            base: StoreBase::new(environment, Arc::new(Lines::default())),
+            breaks: self.0,
+        }
+    }
+
+    fn renew(&self, _: &mut Fragile) {}
+}
+
+#[tokio::test]
+async fn a_host_that_breaks_off_is_the_end_of_the_instance_and_not_of_the_step() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = EngineConfig::new(dir.path());
+    config.instances = 10;
+    let engine = Engine::<Fragile>::new(config, |_| Ok(())).unwrap();
+    let bytes = Bytes::from(guest("service.wasm"));
+    let fetched = bytes.clone();
+    let plugin = engine
+        .load(Digest::of(&bytes), async move { Ok::<_, String>(fetched) })
+        .await
+        .unwrap();
+    let kept = plugin.keep(generous(), of(10));
+    let answer = |breaks, path: &'static str| {
+        let (kept, plugin) = (&kept, &plugin);
+        async move {
+            let call = Breaking(breaks);
+            let response = kept.handle(plugin, &call, soon(), get(path)).await?;
+            Ok::<_, StepError>(read(response).await.unwrap())
+        }
+    };
+    assert_eq!(answer(false, "/count").await.unwrap(), "1");
+    let (waiting, breaking) = tokio::join!(answer(false, "/sleep/30000"), answer(true, "/count"));
+    for outcome in [waiting, breaking] {
+        let error = outcome.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Unavailable, "{error}");
+        assert!(error.message.contains("a bug in the host"), "{error}");
+    }
+    assert_eq!(answer(false, "/count").await.unwrap(), "1");
 }

@@ -15,34 +15,8 @@ pub(crate) fn step(module: &str) -> Vec<u8> {
 
 /// The same, in a component that has this too.
 pub(crate) fn step_beside(module: &str, beside: &str) -> Vec<u8> {
-    let text = format!(
-        r#"
-(component
-  (import "stepwell:pipeline/types@0.1.0" (instance $types
-    (type $pair (tuple string string))
-    (type $event' (record
-      (field "id" string) (field "source" string) (field "type" string)
-      (field "subject" (option string)) (field "time" (option string)) (field "datacontenttype" (option string))
-      (field "extensions" (list $pair)) (field "data" (list u8))))
-    (export "event" (type $event (eq $event')))
-    (type $error' (variant (case "invalid" string) (case "unavailable" string) (case "failed" string)))
-    (export "error" (type $error (eq $error')))
-  ))
-  (alias export $types "event" (type $event))
-  (alias export $types "error" (type $error))
-  (core module $m
-    {module}
-  )
-  (core instance $i (instantiate $m))
-  {beside}
-  (type $events (list $event))
-  (type $result (result $events (error $error)))
-  (func $process (param "input" $event) (result $result)
-    (canon lift (core func $i "process") (memory (core memory $i "memory")) (realloc (core func $i "realloc"))))
-  (instance $handler (export "process" (func $process)))
-  (export "stepwell:pipeline/handler@0.1.0" (instance $handler))
-)"#
-    );
+    let text = include_str!("../../../../tests/guests/step.wat");
+    let text = text.replace("MODULE", module).replace("BESIDE", beside);
     wat::parse_str(text).unwrap()
 }
 

@@ -67,15 +67,19 @@ async fn light_calls_do_not_queue_behind_heavy_ones() {
         let stop = Arc::new(AtomicBool::new(false));
         let calls = neighbours(&host, &plugin, &stop, what);
         tokio::time::sleep(Duration::from_millis(300)).await;
-        let beside = p99(&host, &plugin).await;
+        // Without the slow lane it is tens of milliseconds each time. This machine may be busy with something else now and then.
+        let most = alone * 2 + Duration::from_millis(10);
+        let mut beside = Vec::new();
+        while beside.last().is_none_or(|last| *last > most) && beside.len() < 5 {
+            beside.push(p99(&host, &plugin).await);
+        }
         stop.store(true, Ordering::Relaxed);
         for call in calls {
             call.await.unwrap();
         }
         eprintln!("{what}: {beside:?}, alone {alone:?}");
-        // Without the slow lane it is tens of milliseconds on an idle machine, and this one may be busy.
         assert!(
-            beside < alone * 2 + Duration::from_millis(100),
+            beside.last().is_some_and(|last| *last <= most),
             "beside {what}: {beside:?}, alone {alone:?}"
         );
     }

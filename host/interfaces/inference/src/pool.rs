@@ -4,7 +4,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use stepwell_core::Name;
+use stepwell_core::{Name, share_of};
 use tokio::sync::oneshot;
 
 /// The threads that sessions run on, and the queue before them. Both are bounded: what does not fit is refused at once. Namespaces take
@@ -148,9 +148,9 @@ impl Queue {
             .get(namespace)
             .map_or((0, 0), |line| (line.jobs.len(), line.bytes));
         self.jobs < bounds.jobs
-            && jobs < bounds.jobs - bounds.jobs / 4
+            && jobs < share_of(bounds.jobs)
             && self.bytes.saturating_add(bytes) <= bounds.bytes
-            && held.saturating_add(bytes) <= bounds.bytes - bounds.bytes / 4
+            && held.saturating_add(bytes) <= share_of(bounds.bytes)
     }
 
     fn push(&mut self, namespace: &Name, job: Job) {

@@ -341,9 +341,11 @@ async fn a_full_queue_is_overloaded_and_deadlines_hold() {
 async fn json_is_read_where_models_run() {
     let directory = TempDir::new().unwrap();
     put(&directory, "m/1", "one");
+    put(&directory, "large/1", &"x".repeat(1 << 20));
     let texts = Texts::default();
     let gate = texts.gate.clone();
-    let mut config = config(&directory, &[("m", "m", "latest")]);
+    let bindings = [("m", "m", "latest"), ("large", "large", "latest")];
+    let mut config = config(&directory, &bindings);
     config.queue = 100;
     let models = Models::start_with(config, Arc::new(texts)).unwrap();
     models.rescan().await;
@@ -352,8 +354,20 @@ async fn json_is_read_where_models_run() {
     let call = call(deadline);
     let json = |data: &'static str| models.infer_json(&call, "m", None, &mapping, data);
     assert_eq!(json("{}").await.unwrap(), br#"{"text":[111,110,101]}"#);
-    // Who asks is charged for that.
-    assert!(!call.scope.cpu.used().is_zero());
+    // Who asks is charged for that: for what is read, and for what is written.
+    let charged = async |binding: &str, data: String| {
+        let call = crate::call(deadline);
+        let answer = models.infer_json(&call, binding, None, &mapping, data);
+        answer.await.unwrap();
+        call.scope.cpu.used()
+    };
+    let little = charged("m", "{}".to_owned()).await;
+    let much = format!("{{\"x\": [{}0]}}", "0,".repeat(2 << 20));
+    let read = charged("m", much).await;
+    let written = charged("large", "{}".to_owned()).await;
+    assert!(!little.is_zero());
+    let much = Duration::from_micros(500);
+    assert!(read > much && written > much, "{read:?} {written:?}");
     gate.set(true);
     let threads = std::thread::available_parallelism().unwrap().get();
     let busy = join_all((0..threads).map(|_| answer(&models, "m")).collect());

@@ -89,8 +89,11 @@ impl CallLog {
     pub fn dropped(&self, bytes: usize) {
         metrics::counter!("stepwell_guest_log_dropped_bytes_total").increment(bytes as u64);
         if self.budget.first_overflow() {
+            metrics::counter!("stepwell_limit_hits_total", "limit" => "log").increment(1);
             let limit = ByteSize(self.budget.total as u64);
-            let note = format!("this call logged more than {limit}; the rest is left out");
+            let note = format!(
+                "this call logged more than {limit}; the rest is left out; this limit is the host's own and has no setting"
+            );
             self.record(Level::Warn, Source::Log, "", note);
         }
     }

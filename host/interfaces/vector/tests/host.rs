@@ -188,6 +188,40 @@ async fn names_that_are_not_granted_tell_nothing() {
 }
 
 #[tokio::test]
+async fn what_the_host_computes_is_charged_to_the_call() {
+    let fixture = Fixture::local(Metric::Dotproduct, 64).await;
+    let call = call(BindingKind::Vectors.actions());
+    let mut view = VectorsView {
+        vectors: &fixture.vectors,
+        call: &call,
+    };
+    let mine = || "mine".to_owned();
+    let near = || Target::Values(vec![0.5; 64]);
+    let used = || call.scope.cpu.used();
+    // The guest's own thread computes a small search, and is charged as for everything that it does.
+    let one = vec![vector("one", &[1.0; 64], None)];
+    view.upsert(mine(), None, one).await.unwrap();
+    view.query(mine(), None, search(near(), 1, None))
+        .await
+        .unwrap();
+    assert!(used().is_zero(), "{:?}", used());
+    for part in 0..4 {
+        let vectors = (0..500).map(|id| vector(&format!("{part}-{id}"), &[0.1; 64], None));
+        let stored = view.upsert(mine(), None, vectors.collect()).await;
+        assert!(matches!(stored, Ok(500)));
+    }
+    let before = used();
+    view.query(mine(), None, search(near(), 1, None))
+        .await
+        .unwrap();
+    let searched = used();
+    assert!(searched > before, "{searched:?}");
+    let nothing = Selection::Filter(r#"{"split": "none"}"#.to_owned());
+    view.delete(mine(), None, nothing).await.unwrap();
+    assert!(used() > searched, "{:?}", used());
+}
+
+#[tokio::test]
 async fn a_guest_stores_and_finds() {
     let fixture = Fixture::local(Metric::Dotproduct, 3).await;
     let call = call(BindingKind::Vectors.actions());

@@ -101,6 +101,12 @@ impl Draft {
         names
     }
 
+    /// The bindings that the steps want to be granted, as far as they could be read.
+    pub fn bindings(&self) -> impl Iterator<Item = (BindingKind, &str)> {
+        let places = self.steps.iter().flat_map(|step| &step.grant_places);
+        places.map(|place| (place.kind, place.binding.as_str()))
+    }
+
     /// The document without positions, in its own order.
     pub fn document(&self) -> serde_json::Value {
         self.root.to_json()

@@ -14,6 +14,8 @@ use tokio::sync::Notify;
 
 use crate::support::{Ends, LONG, append, deployment, errored, request, scope};
 
+type BodyError = Box<dyn std::error::Error + Send + Sync>;
+
 struct Answer(Box<dyn Fn() -> Pin<Box<dyn Future<Output = Body> + Send>> + Send + Sync>);
 
 #[async_trait]
@@ -276,21 +278,28 @@ async fn a_caller_that_reads_nothing_cannot_keep_a_guest_beyond_its_time() {
 
 #[tokio::test]
 async fn a_body_that_breaks_off_is_a_failed_run() {
-    let ends = Arc::new(Ends::default());
-    let dispatcher = Dispatcher::with(1, None, Some(ends.clone()));
-    let broken = function(|| async {
-        let frames = [
-            Ok(http_body::Frame::data(Bytes::from_static(b"half"))),
-            Err("the guest trapped".into()),
-        ];
-        StreamBody::new(futures::stream::iter(frames)).boxed_unsync()
-    });
-    let response = handle(&dispatcher, &broken, LONG).await.unwrap();
-    assert!(response.into_body().collect().await.is_err());
-    let heard = ends.0.lock().unwrap().clone();
-    assert_eq!(heard.len(), 1);
-    assert_eq!(heard[0].1, "failed");
-    assert!(heard[0].2.as_deref().unwrap().contains("the guest trapped"));
+    let of_guest = || StepError::new(ErrorKind::Trap, "the guest trapped").into();
+    let of_others = || "the connection is gone".into();
+    let cases: [(fn() -> BodyError, _, _); 2] = [
+        (of_guest, "trap", "the guest trapped"),
+        (of_others, "failed", "the connection is gone"),
+    ];
+    for (error, outcome, why) in cases {
+        let ends = Arc::new(Ends::default());
+        let dispatcher = Dispatcher::with(1, None, Some(ends.clone()));
+        let broken = function(move || async move {
+            let half = http_body::Frame::data(Bytes::from_static(b"half"));
+            StreamBody::new(futures::stream::iter([Ok(half), Err(error())])).boxed_unsync()
+        });
+        let response = handle(&dispatcher, &broken, LONG).await.unwrap();
+        assert!(response.into_body().collect().await.is_err());
+        let heard = ends.0.lock().unwrap().clone();
+        assert_eq!(heard.len(), 1);
+        assert_eq!(heard[0].1, outcome);
+        let told = heard[0].2.as_deref().unwrap();
+        assert!(told.contains("broke off") && told.contains(why), "{told}");
+        assert!(told.contains("only"), "its step: {told}");
+    }
 }
 
 #[tokio::test]

@@ -75,6 +75,9 @@ async fn what_waits_between_steps_is_bounded_while_it_waits() {
     // The same at the end of the run.
     let error = errored(run(vec![times("a", 100), times("b", 101)], LONG).await);
     assert!(error.message.contains("10000 events"), "{error}");
+    assert_eq!(error.step.as_deref(), Some("b"));
+    assert!(error.plugin.is_some_and(|plugin| plugin.contains('@')));
+    assert_eq!(error.fault.unwrap().kind, "run_events");
     assert_eq!(
         delivered(run(vec![times("a", 10_000)], LONG).await).len(),
         10_000

@@ -157,12 +157,32 @@ async fn a_panic_in_a_step_is_an_error_of_the_run() {
 }
 
 #[tokio::test]
+async fn a_run_of_many_calls_gives_way_to_others() {
+    // One thread, and calls that never wait.
+    let turns = Arc::new(AtomicUsize::new(0));
+    let counted = turns.clone();
+    let other = tokio::spawn(async move {
+        loop {
+            counted.fetch_add(1, Ordering::SeqCst);
+            tokio::task::yield_now().await;
+        }
+    });
+    let steps = vec![times("a", 1_000), append("b", "!")];
+    assert_eq!(delivered(run(steps, LONG).await).len(), 1_000);
+    let turns = turns.load(Ordering::SeqCst);
+    other.abort();
+    assert!(turns > 200, "{turns}");
+}
+
+#[tokio::test]
 async fn a_fan_out_is_bounded() {
     let nothing = step("c", |_, _| async { Ok(Vec::new()) });
     let steps = vec![times("a", 200), times("b", 200), nothing];
     let error = errored(run(steps, LONG).await);
     assert_eq!(error.kind, ErrorKind::Limit);
     assert!(error.message.contains("10000 calls"), "{error}");
+    assert!(error.plugin.is_some_and(|plugin| plugin.contains('@')));
+    assert_eq!(error.fault.unwrap().kind, "run_calls");
 
     let large = step("large", |_, mut event| async move {
         event.data = vec![0; 1 << 20].into();

@@ -4,7 +4,7 @@
 mod outgoing;
 
 use std::future::ready;
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -106,13 +106,25 @@ impl RunComponentArgs {
         }
     }
 
+    /// What is given twice counts as it was given last.
+    fn environment(&self) -> Vec<(String, String)> {
+        let mut entries: Vec<(String, String)> = Vec::new();
+        for (key, value) in &self.env {
+            match entries.iter_mut().find(|(known, _)| known == key) {
+                Some((_, before)) => before.clone_from(value),
+                None => entries.push((key.clone(), value.clone())),
+            }
+        }
+        entries
+    }
+
     fn surroundings(&self) -> Surroundings {
         let name = self.file.file_name().unwrap_or_default();
         let mut arguments = vec![name.to_string_lossy().into_owned()];
         arguments.extend(self.args.iter().cloned());
         Surroundings {
             arguments,
-            environment: self.env.clone(),
+            environment: self.environment(),
             directories: self.dir.clone(),
             network: self.network,
         }
@@ -201,7 +213,9 @@ async fn serve(args: &RunComponentArgs, bytes: Bytes, json: bool) -> Result<()> 
         plugin,
         limits: args.limits(),
         surroundings: args.surroundings(),
-        environment: Arc::new(Environment::new(args.env.iter().cloned())),
+        environment: Arc::new(
+            Environment::new(args.environment()).called(args.file.display().to_string()),
+        ),
         outgoing: Outgoing::new(args.network)?,
     });
     // A directory that cannot be opened is said now, not with the first request.
@@ -218,6 +232,14 @@ async fn serve(args: &RunComponentArgs, bytes: Bytes, json: bool) -> Result<()> 
         true => output::line(json!({"event": "ready", "url": url}).to_string()),
         false => output::line(&url),
     }
+    // What the engine has to say, of guests that fail after their responses.
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_max_level(tracing::Level::WARN)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .without_time()
+        .init();
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     // Without it, a streamed response waits for the client's delayed acknowledgements.
     let listener = listener.tap_io(|stream| {
@@ -266,7 +288,13 @@ impl Function {
             Err(error) => Err(StepError::new(ErrorKind::Unavailable, error.to_string())),
         };
         match outcome {
-            Ok(response) => response.map(Body::new),
+            // Its head has left: the caller sees that the body breaks off, and why is said here alone.
+            Ok(response) => response.map(|body| {
+                Body::new(body.map_err(|error| {
+                    say(&format!("error: the response's body broke off: {error}"));
+                    error
+                }))
+            }),
             Err(error) => {
                 say(&format!("error: {error}"));
                 let status = match error.kind {

@@ -1,3 +1,5 @@
+use stepwell_kafka_trigger::Brokers;
+
 use super::*;
 
 fn parse_with(

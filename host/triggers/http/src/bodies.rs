@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use stepwell_core::Name;
+use stepwell_core::{Name, share_of};
 
 use crate::problem::Problem;
 
@@ -47,7 +47,7 @@ impl Bodies {
     pub(crate) fn new(limit: u64) -> Arc<Self> {
         Arc::new(Self {
             limit,
-            share: limit - limit / 4,
+            share: share_of(limit),
             taken: AtomicU64::new(0),
             tenants: ArcSwap::default(),
         })

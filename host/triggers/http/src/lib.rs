@@ -24,6 +24,7 @@ mod telemetry;
 mod timer;
 mod tls;
 mod trigger;
+mod unusable;
 
 pub use auth::{Auth, Subject, TokenVerifier, Unavailable};
 pub use keys::{FetchError, KeyFetcher, KeySource, KeyTimes, usable_keys};

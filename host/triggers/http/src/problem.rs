@@ -41,8 +41,9 @@ pub(crate) enum Problem {
     NotAdmitted(#[from] NotAdmitted),
     #[error("{}", .0.public())]
     Run(#[from] StepError),
+    /// With the reason, which is the log's.
     #[error("the run failed")]
-    UnusableReply,
+    UnusableReply(String),
 }
 
 impl Problem {
@@ -71,7 +72,7 @@ impl Problem {
                     StatusCode::INTERNAL_SERVER_ERROR
                 }
             },
-            Self::UnusableReply => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::UnusableReply(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 
@@ -98,7 +99,7 @@ impl Problem {
                 ErrorKind::Timeout => "timeout",
                 ErrorKind::Failed | ErrorKind::Trap | ErrorKind::Limit => "failed",
             },
-            Self::UnusableReply => "failed",
+            Self::UnusableReply(_) => "failed",
         }
     }
 

@@ -52,11 +52,9 @@ fn status(events: &[Event]) -> Result<StatusCode, Problem> {
         .and_then(|code| StatusCode::from_u16(code).ok())
         .ok_or_else(|| {
             let shown: String = wanted.chars().take(40).collect();
-            tracing::warn!(
-                httpstatus = shown,
-                "a plugin set a status that is not from 200 to 599"
-            );
-            Problem::UnusableReply
+            Problem::UnusableReply(format!(
+                "the plugin set the status {shown:?}, which is not from 200 to 599"
+            ))
         })
 }
 
@@ -100,8 +98,9 @@ fn attributes(event: &Event, headers: &mut HeaderMap) -> Result<(), Problem> {
         let value = percent::encode_attribute(value);
         size += name.len() + value.len();
         if size > MAX_ATTRIBUTES {
-            tracing::warn!("the attributes of a reply are larger than {MAX_ATTRIBUTES} bytes");
-            return Err(Problem::UnusableReply);
+            return Err(Problem::UnusableReply(format!(
+                "its attributes are larger than {MAX_ATTRIBUTES} bytes"
+            )));
         }
         let name = HeaderName::try_from(format!("ce-{name}"));
         if let (Ok(name), Ok(value)) = (name, HeaderValue::from_str(&value)) {
@@ -125,8 +124,7 @@ fn many(events: &[Event]) -> Result<Response<Body>, Problem> {
         }
     };
     let bytes = bytes.map_err(|error| {
-        tracing::error!(%error, "a reply of several events could not be written");
-        Problem::UnusableReply
+        Problem::UnusableReply(format!("its events cannot be written: {error}"))
     })?;
     let mut response = Response::new(body::full(Bytes::from(bytes)));
     let content_type = HeaderValue::from_static(content_type);

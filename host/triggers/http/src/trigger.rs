@@ -21,6 +21,7 @@ use crate::body::{self, BoxError, Counted, Limited, Progress};
 use crate::problem::{Problem, with_run_id};
 use crate::route::{Found, RouteTable};
 use crate::telemetry::RouteMetrics;
+use crate::unusable::Unusable;
 use crate::{event, percent, reply};
 
 /// What `invoke` allows a pipeline that has no HTTP trigger to say otherwise.
@@ -37,6 +38,7 @@ pub struct HttpTrigger {
     routes: ArcSwap<RouteTable>,
     bodies: Arc<Bodies>,
     replies: Arc<Bodies>,
+    unusable: Unusable,
     unrouted: RouteMetrics,
     /// Whether its routes were ever set: until then it is not known what there is.
     is_set: AtomicBool,
@@ -64,6 +66,7 @@ impl HttpTrigger {
             routes: ArcSwap::default(),
             bodies: Bodies::new(bodies::DEFAULT),
             replies: Bodies::new(bodies::DEFAULT),
+            unusable: Unusable::default(),
             unrouted: RouteMetrics::new("", "", ""),
             is_set: AtomicBool::new(false),
         }
@@ -217,7 +220,12 @@ impl HttpTrigger {
         };
         let mut response = match result {
             Ok(response) => with_run_id(response, run),
-            Err(problem) => problem.into_response(run),
+            Err(problem) => {
+                if let Problem::UnusableReply(reason) = &problem {
+                    self.unusable.note(run, &deployment, reason);
+                }
+                problem.into_response(run)
+            }
         };
         // After such an answer the connection cannot go on, which clients must be told before they send another request on it. A
         // response that is still being written may go with a request that is still being read.
@@ -316,8 +324,10 @@ impl HttpTrigger {
         let response = response?;
         if response.status().is_informational() {
             // These announce a response and are none; sent as one they would break the connection.
-            tracing::warn!(status = %response.status(), "a function set a status that is not from 200 to 999");
-            return Err(Problem::UnusableReply);
+            let status = response.status();
+            return Err(Problem::UnusableReply(format!(
+                "the function set the status {status}, which is not from 200 to 999"
+            )));
         }
         Ok(response)
     }

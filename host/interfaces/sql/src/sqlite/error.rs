@@ -2,6 +2,11 @@ use libsqlite3_sys as ffi;
 
 use crate::{SqlError, SqlErrorKind};
 
+/// Counts a write that found its file as large as it may be.
+pub(super) fn hit_store_size() {
+    metrics::counter!("stepwell_limit_hits_total", "limit" => "store_size").increment(1);
+}
+
 /// What an error of sqlx means to a guest.
 pub(super) fn from_sqlx(error: &sqlx::Error) -> SqlError {
     match error {

@@ -140,7 +140,7 @@ fn make_room(memory: &Memory, vectors: &[Vector]) -> Result<(), VectorError> {
     if memory.bytes().saturating_add(more) > memory.max_bytes {
         metrics::counter!("stepwell_limit_hits_total", "limit" => "store_size").increment(1);
         return Err(VectorError::TooLarge(format!(
-            "the index is full: it holds at most {} bytes; delete vectors, or use a larger backend",
+            "the index is full: it holds at most {} bytes, and this limit is the host's own and has no setting; delete vectors, or use a larger backend",
             memory.max_bytes
         )));
     }

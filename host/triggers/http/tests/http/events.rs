@@ -1,3 +1,5 @@
+use std::sync::{Arc, Mutex};
+
 use bytes::Bytes;
 use http::Request;
 use serde_json::json;
@@ -299,6 +301,68 @@ async fn a_plugin_chooses_the_status_within_reason() {
     ] {
         let reply = send(&with(status), post("/p"), "").await;
         reply.assert_problem(500, "failed");
+    }
+}
+
+/// Keeps what is logged, as text.
+#[derive(Clone, Default)]
+struct Logged(Arc<Mutex<Vec<String>>>);
+
+impl tracing::Subscriber for Logged {
+    fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        let mut line = String::new();
+        event.record(
+            &mut |field: &tracing::field::Field, value: &dyn std::fmt::Debug| {
+                line += &format!("{field}={value:?} ");
+            },
+        );
+        self.0.lock().unwrap().push(line);
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[tokio::test]
+async fn replies_that_cannot_be_sent_do_not_fill_the_log() {
+    let trigger = one(step(|_| {
+        let mut event = event_of("body", Some("text/plain"));
+        event.set_extension("httpstatus", "999");
+        Ok(vec![event])
+    }));
+    let logged = Logged::default();
+    let _log = tracing::subscriber::set_default(logged.clone());
+    for _ in 0..200 {
+        let reply = send(&trigger, post("/p"), "").await;
+        reply.assert_problem(500, "failed");
+    }
+    let lines = logged.0.lock().unwrap();
+    let replies: Vec<&String> = lines
+        .iter()
+        .filter(|line| line.contains("a reply cannot be sent"))
+        .collect();
+    assert!((1..=100).contains(&replies.len()), "{}", replies.len());
+    for part in [
+        "run_id=",
+        "namespace=",
+        "pipeline=",
+        "999",
+        "from 200 to 599",
+    ] {
+        assert!(replies[0].contains(part), "{part}: {}", replies[0]);
     }
 }
 

@@ -6,8 +6,9 @@
     reason = "test code"
 )]
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+mod harm;
+mod support;
+
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
@@ -16,140 +17,127 @@ use rdkafka::message::Message;
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use reqwest::StatusCode;
 use stepwell_tests::{Config, Host};
+use tokio::sync::RwLock;
 
-/// Longer than anything below takes even where the tests share two cores with a build, and far shorter than waiting for guests
-/// to end would be.
-const SLOW: Duration = Duration::from_secs(5);
+use crate::harm::ALL;
+use crate::support::{Siege, calm, hostile, request, start};
 
-/// Events at once of each hostile class.
-const CALLERS: usize = 24;
+/// Where latencies are measured, no other test has hosts of its own at work.
+static AT_WORK: RwLock<()> = RwLock::const_new(());
 
-fn document(name: &str, plugin: &str, limits: &str) -> String {
-    format!(
-        "stepwell: 1\nname: {name}\ntriggers:\n  - http: {{method: POST, path: /{name}}}\nsteps:\n\
-         \x20 - {{id: only, plugin: {plugin}@1, limits: {limits}}}\n"
-    )
-}
-
-async fn start(config: &Config) -> Arc<Host> {
-    let host = Host::start(config).await.unwrap();
-    host.upload("hostile", "1.0.0", "hostile").await.unwrap();
-    host.upload("tagger", "1.0.0", "tagger").await.unwrap();
-    let limits = "{cpu: 200ms, wall: 1s, memory: 64MiB}";
-    host.apply("bad", &document("bad", "hostile", limits))
-        .await
-        .unwrap();
-    let limits = "{cpu: 1s, wall: 10s}";
-    host.apply("good", &document("good", "hostile", limits))
-        .await
-        .unwrap();
-    Arc::new(host)
-}
-
-/// Callers of a hostile guest, each of which calls again as soon as it is answered.
-struct Siege {
-    stop: Arc<AtomicBool>,
-    answered: Arc<AtomicUsize>,
-    callers: Vec<tokio::task::JoinHandle<()>>,
-}
-
-impl Siege {
-    fn begin(host: &Arc<Host>, kind: &'static str) -> Self {
-        let (stop, answered) = (Arc::new(AtomicBool::new(false)), Arc::default());
-        let callers = (0..CALLERS)
-            .map(|_| {
-                let (host, stop) = (host.clone(), stop.clone());
-                let answered: Arc<AtomicUsize> = Arc::clone(&answered);
-                tokio::spawn(async move {
-                    while !stop.load(Ordering::Relaxed) {
-                        let reply = host.event("/bad", "1", kind, "x").await.unwrap();
-                        let text = String::from_utf8_lossy(&reply.body).into_owned();
-                        // What stopped the guest is for its deployer.
-                        assert!(
-                            !text.contains("limits.") && !text.contains("hostile"),
-                            "{kind}: {text}"
-                        );
-                        answered.fetch_add(1, Ordering::Relaxed);
-                    }
-                })
-            })
-            .collect();
-        Self {
-            stop,
-            answered,
-            callers,
-        }
-    }
-
-    async fn end(self) -> usize {
-        self.stop.store(true, Ordering::Relaxed);
-        for caller in self.callers {
-            caller.await.unwrap();
-        }
-        self.answered.load(Ordering::Relaxed)
-    }
-}
+/// What is at rest when nobody calls.
+const AT_REST: [&str; 6] = [
+    "stepwell_guest_memory_bytes",
+    "stepwell_slow_lane_calls_active",
+    "stepwell_pool_instances_active",
+    "stepwell_pool_memories_active",
+    "stepwell_pool_tables_active",
+    "stepwell_runs_in_flight",
+];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_tenant_and_the_hosts_own_duties_go_on_beside_every_hostile_guest() {
+async fn each_hostile_guest_has_its_own_error_and_is_counted() {
+    let _beside = AT_WORK.read().await;
     let host = start(&Config::default()).await;
-    for kind in [
-        "spin",
-        "call-host",
-        "allocate:1073741824",
-        "recurse:100000000",
-        "panic",
-        "output:8000000",
-        "log:100000",
-        "handles:100000",
-        "pollables:100000",
-        "fields:100000",
-        "sleep:3600000",
-    ] {
-        let siege = Siege::begin(&host, kind);
-        let end = Instant::now() + Duration::from_millis(800);
-        let mut rounds = 0;
-        while Instant::now() < end || rounds < 5 {
-            let asked = Instant::now();
-            let reply = host
-                .event("/good", &rounds.to_string(), "echo", "hello")
-                .await
-                .unwrap();
-            assert_eq!(
-                (reply.status, &reply.body[..]),
-                (StatusCode::OK, &b"hello"[..])
-            );
-            assert!(asked.elapsed() < SLOW, "{kind}: {:?}", asked.elapsed());
-            let asked = Instant::now();
-            let live = host.get("/livez").await.unwrap();
-            assert_eq!(live.status, StatusCode::OK);
-            assert!(
-                asked.elapsed() < SLOW,
-                "{kind}: /livez {:?}",
-                asked.elapsed()
-            );
-            rounds += 1;
+    hostile(&host).await;
+    for harm in ALL {
+        let name = format!("{} {}", harm.pipeline, harm.what);
+        let hits = async |limit: Option<&str>| {
+            let label = limit.map(|limit| format!("{{limit=\"{limit}\"}}"));
+            let name = format!("stepwell_limit_hits_total{}", label.unwrap_or_default());
+            host.metric(&name).await.unwrap()
+        };
+        let (begun, before) = (Instant::now(), hits(harm.limit).await);
+        let response = request(&host, harm).send().await.unwrap();
+        let status = response.status().as_u16();
+        let run = response.headers()["stepwell-run-id"].to_str().unwrap();
+        let run = run.to_owned();
+        let body = response.bytes().await;
+        assert_eq!(body.is_err(), harm.status.is_none(), "{name}: {body:?}");
+        assert_eq!(status, harm.status.unwrap_or(200), "{name}: {body:?}");
+        // What stopped the guest is for its deployer.
+        let body = String::from_utf8_lossy(&body.unwrap_or_default()).into_owned();
+        for told in ["limit", "setting", "hostile", "wasm", "trap", "process"] {
+            assert!(!body.contains(told), "{name}: {told} in {body}");
         }
-        assert!(siege.end().await > 0, "{kind}");
+        let path = "/api/v1/namespaces/default/logs?limit=100&pipeline=";
+        let end = Instant::now() + Duration::from_secs(20);
+        let told = loop {
+            let logs = host.get(&format!("{path}{}", harm.pipeline)).await.unwrap();
+            let logs = logs.json();
+            let items = logs["items"].as_array().unwrap().iter();
+            let of_run = items.filter(|item| item["run_id"] == run.as_str());
+            let mut told = of_run.filter(|item| {
+                let message = item["message"].as_str().unwrap_or_default();
+                harm.says.iter().all(|part| message.contains(part))
+            });
+            // A run is over a moment after its response.
+            let told = told.next_back().cloned();
+            if told.is_some() || harm.says.is_empty() {
+                break told;
+            }
+            assert!(Instant::now() < end, "{name}: {:?} in {logs}", harm.says);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        if let Some(told) = told {
+            let plugin = told["fields"]["plugin"].as_str().unwrap_or_default();
+            assert!(plugin.ends_with("@1.0.0"), "{name}: {told}");
+            assert!(told["step"].is_string(), "{name}: {told}");
+            let word = told["fields"]["trap"].as_str();
+            assert_eq!(word, harm.trap, "{name}: {told}");
+        }
+        let more = hits(harm.limit).await - before;
+        eprintln!("{name}: {:?}", begun.elapsed());
+        match harm.limit {
+            Some(_) => assert!(more >= 1.0, "{name}: {more}"),
+            None => assert!(more == 0.0, "{name}: {more}"),
+        }
+    }
+    let end = Instant::now() + Duration::from_secs(30);
+    for name in AT_REST {
+        while host.metric(name).await.unwrap() > 0.0 {
+            assert!(Instant::now() < end, "{name} at rest");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+/// What another tenant's p99, and that of the host's own duties, may be beyond twice what it is alone.
+const GRACE: Duration = Duration::from_millis(10);
+
+/// So often it is measured before it is too much: this machine may be busy with something else.
+const ATTEMPTS: usize = 10;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_tenant_and_the_hosts_own_duties_do_not_feel_any_hostile_guest() {
+    let _alone = AT_WORK.write().await;
+    let host = start(&Config::default()).await;
+    hostile(&host).await;
+    let mut alone = calm(&host).await;
+    for harm in ALL {
+        let name = format!("{} {}", harm.pipeline, harm.what);
+        let mut seen = Vec::new();
+        let is_unfelt = loop {
+            let siege = Siege::begin(&host, harm);
+            siege.is_under_way().await;
+            let beside = calm(&host).await;
+            assert!(siege.end().await > 0, "{name}");
+            seen.push((beside, alone));
+            if beside.within(alone, GRACE) || seen.len() == ATTEMPTS {
+                break beside.within(alone, GRACE);
+            }
+            alone = calm(&host).await;
+        };
+        eprintln!("{name}: {seen:?}");
+        assert!(is_unfelt, "{name}: beside it and alone, {seen:?}");
     }
     // Nothing is left of them: no run, no instance, no memory.
     let end = Instant::now() + Duration::from_secs(30);
-    loop {
-        let metrics = host.get("/metrics").await.unwrap();
-        let text = String::from_utf8(metrics.body.to_vec()).unwrap();
-        let left = |name: &str| {
-            let line = text.lines().find(|line| line.starts_with(name));
-            line.is_some_and(|line| !line.ends_with(" 0"))
-        };
-        if !left("stepwell_guest_memory_bytes ") && !left("stepwell_slow_lane_calls_active ") {
-            assert!(
-                text.contains("stepwell_limit_hits_total{limit=\""),
-                "{text}"
-            );
-            break;
+    for name in AT_REST {
+        while host.metric(name).await.unwrap() > 0.0 {
+            assert!(Instant::now() < end, "{name} at rest");
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        assert!(Instant::now() < end, "{text}");
-        tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 
@@ -165,6 +153,7 @@ fn anonymous(host: &Host) -> u64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn memory_that_guests_leave_where_no_call_looks_is_given_back() {
+    let _beside = AT_WORK.read().await;
     let host = start(&Config::with("[limits]\nguest_memory = \"1GiB\"\n")).await;
     let before = anonymous(&host);
     let callers = (0..8).map(|_| {
@@ -206,6 +195,7 @@ async fn memory_that_guests_leave_where_no_call_looks_is_given_back() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_deployer_and_nobody_else_learns_where_a_guest_was() {
+    let _beside = AT_WORK.read().await;
     let host = start(&Config::default()).await;
     let reply = host
         .event("/bad", "1", "recurse:100000000", "x")
@@ -237,7 +227,7 @@ async fn the_deployer_and_nobody_else_learns_where_a_guest_was() {
     let items = logs["items"].as_array().unwrap();
     assert_eq!(items.len(), 2, "{logs}");
     for item in items {
-        assert_eq!(item["step"], "only");
+        assert_eq!(item["step"], "step0");
         assert_eq!(item["fields"]["plugin"], "hostile@1.0.0");
         assert_eq!(item["fields"]["trap"], "stack-overflow");
         let names = item["fields"]["backtrace"].as_array().unwrap();
@@ -259,15 +249,17 @@ async fn the_deployer_and_nobody_else_learns_where_a_guest_was() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_consumer_group_is_not_disturbed_by_guests_that_spin() {
+    let _beside = AT_WORK.read().await;
     let session = "[kafka.properties]\n\"session.timeout.ms\" = 6000\n";
     let host = start(&Config::with(session)).await;
+    hostile(&host).await;
     let document = "stepwell: 1\nname: tagging\ntriggers:\n\
          \x20 - kafka: {topics: [tagging-in], group: tagging, output: tagging-out}\nsteps:\n\
          \x20 - {id: only, plugin: tagger@1, config: {tag: \" done\"}}\n";
     host.apply("tagging", document).await.unwrap();
     host.wait_for("kafka/tagging", "ok").await.unwrap();
 
-    let siege = Siege::begin(&host, "spin");
+    let siege = Siege::begin(&host, &ALL[0]);
     let producer: FutureProducer = ClientConfig::new()
         .set("bootstrap.servers", host.kafka())
         .create()

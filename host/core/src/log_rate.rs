@@ -1,13 +1,15 @@
+//! How many lines of one kind, about one thing, the log gets.
+
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Failed runs of one deployment that are logged in [`WINDOW`]; the others are counted.
+/// Lines that are logged in [`WINDOW`]; the others are counted.
 const LINES: u32 = 50;
 const WINDOW: Duration = Duration::from_secs(5);
 
-/// Bounds the lines that one deployment's failed runs make in the log, so that nobody's fill the disk or drown the others'.
+/// Bounds the lines that one deployment's failures make in the log, so that nobody's fill the disk or drown the others'.
 #[derive(Default)]
-pub(crate) struct LogRate(Mutex<Window>);
+pub struct LogRate(Mutex<Window>);
 
 #[derive(Default)]
 struct Window {
@@ -17,11 +19,14 @@ struct Window {
     left_out: u64,
 }
 
-/// What is logged of a failed run.
+/// What is logged of a failure.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Line {
-    /// All of it, after so many of which nothing was.
-    Whole { left_out: u64 },
+pub enum Line {
+    /// All of it.
+    Whole {
+        /// Failures before it of which nothing was logged.
+        left_out: u64,
+    },
     /// That it and further ones are left out.
     FirstLeftOut,
     /// Nothing.
@@ -29,7 +34,8 @@ pub(crate) enum Line {
 }
 
 impl LogRate {
-    pub(crate) fn next(&self, now: Instant) -> Line {
+    /// What is logged of the failure that has just happened.
+    pub fn next(&self, now: Instant) -> Line {
         let mut window = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let is_over = |began| now.saturating_duration_since(began) >= WINDOW;
         if window.began.is_none_or(is_over) {
