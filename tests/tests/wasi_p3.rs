@@ -178,7 +178,7 @@ async fn guests_that_fail_after_their_responses_are_counted_and_do_not_fill_the_
         assert_eq!(counted().await, failed, "{isolation}");
     }
     for said in [
-        "guests fail too fast after their responses",
+        "guests that failed after their responses: too many for the log",
         "limits.wall",
         "limits.cpu",
     ] {

@@ -99,6 +99,16 @@ pub struct Fault {
     pub backtrace: Vec<String>,
 }
 
+impl Fault {
+    /// What stopped a guest, in a word, where nobody knows where it was.
+    pub fn nowhere(kind: impl Into<String>) -> Self {
+        Self {
+            kind: kind.into(),
+            backtrace: Vec::new(),
+        }
+    }
+}
+
 impl StepError {
     /// An error of this kind, blamed on whoever usually causes it.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {

@@ -33,6 +33,27 @@ pub enum Line {
     LeftOut,
 }
 
+impl Line {
+    /// Whether the failure itself is logged.
+    pub fn is_whole(&self) -> bool {
+        matches!(self, Self::Whole { .. })
+    }
+
+    /// What is logged in front of it, or in its place, about those that are left out: `failures` says what they are, and `counter` is
+    /// the metric that knows of them all.
+    pub fn left_out(&self, failures: &str, counter: &str) -> Option<String> {
+        match self {
+            Self::Whole { left_out: 0 } | Self::LeftOut => None,
+            Self::Whole { left_out } => {
+                Some(format!("{failures}: {left_out} were left out of the log"))
+            }
+            Self::FirstLeftOut => Some(format!(
+                "{failures}: too many for the log, most are left out; {counter} counts them all"
+            )),
+        }
+    }
+}
+
 impl LogRate {
     /// What is logged of the failure that has just happened.
     pub fn next(&self, now: Instant) -> Line {
@@ -62,6 +83,17 @@ impl LogRate {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_left_out_is_said_once_on_either_side() {
+        let said = |line: Line| (line.is_whole(), line.left_out("falls", "falls_total"));
+        assert_eq!(said(Line::Whole { left_out: 0 }), (true, None));
+        let after = "falls: 7 were left out of the log".to_owned();
+        assert_eq!(said(Line::Whole { left_out: 7 }), (true, Some(after)));
+        let first = "falls: too many for the log, most are left out; falls_total counts them all";
+        assert_eq!(said(Line::FirstLeftOut), (false, Some(first.to_owned())));
+        assert_eq!(said(Line::LeftOut), (false, None));
+    }
 
     #[test]
     fn so_many_lines_and_then_how_many_were_left_out() {

@@ -67,14 +67,6 @@ pub(crate) fn blame(
     StepError::new(ErrorKind::Trap, message).with_fault(fault)
 }
 
-/// What stopped a guest, in a word, where nobody knows where it was.
-pub(crate) fn nowhere(kind: &str) -> Fault {
-    Fault {
-        kind: kind.to_owned(),
-        backtrace: Vec::new(),
-    }
-}
-
 /// The host runs as many instances as it can hold.
 pub(crate) fn busy() -> StepError {
     metrics::counter!("stepwell_limit_hits_total", "limit" => "instances").increment(1);

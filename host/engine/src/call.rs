@@ -4,14 +4,14 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use stepwell_core::{Blame, ErrorKind, Limits, StepError, show_duration, within};
+use stepwell_core::{Blame, ErrorKind, Fault, Limits, StepError, show_duration, within};
 use tokio::sync::{Semaphore, TryAcquireError};
 use tracing::Instrument as _;
 use wasmtime::{PoolConcurrencyLimitError, Store, UpdateDeadline};
 use wasmtime_wasi_http::p2::bindings::{Proxy, ProxyPre};
 use wasmtime_wasi_http::p3::bindings::{Service, ServicePre};
 
-use crate::blame::{blame, busy, crowded, nowhere};
+use crate::blame::{blame, busy, crowded};
 use crate::clock::{CpuClock, timed};
 use crate::config::Flavor;
 use crate::epoch::{Ticker, Ticking};
@@ -414,7 +414,7 @@ pub(crate) fn timeout(limits: &Limits, by_wall: bool) -> StepError {
             "the guest took more than its {}; the setting is limits.wall",
             show_duration(limits.wall)
         );
-        return StepError::new(ErrorKind::Timeout, message).with_fault(nowhere("wall"));
+        return StepError::new(ErrorKind::Timeout, message).with_fault(Fault::nowhere("wall"));
     }
     StepError::new(
         ErrorKind::Timeout,

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use metrics::counter;
 use stepwell_core::StepError;
-use stepwell_core::log_rate::{Line, LogRate};
+use stepwell_core::log_rate::LogRate;
 
 /// What is logged of the guests of one step that fail so. They could do it thousands of times a second.
 #[derive(Default)]
@@ -19,23 +19,13 @@ impl Late {
     pub(crate) fn note(&self, error: &StepError) {
         counter!("stepwell_guests_failed_late_total").increment(1);
         let step = self.step.as_str();
-        match self.rate.next(Instant::now()) {
-            Line::Whole { left_out: 0 } => {}
-            Line::Whole { left_out } => {
-                tracing::warn!(
-                    step,
-                    left_out,
-                    "guests that failed after their responses were left out of the log"
-                );
-            }
-            Line::FirstLeftOut => {
-                tracing::warn!(
-                    step,
-                    "guests fail too fast after their responses: most are left out of the log; stepwell_guests_failed_late_total counts them all"
-                );
-                return;
-            }
-            Line::LeftOut => return,
+        let line = self.rate.next(Instant::now());
+        let failures = "guests that failed after their responses";
+        if let Some(left_out) = line.left_out(failures, "stepwell_guests_failed_late_total") {
+            tracing::warn!(step, "{left_out}");
+        }
+        if !line.is_whole() {
+            return;
         }
         tracing::warn!(step, %error, "a guest failed after its response");
     }

@@ -2,10 +2,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use stepwell_core::{Blame, ByteSize, ErrorKind, Limits, StepError, show_duration};
+use stepwell_core::{Blame, ByteSize, ErrorKind, Fault, Limits, StepError, show_duration};
 use wasmtime::ResourceLimiter;
 
-use crate::blame::nowhere;
 use crate::clock::CpuClock;
 use crate::config::{CORE_INSTANCES, MEMORIES, TABLE_ELEMENTS, TABLES};
 use crate::memory::{NoMemory, Share};
@@ -113,7 +112,7 @@ impl From<Exceeded> for StepError {
             _ => Self::new(ErrorKind::Limit, exceeded.to_string()),
         };
         // Where the guest was is added by whoever stopped it there.
-        error.with_fault(nowhere(exceeded.as_str()))
+        error.with_fault(Fault::nowhere(exceeded.as_str()))
     }
 }
 

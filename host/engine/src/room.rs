@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use stepwell_core::{Blame, ErrorKind, Limits, Reuse, StepError};
+use stepwell_core::{Blame, ErrorKind, Gone, Limits, Reuse, StepError};
 use tokio::sync::{Notify, mpsc, watch};
 use wasmtime::component::Accessor;
 use wasmtime_wasi_http::p3::bindings::{Service, ServicePre};
@@ -56,6 +56,10 @@ struct Inside {
     since: Instant,
     /// When the time of all its calls is up.
     until: Instant,
+    /// What the last of its calls leaves until the guest is gone.
+    last: Option<Gone>,
+    /// Whether the guest is.
+    gone: bool,
 }
 
 type Fate = watch::Sender<Option<StepError>>;
@@ -83,6 +87,8 @@ impl<S: StoreState> Room<S> {
                 closed: None,
                 since: now,
                 until: now,
+                last: None,
+                gone: false,
             }),
             changed: Notify::new(),
             fate,
@@ -129,8 +135,9 @@ impl<S: StoreState> Room<S> {
         let _ = self.door.send(ticket);
     }
 
-    /// A call has ended; `unfinished`: the guest may still be at it, and cannot be told to give it up.
-    pub(crate) fn leave(&self, unfinished: Option<Discard>) {
+    /// A call has ended; `unfinished`: the guest may still be at it, and cannot be told to give it up. `gone` is kept until the guest
+    /// is if no other call will be here until then.
+    pub(crate) fn leave(&self, unfinished: Option<Discard>, gone: Option<Gone>) {
         let mut inside = self.lock();
         inside.seats -= 1;
         inside.since = Instant::now();
@@ -149,7 +156,14 @@ impl<S: StoreState> Room<S> {
         // Never more than before: what the call has not used stays for what the guest does after its response.
         let most = total(used, self.limits.cpu, inside.seats);
         self.allowance.fetch_min(most, Ordering::Relaxed);
+        let stays = inside.seats == 0 && inside.closed.is_some() && !inside.gone;
+        let over = match stays {
+            true => std::mem::replace(&mut inside.last, gone),
+            false => gone,
+        };
         drop(inside);
+        // The lock is free again: what goes with the call is not known here.
+        drop(over);
         self.changed.notify_one();
     }
 
@@ -344,6 +358,12 @@ struct Ending<'a, S: StoreState> {
 
 impl<S: StoreState> Drop for Ending<'_, S> {
     fn drop(&mut self) {
+        let last = {
+            let mut inside = self.room.lock();
+            inside.gone = true;
+            inside.last.take()
+        };
+        drop(last);
         // Otherwise all later calls would sit down where nobody serves them.
         if self.room.close(Discard::Failed) {
             Discard::Failed.count();

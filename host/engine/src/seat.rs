@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Frame;
 use http_body_util::BodyExt;
-use stepwell_core::{ErrorKind, StepError};
+use stepwell_core::{ErrorKind, Gone, Lingering, StepError};
 use tokio::sync::oneshot;
 use tokio::time::Sleep;
 use wasmtime_wasi_http::{Error as HttpError, WasiBody};
@@ -36,6 +36,8 @@ pub(crate) struct Seat<S: StoreState> {
     by_wall: bool,
     /// What it means for the instance if this is dropped now.
     unfinished: Option<Discard>,
+    /// The end of what the guest does in this call's place.
+    gone: Option<Gone>,
     _ticking: Ticking,
 }
 
@@ -46,6 +48,7 @@ impl<S: StoreState> Seat<S> {
             until,
             by_wall,
             unfinished: Some(Discard::Cancelled),
+            gone: None,
             _ticking: ticking,
         }
     }
@@ -71,6 +74,9 @@ impl<S: StoreState> Seat<S> {
         };
         // Whoever hangs up from now on is seen by the guest when it writes.
         self.unfinished = None;
+        // What a guest does when its last call is over, it does in that call's place.
+        let (lingering, gone) = Lingering::new(self.until);
+        self.gone = Some(gone);
         let (fate, until) = (Arc::new(OnceLock::new()), self.until);
         let of_body = fate.clone();
         let response = response.map(|body| {
@@ -82,7 +88,9 @@ impl<S: StoreState> Seat<S> {
             }
             .boxed_unsync()
         });
-        deliver_from(response, fate, terms, until).await
+        let mut response = deliver_from(response, fate, terms, until).await?;
+        response.extensions_mut().insert(lingering);
+        Ok(response)
     }
 
     /// Why the instance has dropped the call.
@@ -109,7 +117,7 @@ impl<S: StoreState> Seat<S> {
 
 impl<S: StoreState> Drop for Seat<S> {
     fn drop(&mut self) {
-        self.room.leave(self.unfinished);
+        self.room.leave(self.unfinished, self.gone.take());
     }
 }
 

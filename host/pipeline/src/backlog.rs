@@ -207,9 +207,5 @@ fn cost(event: &Event) -> usize {
 /// A limit of the run that was run into; the word is the metric's.
 pub(crate) fn exceeded(limit: &'static str, message: String) -> StepError {
     metrics::counter!("stepwell_limit_hits_total", "limit" => limit).increment(1);
-    let fault = Fault {
-        kind: limit.to_owned(),
-        backtrace: Vec::new(),
-    };
-    StepError::new(ErrorKind::Limit, message).with_fault(fault)
+    StepError::new(ErrorKind::Limit, message).with_fault(Fault::nowhere(limit))
 }

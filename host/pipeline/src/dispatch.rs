@@ -5,7 +5,6 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use http_body_util::BodyExt as _;
-use stepwell_core::log_rate::Line;
 use stepwell_core::{
     Blame, Call, CpuAccount, ErrorKind, Event, Lingering, Name, Outcome, Quotas, RunId, StepError,
     TraceContext, within,
@@ -492,16 +491,12 @@ impl Run {
         let Deployment {
             namespace, name, ..
         } = &*self.running.deployment;
-        match self.metrics.failures.next(Instant::now()) {
-            Line::Whole { left_out: 0 } => {}
-            Line::Whole { left_out } => {
-                tracing::warn!(%namespace, pipeline = %name, left_out, "failed runs were left out of the log");
-            }
-            Line::FirstLeftOut => {
-                tracing::warn!(%namespace, pipeline = %name, "runs fail too fast: most are left out of the log; stepwell_runs_total counts them all");
-                return;
-            }
-            Line::LeftOut => return,
+        let line = self.metrics.failures.next(Instant::now());
+        if let Some(left_out) = line.left_out("failed runs", "stepwell_runs_total") {
+            tracing::warn!(%namespace, pipeline = %name, "{left_out}");
+        }
+        if !line.is_whole() {
+            return;
         }
         let (run_id, step) = (self.running.id, error.step.as_deref());
         let StepError { kind, message, .. } = error;

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::future::join_all;
-use http::Request;
+use http::{Request, Response};
 use http_body_util::{BodyExt, Empty};
-use stepwell_core::{CpuAccount, ErrorKind, Limits, Reuse, StepError};
-use stepwell_engine::{Bind, Kept, Plugin, StoreState};
+use stepwell_core::{CpuAccount, ErrorKind, Limits, Lingering, Reuse, StepError};
+use stepwell_engine::{Bind, Body, Kept, Plugin, StoreState};
 use tokio::runtime;
 use tokio::time::{sleep, timeout};
 
@@ -25,13 +25,17 @@ struct Step {
 }
 
 async fn steps(limits: Limits, number: usize) -> Vec<Arc<Step>> {
-    let host = Arc::new(host());
-    let plugin = host.plugin(guest("service.wasm")).await;
-    let account = Arc::new(CpuAccount::default());
     let reuse = Reuse {
         concurrency: 20,
         ..Reuse::default()
     };
+    steps_of(limits, reuse, number).await
+}
+
+async fn steps_of(limits: Limits, reuse: Reuse, number: usize) -> Vec<Arc<Step>> {
+    let host = Arc::new(host());
+    let plugin = host.plugin(guest("service.wasm")).await;
+    let account = Arc::new(CpuAccount::default());
     (0..number)
         .map(|_| {
             Arc::new(Step {
@@ -57,17 +61,15 @@ impl Bind<State> for Step {
 }
 
 impl Step {
-    async fn get(&self, path: &str) -> Result<Bytes, StepError> {
+    async fn response(&self, path: &str) -> Result<Response<Body>, StepError> {
         let body = Empty::new().map_err(|never| match never {}).boxed_unsync();
         let request = Request::builder().uri(path).body(body).unwrap();
-        let response = self.kept.handle(&self.plugin, self, soon(), request);
-        Ok(response
-            .await?
-            .into_body()
-            .collect()
-            .await
-            .unwrap()
-            .to_bytes())
+        self.kept.handle(&self.plugin, self, soon(), request).await
+    }
+
+    async fn get(&self, path: &str) -> Result<Bytes, StepError> {
+        let response = self.response(path).await?;
+        Ok(response.into_body().collect().await.unwrap().to_bytes())
     }
 }
 
@@ -113,6 +115,40 @@ fn a_guest_that_spins_when_its_calls_are_over_holds_no_thread_and_ends() {
     for step in &steps {
         let count = runtime.block_on(step.get("/count")).unwrap();
         assert_eq!(count, "1", "the instance has not ended");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_guest_does_after_its_last_call_is_done_in_that_calls_place() {
+    for (max_calls, keeps) in [(1, true), (2, false)] {
+        let reuse = Reuse {
+            concurrency: 20,
+            max_calls,
+            ..Reuse::default()
+        };
+        let steps = steps_of(generous(), reuse, 1).await;
+        let (step, kept) = (&steps[0], Arc::new(()));
+        let mut response = step.response("/linger/500").await.unwrap();
+        if let Some(lingering) = response.extensions_mut().remove::<Lingering>() {
+            lingering.keep(kept.clone());
+        }
+        let body = response.into_body().collect().await.unwrap();
+        assert_eq!(body.to_bytes(), "hello");
+        let logged = || {
+            step.host
+                .lines
+                .all()
+                .iter()
+                .any(|(_, line)| line == "lingered")
+        };
+        assert!(!logged());
+        assert_eq!(Arc::strong_count(&kept) == 2, keeps);
+        let ended = async {
+            while Arc::strong_count(&kept) == 2 || !logged() {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(Duration::from_secs(20), ended).await.unwrap();
     }
 }
 

@@ -124,6 +124,11 @@ async fn waiting_costs_no_cpu() {
         ..generous()
     };
     host.call(&plugin, limits, "sleep:600").await.unwrap();
+    // They waited where no request is read.
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let names =
+        tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
+    assert!(names.into_iter().any(|name| name.trim() == "guest-timers"));
 }
 
 #[tokio::test]

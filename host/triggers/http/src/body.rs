@@ -6,22 +6,25 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::HeaderMap;
 use http::header::{
     AUTHORIZATION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderName, PROXY_AUTHORIZATION,
     TRANSFER_ENCODING,
 };
+use http::request::Parts;
+use http::{HeaderMap, Version};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::{BodyExt as _, Empty, Full};
 use stepwell_pipeline::Body;
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
 
 use crate::auth::SUBJECT;
 use crate::bodies::{Held, Room, SMALL};
 use crate::problem::Problem;
+use crate::unread::{discard, drain};
 
-/// What is read, and for how long, of a body that nobody wants.
-const DISCARD_BYTES: u64 = 16 << 20;
-const DISCARD_TIME: Duration = Duration::from_secs(1);
+/// How long an answer waits for its connection to be of use for another request.
+const ANSWER_WAITS: Duration = Duration::from_millis(20);
 
 /// What nobody may say after a body: who calls, and for whom and how long the request is.
 const NO_TRAILERS: [HeaderName; 7] = [
@@ -116,47 +119,6 @@ where
     })
 }
 
-/// Throws away a body that is not wanted, within reason. A connection that is closed while the client still sends is reset, and
-/// takes the reply with it that says why; a client that asked first has not sent anything and needs none of this.
-pub(crate) async fn discard<B>(headers: &HeaderMap, body: B, progress: &Progress)
-where
-    B: HttpBody<Data = Bytes>,
-{
-    if body.is_end_stream() {
-        return;
-    }
-    progress.set_unread(true);
-    let unsent = headers.contains_key(EXPECT) || body.size_hint().lower() > DISCARD_BYTES;
-    if !unsent {
-        progress.set_unread(!drain(pin!(body)).await);
-    }
-}
-
-/// Whether that was all of it.
-async fn drain<B>(mut body: Pin<&mut B>) -> bool
-where
-    B: HttpBody<Data = Bytes>,
-{
-    let rest = async {
-        let mut left = DISCARD_BYTES;
-        loop {
-            let frame = match body.frame().await {
-                None => return true,
-                Some(Err(_)) => return false,
-                Some(Ok(frame)) => frame,
-            };
-            let length = frame.data_ref().map_or(0, Bytes::len) as u64;
-            match left.checked_sub(length) {
-                Some(less) => left = less,
-                None => return false,
-            }
-        }
-    };
-    tokio::time::timeout(DISCARD_TIME, rest)
-        .await
-        .unwrap_or(false)
-}
-
 /// A response's body that is there as a whole and holds room: until its bytes are in no buffer any more, once it has given them.
 pub(crate) struct Counted {
     inner: Body,
@@ -199,11 +161,20 @@ impl HttpBody for Counted {
     }
 }
 
-/// A body on its way to a function, which ends in an error where it becomes too long.
-pub(crate) struct Limited<B> {
-    inner: B,
+/// A body on its way to a function, which ends in an error where it becomes too long. What is left of it where the function lets go
+/// of it is thrown away.
+pub(crate) struct Limited<B>
+where
+    B: HttpBody<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static,
+{
+    /// None once it has ended, well or not.
+    inner: Option<B>,
     left: u64,
     progress: Progress,
+    /// Where what is left is thrown away; none where that is not needed.
+    discards: Option<Handle>,
+    /// Whether its client waits to be asked for it.
+    expects: bool,
 }
 
 /// How far a request's body was read.
@@ -214,6 +185,9 @@ pub(crate) struct Progress(Arc<Flags>);
 struct Flags {
     exceeded: AtomicBool,
     unread: AtomicBool,
+    /// Whether it is being thrown away, and when that has ended.
+    discarding: AtomicBool,
+    discarded: Notify,
 }
 
 impl Progress {
@@ -227,8 +201,15 @@ impl Progress {
         self.0.unread.load(Ordering::Relaxed)
     }
 
-    fn set_unread(&self, unread: bool) {
+    pub(crate) fn set_unread(&self, unread: bool) {
         self.0.unread.store(unread, Ordering::Relaxed);
+    }
+
+    /// Waits a moment at most for what is being thrown away.
+    pub(crate) async fn settled(&self) {
+        if self.0.discarding.load(Ordering::Relaxed) {
+            let _ = tokio::time::timeout(ANSWER_WAITS, self.0.discarded.notified()).await;
+        }
     }
 }
 
@@ -236,20 +217,26 @@ impl Progress {
 #[error("the request's body is too large")]
 struct TooLong;
 
-impl<B> Limited<B> {
-    pub(crate) fn new(inner: B, limit: u64, progress: Progress) -> Self {
+impl<B> Limited<B>
+where
+    B: HttpBody<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static,
+{
+    /// Whoever sends over HTTP/2 can be told to stop; over HTTP/1.1 nothing else passes until the body has.
+    pub(crate) fn new(request: &Parts, inner: B, limit: u64, progress: Progress) -> Self {
         progress.set_unread(true);
         Self {
-            inner,
+            inner: Some(inner),
             left: limit,
             progress,
+            discards: (request.version < Version::HTTP_2).then(Handle::current),
+            expects: request.headers.contains_key(EXPECT),
         }
     }
 }
 
 impl<B> HttpBody for Limited<B>
 where
-    B: HttpBody<Data = Bytes, Error: Into<BoxError>> + Unpin,
+    B: HttpBody<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static,
 {
     type Data = Bytes;
     type Error = BoxError;
@@ -258,15 +245,21 @@ where
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        if self.progress.is_exceeded() {
+        let this = &mut *self;
+        let Some(inner) = this.inner.as_mut().filter(|_| !this.progress.is_exceeded()) else {
             return Poll::Ready(None);
-        }
-        let frame = match std::task::ready!(Pin::new(&mut self.inner).poll_frame(context)) {
+        };
+        this.expects = false;
+        let frame = match std::task::ready!(Pin::new(&mut *inner).poll_frame(context)) {
             None => {
-                self.progress.set_unread(false);
+                this.progress.set_unread(false);
+                this.inner = None;
                 return Poll::Ready(None);
             }
-            Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
+            Some(Err(error)) => {
+                this.inner = None;
+                return Poll::Ready(Some(Err(error.into())));
+            }
             Some(Ok(mut frame)) => {
                 if let Some(trailers) = frame.trailers_mut() {
                     NO_TRAILERS
@@ -277,29 +270,55 @@ where
             }
         };
         let length = frame.data_ref().map_or(0, Bytes::len) as u64;
-        let Some(left) = self.left.checked_sub(length) else {
-            self.progress.0.exceeded.store(true, Ordering::Relaxed);
+        let Some(left) = this.left.checked_sub(length) else {
+            this.progress.0.exceeded.store(true, Ordering::Relaxed);
             return Poll::Ready(Some(Err(TooLong.into())));
         };
-        self.left = left;
-        if self.inner.is_end_stream() {
-            self.progress.set_unread(false);
+        this.left = left;
+        if inner.is_end_stream() {
+            this.progress.set_unread(false);
         }
         Poll::Ready(Some(Ok(frame)))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        self.inner.as_ref().is_none_or(HttpBody::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        let none = || SizeHint::with_exact(0);
+        self.inner.as_ref().map_or_else(none, HttpBody::size_hint)
+    }
+}
+
+impl<B> Drop for Limited<B>
+where
+    B: HttpBody<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static,
+{
+    fn drop(&mut self) {
+        let Some(inner) = self.inner.take() else {
+            return;
+        };
+        if self.expects || inner.is_end_stream() {
+            return;
+        }
+        if let Some(runtime) = self.discards.take() {
+            let progress = self.progress.clone();
+            progress.0.discarding.store(true, Ordering::Relaxed);
+            runtime.spawn(async move {
+                if drain(pin!(inner)).await {
+                    progress.set_unread(false);
+                }
+                progress.0.discarded.notify_one();
+            });
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use futures::StreamExt as _;
+    use http::Request;
     use http_body_util::StreamBody;
     use stepwell_core::Name;
 
@@ -408,10 +427,12 @@ mod tests {
     #[tokio::test]
     async fn a_streamed_body_breaks_off_where_it_is_too_long() {
         let progress = Progress::default();
-        let within = Limited::new(chunks(&["ab", "c"]), 3, progress.clone());
+        let (request, ()) = Request::new(()).into_parts();
+        let limited = |body| Limited::new(&request, body, 3, progress.clone());
+        let within = limited(chunks(&["ab", "c"]));
         assert_eq!(within.collect().await.unwrap().to_bytes(), "abc");
         assert!(!progress.is_exceeded() && !progress.is_unread());
-        let beyond = Limited::new(chunks(&["ab", "cd", "e"]), 3, progress.clone());
+        let beyond = limited(chunks(&["ab", "cd", "e"]));
         assert!(beyond.collect().await.is_err());
         assert!(progress.is_exceeded() && progress.is_unread());
     }

@@ -24,6 +24,7 @@ mod telemetry;
 mod timer;
 mod tls;
 mod trigger;
+mod unread;
 mod unusable;
 
 pub use auth::{Auth, Subject, TokenVerifier, Unavailable};

@@ -22,7 +22,7 @@ use crate::problem::{Problem, with_run_id};
 use crate::route::{Found, RouteTable};
 use crate::telemetry::RouteMetrics;
 use crate::unusable::Unusable;
-use crate::{event, percent, reply};
+use crate::{event, percent, reply, unread};
 
 /// What `invoke` allows a pipeline that has no HTTP trigger to say otherwise.
 const DEFAULT_MAX_BODY: u64 = 1 << 20;
@@ -227,13 +227,14 @@ impl HttpTrigger {
                 problem.into_response(run)
             }
         };
-        // After such an answer the connection cannot go on, which clients must be told before they send another request on it. A
-        // response that is still being written may go with a request that is still being read.
-        if progress.is_unread()
-            && version < Version::HTTP_2
-            && response.body().size_hint().exact().is_some()
-        {
-            close(&mut response);
+        // Where a body is still on its way after an answer, the connection cannot go on, which clients must be told before they send
+        // another request on it. A response that is still being written may go with a request that is still being read.
+        let is_whole = response.body().size_hint().exact().is_some();
+        if is_whole && version < Version::HTTP_2 && progress.is_unread() {
+            progress.settled().await;
+            if progress.is_unread() {
+                close(&mut response);
+            }
         }
         self.counted(response, &deployment.namespace)
     }
@@ -302,15 +303,17 @@ impl HttpTrigger {
         let limit = intake.max_body;
         if request.body().size_hint().lower() > limit {
             let (parts, body) = request.into_parts();
-            body::discard(&parts.headers, body, progress).await;
+            unread::discard(&parts.headers, body, progress).await;
             return Err(Problem::TooLarge { limit });
         }
         let permit = self.dispatcher.admit(&intake.deployment.namespace)?;
         let trace = event::trace(request.headers());
-        let request = request.map(|body| match body.is_end_stream() {
+        let (parts, body) = request.into_parts();
+        let body = match body.is_end_stream() {
             true => body::empty(),
-            false => Limited::new(body, limit, progress.clone()).boxed_unsync(),
-        });
+            false => Limited::new(&parts, body, limit, progress.clone()).boxed_unsync(),
+        };
+        let request = Request::from_parts(parts, body);
         let deadline = Instant::now() + intake.timeout;
         let (deployment, run) = (intake.deployment, intake.run);
         let response = self
@@ -340,7 +343,7 @@ where
 {
     let (version, progress) = (request.version(), Progress::default());
     let (parts, body) = request.into_parts();
-    body::discard(&parts.headers, body, &progress).await;
+    unread::discard(&parts.headers, body, &progress).await;
     let mut response = problem.into_response(run);
     if progress.is_unread() && version < Version::HTTP_2 {
         close(&mut response);

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use stepwell_core::RunId;
-use stepwell_core::log_rate::{Line, LogRate};
+use stepwell_core::log_rate::LogRate;
 use stepwell_pipeline::Deployment;
 
 /// What is logged of them: no run fails that could tell.
@@ -15,21 +15,13 @@ impl Unusable {
         let Deployment {
             namespace, name, ..
         } = deployment;
-        match self.0.next(Instant::now()) {
-            Line::Whole { left_out: 0 } => {}
-            Line::Whole { left_out } => {
-                tracing::warn!(
-                    left_out,
-                    "replies that cannot be sent were left out of the log"
-                );
-            }
-            Line::FirstLeftOut => {
-                tracing::warn!(
-                    "too many replies cannot be sent: most are left out of the log; stepwell_http_requests_total counts them as 500"
-                );
-                return;
-            }
-            Line::LeftOut => return,
+        let line = self.0.next(Instant::now());
+        let replies = "replies that cannot be sent";
+        if let Some(left_out) = line.left_out(replies, "stepwell_http_requests_total") {
+            tracing::warn!("{left_out}");
+        }
+        if !line.is_whole() {
+            return;
         }
         tracing::warn!(%run_id, %namespace, pipeline = %name, reason, "a reply cannot be sent");
     }

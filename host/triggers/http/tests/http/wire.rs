@@ -127,19 +127,76 @@ async fn trailers_pass_both_ways() {
     assert_idle(&dispatcher).await;
 }
 
+/// Answers without reading what it is sent.
+fn deaf() -> Deployed {
+    function(|_| Box::pin(async { Ok(Response::new(whole("no"))) }))
+}
+
+/// Answers bit by bit, and reads nothing.
+fn deaf_and_slow() -> Deployed {
+    function(|_| {
+        Box::pin(async {
+            let bits = futures::stream::iter(["n", "o"]).then(|bit| async move {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                Ok(Frame::data(Bytes::from_static(bit.as_bytes())))
+            });
+            Ok(Response::new(StreamBody::new(bits).boxed_unsync()))
+        })
+    })
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_that_cannot_go_on_is_said_to_close() {
-    let deaf = function(|_| Box::pin(async { Ok(Response::new(whole("no"))) }));
-    for (body, closes) in [(deaf, true), (mirror(), false)] {
+    let asks = "expect: 100-continue\r\n";
+    for (body, expect, sent, closes) in [
+        (deaf(), "", "half", true),
+        (deaf(), asks, "", true),
+        (deaf(), "", "all of it", false),
+        (mirror(), "", "all of it", false),
+    ] {
         let (server, _) = server(body, 1).await;
         let mut stream = TcpStream::connect(server.address).await.unwrap();
-        let request = "POST /x HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\nbody";
+        let request =
+            format!("POST /x HTTP/1.1\r\nhost: x\r\n{expect}content-length: 9\r\n\r\n{sent}");
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = vec![0; 1024];
         let length = stream.read(&mut answer).await.unwrap();
         let answer = String::from_utf8_lossy(&answer[..length]).to_lowercase();
         assert!(answer.starts_with("http/1.1 200"), "{answer}");
         assert_eq!(answer.contains("connection: close"), closes, "{answer}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_that_nobody_reads_costs_neither_the_answer_nor_the_connection() {
+    let reads_all = function(|request| {
+        Box::pin(async move {
+            let _ = request.into_body().collect().await;
+            Ok(Response::new(whole("read")))
+        })
+    });
+    const LENGTH: usize = 4 << 20;
+    let data = "x".repeat(LENGTH);
+    let known = format!("content-length: {LENGTH}\r\n\r\n{data}");
+    let chunked = format!("transfer-encoding: chunked\r\n\r\n{LENGTH:x}\r\n{data}\r\n0\r\n\r\n");
+    for (answers, max_body, body, status) in [
+        (deaf(), 8 << 20, &known, 200),
+        (deaf(), 8 << 20, &chunked, 200),
+        (deaf_and_slow(), 8 << 20, &known, 200),
+        (deaf_and_slow(), 8 << 20, &chunked, 200),
+        (reads_all, 1 << 20, &chunked, 413),
+    ] {
+        let mut spec = spec("", "/{*rest}");
+        spec.max_body = max_body;
+        let trigger = trigger_on(Dispatcher::new(4), &[deployment(spec, 1, answers)]);
+        let server = Server::start(trigger, ServeConfig::default()).await;
+        let requests = format!(
+            "POST /x HTTP/1.1\r\nhost: x\r\n{body}GET /last HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+        );
+        let answers = server.raw(requests.as_bytes()).await;
+        let first = format!("HTTP/1.1 {status} ");
+        assert!(answers.starts_with(&first), "{answers}");
+        assert_eq!(answers.matches("HTTP/1.1 ").count(), 2, "{answers}");
     }
 }
 
