@@ -179,6 +179,7 @@ mod tests {
     use axum::http::header;
     use axum::response::IntoResponse as _;
     use http_body_util::BodyExt as _;
+    use stepwell_test_hits::hits;
 
     use super::*;
     use crate::room::tests::of;
@@ -204,7 +205,9 @@ mod tests {
         for _ in 0..3 {
             sent.push(send(&downloads, &of("a"), PART + 1).await.unwrap());
         }
+        let before = hits("downloads");
         assert!(send(&downloads, &of("a"), 1).await.is_none());
+        assert!(hits("downloads") > before);
         let other = send(&downloads, &operator, 1).await.unwrap();
         let refused = downloads.place(&operator).await.err().unwrap();
         let refused = refused.into_response();

@@ -151,6 +151,7 @@ impl Drop for Place<'_> {
 mod tests {
     use axum::http::header;
     use axum::response::IntoResponse as _;
+    use stepwell_test_hits::hits;
     use tokio::time::timeout;
 
     use super::*;
@@ -170,10 +171,11 @@ mod tests {
         let (mut first, mut second) = (uploads.begin(&operator), uploads.begin(&operator));
         first.take(60).await.unwrap();
         second.take(40).await.unwrap();
-        let mut third = uploads.begin(&operator);
+        let (mut third, before) = (uploads.begin(&operator), hits("uploads"));
         let refused = third.take(1).await.unwrap_err().into_response();
         assert_eq!(refused.status(), 503);
         assert!(refused.headers().contains_key(header::RETRY_AFTER));
+        assert!(hits("uploads") > before);
         drop(first);
         third.take(60).await.unwrap();
         // What has come holds its room on.

@@ -215,6 +215,8 @@ fn shown(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use stepwell_test_hits::hits;
+
     use super::*;
 
     fn input() -> Event {
@@ -324,7 +326,9 @@ mod tests {
         input.set_extension("httppath", "/a");
         let taken = take(vec![of(most)], &input, 1 << 20).unwrap();
         assert_eq!(taken[0].extensions.len(), most + 1);
+        let before = hits("extensions");
         let error = take(vec![of(most + 1)], &input, 1 << 20).unwrap_err();
+        assert!(hits("extensions") > before);
         assert_eq!(error.kind, ErrorKind::Limit);
         assert!(
             error.message.contains("more than 256 extensions"),

@@ -114,6 +114,8 @@ impl Waited {
 mod tests {
     use std::future::{pending, ready};
 
+    use stepwell_test_hits::hits;
+
     use super::*;
 
     #[tokio::test]
@@ -128,7 +130,7 @@ mod tests {
         assert!(caller.wait(ready(1)).await.is_err());
         assert!(caller.still_waits().is_err());
 
-        let short = Duration::from_millis(20);
+        let (short, before) = (Duration::from_millis(20), hits("deploy"));
         let (caller, _here) = Caller::waiting(short);
         let slow = caller.wait(pending::<()>()).await.unwrap_err();
         assert!(
@@ -136,6 +138,7 @@ mod tests {
             "{slow}"
         );
         assert!(caller.still_waits().is_err());
+        assert!(hits("deploy") >= before + 2);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::machine::Machine;
 use crate::output::note;
 use crate::report;
 use crate::reuse;
-use crate::servers::{Programs, Server, command};
+use crate::servers::{Programs, Server, command, said};
 
 /// Bytes of an echoed body.
 const BODY: usize = 4096;
@@ -252,15 +252,9 @@ impl Bench<'_> {
             load.args(["--rate", &rate.to_string()]);
         }
         let before = server.processor_seconds()?;
-        let output = load.output().await?;
+        let answer = said(&format!("load on {}", side.name), &mut load).await?;
         let used = server.processor_seconds()? - before;
-        ensure!(
-            output.status.success(),
-            "load on {}: {}",
-            side.name,
-            String::from_utf8_lossy(&output.stderr)
-        );
-        let load: Measured = serde_json::from_slice(&output.stdout)?;
+        let load: Measured = serde_json::from_slice(&answer)?;
         Ok(Sample {
             load,
             cpu_us: used * 1e6 / load.answered as f64,

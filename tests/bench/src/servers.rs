@@ -165,18 +165,19 @@ impl Programs {
     }
 
     async fn ask_host(&self, admin: &str, arguments: &[&str]) -> Result<()> {
-        let output = command(&self.stepwell, &["--url", admin])
-            .args(arguments)
-            .output()
-            .await?;
-        ensure!(
-            output.status.success(),
-            "stepwell {}: {}",
-            arguments.join(" "),
-            String::from_utf8_lossy(&output.stderr)
-        );
+        let mut command = command(&self.stepwell, &["--url", admin]);
+        let asked = said("stepwell", command.args(arguments)).await;
+        asked.with_context(|| arguments.join(" "))?;
         Ok(())
     }
+}
+
+/// What a program writes to its stdout, if it succeeds.
+pub(crate) async fn said(name: &str, command: &mut Command) -> Result<Vec<u8>> {
+    let output = command.output().await?;
+    let error = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{name}: {error}");
+    Ok(output.stdout)
 }
 
 /// A pipeline's document; YAML takes JSON as it is.

@@ -4,6 +4,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::{Method, Request, Response};
 use http_body_util::BodyExt;
+use stepwell_test_hits::hits;
 
 use crate::fake::Client;
 
@@ -174,8 +175,10 @@ async fn only_so_many_follow_logs_and_one_namespace_leaves_room_for_others() {
         assert_eq!(reply.status(), 200);
         followed.push(reply);
     }
+    let before = hits("followers");
     let refused = follow(&client, "deployer/default").await;
     assert_eq!(refused.status(), 503);
+    assert!(hits("followers") > before);
     assert_eq!(refused.headers()["retry-after"], "5");
     let problem = refused.into_body().collect().await.unwrap().to_bytes();
     let problem: serde_json::Value = serde_json::from_slice(&problem).unwrap();

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use stepwell_core::{Blame, ErrorKind, Limits, Reuse};
 use stepwell_engine::{Environment, Kept, Plugin};
+use stepwell_test_hits::hits;
 
 use crate::hand_made::step_beside;
 use crate::support::{Host, State, event, generous, host_of, soon};
@@ -86,9 +87,10 @@ async fn there_are_core_instances_for_all() {
 
 #[tokio::test]
 async fn what_takes_more_than_there_is_is_refused_in_time() {
-    let host = host_of(2);
+    let (host, before) = (host_of(2), hits("instances"));
     let plugin = host.plugin(step(&"(memory 1)".repeat(3), "", RETURN)).await;
     let error = call(&host, &plugin).await.unwrap_err();
+    assert!(hits("instances") > before);
     assert_eq!(error.kind, ErrorKind::Unavailable, "{error}");
 }
 

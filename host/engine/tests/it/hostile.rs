@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use stepwell_core::{Blame, CpuAccount, ErrorKind, Event, Limits, StepError};
 use stepwell_engine::{LogStream, Plugin, StoreState as _};
+use stepwell_test_hits::hits;
 
 use crate::support::{Host, State, data, event, generous, guest, host, host_with, soon};
 
@@ -438,11 +439,13 @@ async fn what_the_host_would_have_to_hold_is_bounded() {
     for _ in 0..5 {
         assert_eq!(data(&call("bodies:40").await.unwrap()), "5242880");
     }
+    let before = hits("guest_memory");
     error(
         call("bodies:100").await,
         ErrorKind::Unavailable,
         &["limits.guest_memory"],
     );
+    assert!(hits("guest_memory") > before);
 }
 
 #[tokio::test]

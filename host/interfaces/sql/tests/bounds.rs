@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use fixture::{Fixture, Guest, READ, READ_WRITE};
 use stepwell_sql::wit::{Error, Isolation, Value};
+use stepwell_test_hits::hits;
 
 const COUNTS: &str = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 1000000) SELECT count(*) FROM n";
 const FOR_EVER: &str =
@@ -76,11 +77,13 @@ fn size_of(fixture: &Fixture, name: &str) -> u64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_database_can_be_read_and_emptied() {
+    let before = hits("store_size");
     let fixture = Fixture::sqlite_of(4 * MIB);
     let mut guest = fixture.guest(READ_WRITE);
     let create = "CREATE TABLE t (a INTEGER PRIMARY KEY, b BLOB)";
     guest.execute(create, vec![]).await.unwrap();
     let (stored, error) = fill(&mut guest).await;
+    assert!(hits("store_size") > before);
     assert!(stored > 150, "{stored}");
     let Error::TooLarge(why) = &error else {
         panic!("{error:?}")

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use fixture::{Backend, Fixture, Guest, READ, READ_WRITE, WRITE, kind, sqlstate};
 use stepwell_sql::wit::{Element, Error, Isolation, OtherValue, Value};
+use stepwell_test_hits::hits;
 
 /// Defines each test once for each backend.
 macro_rules! both {
@@ -264,6 +265,7 @@ both! {
     }
 
     async fn a_transaction_that_waits_for_its_guest_makes_room(fixture: Fixture) {
+        let before = hits("sql_idle");
         with_table(&fixture).await;
         let mut idle = fixture.guest(READ_WRITE);
         let insert = "INSERT INTO t VALUES ($1, 'x')";
@@ -287,6 +289,7 @@ both! {
         let again = idle.execute_in(&transaction, insert, vec![Value::S64(2)]).await;
         assert!(format!("{again:?}").contains("no statement of it came for 4 s"), "{again:?}");
         assert_eq!(kind(again), "aborted");
+        assert!(hits("sql_idle") > before);
         assert_eq!(sqlstate(idle.commit(transaction).await), "25P03");
         // Its guest goes on, and may end by itself what has ended.
         let transaction = idle.begin(Isolation::ReadCommitted, false).await.unwrap();

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use stepwell_core::{Blame, ErrorKind, Event, Name, Outcome, StepError};
 use stepwell_pipeline::{DeployedStep, Dispatcher, EventMemory};
+use stepwell_test_hits::hits;
 
 use crate::support::{LONG, append, delivered, deployment, errored, request, run, step, times};
 
@@ -83,7 +84,7 @@ async fn what_waits_between_steps_is_bounded_while_it_waits() {
         10_000
     );
 
-    let data = Bytes::from(vec![0; 1 << 20]);
+    let (data, before) = (Bytes::from(vec![0; 1 << 20]), hits("run_bytes"));
     let steps = letters.map(|id| large(id, 60, &data)).into();
     let error = errored(run(steps, LONG).await);
     assert_eq!(
@@ -91,6 +92,7 @@ async fn what_waits_between_steps_is_bounded_while_it_waits() {
         (ErrorKind::Limit, Some("c"))
     );
     assert!(error.message.contains("128MiB"), "{error}");
+    assert!(hits("run_bytes") > before);
     // What one step may return passes, and what the run may end with beside it.
     let filter = step("b", |_, _| async { Ok(Vec::new()) });
     let most = Bytes::from(vec![0; 16 << 20]);

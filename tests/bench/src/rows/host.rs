@@ -10,7 +10,7 @@ use tokio::process::Child;
 
 use crate::client::Client;
 use crate::load::Measured;
-use crate::servers::{Programs, command};
+use crate::servers::{Programs, command, said};
 
 /// A host with defaults and a data directory of its own, which outlives restarts. It is killed when this is dropped.
 pub(super) struct Host {
@@ -93,18 +93,7 @@ impl Host {
         rate: f64,
         seconds: f64,
     ) -> Result<Measured> {
-        let output = command(&programs.own, &["load", "--path", path, "--body", "256"])
-            .args(["--address", &self.data.to_string(), "--connections", "16"])
-            .args(["--seconds", &seconds.to_string()])
-            .args(["--rate", &rate.to_string()])
-            .output()
-            .await?;
-        ensure!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        Ok(serde_json::from_slice(&output.stdout)?)
+        load(programs, self.data, path, rate, seconds).await
     }
 
     /// Bytes of memory that are resident, in MiB.
@@ -144,6 +133,22 @@ impl Host {
             .join(id.context("the host has ended")?.to_string())
             .join("stat"))
     }
+}
+
+/// The same of any server.
+pub(super) async fn load(
+    programs: &Programs,
+    address: SocketAddr,
+    path: &str,
+    rate: f64,
+    seconds: f64,
+) -> Result<Measured> {
+    let mut command = command(&programs.own, &["load", "--path", path, "--body", "256"]);
+    command
+        .args(["--address", &address.to_string(), "--connections", "16"])
+        .args(["--seconds", &seconds.to_string()])
+        .args(["--rate", &rate.to_string()]);
+    Ok(serde_json::from_slice(&said("load", &mut command).await?)?)
 }
 
 /// Uploads a component and deploys it at a path.

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use anyhow::{Result, ensure};
 use clap::Args;
 
-use super::host::{Host, deploy, variant};
+use super::host::{Host, deploy, load, variant};
 use super::{Outcome, RowArgs, ratio};
 use crate::client::Client;
 use crate::load::Measured;
@@ -51,10 +51,15 @@ pub(super) async fn run(programs: &Programs, args: &StormArgs) -> Result<Outcome
     let echo = programs.component("echo")?;
     deploy(&mut admin, "default", "calm", "POST", CALM, &echo).await?;
     let uploads = Arc::new(AtomicUsize::new(0));
+    // What the machine allows: a native handler beside the same compilers.
+    let native = programs.native(false).await?;
+    let of_native = || load(programs, native.address, "/echo", args.rate, args.seconds);
     let (mut calm, mut stormy) = (Vec::new(), Vec::new());
+    let (mut native_calm, mut native_stormy) = (Vec::new(), Vec::new());
     for round in 1..=args.row.rounds {
         note(&format!("alone, round {round} of {}", args.row.rounds));
         calm.push(host.load(programs, CALM, args.rate, args.seconds).await?);
+        native_calm.push(of_native().await?);
         note(&format!(
             "during a storm, round {round} of {}",
             args.row.rounds
@@ -71,6 +76,7 @@ pub(super) async fn run(programs: &Programs, args: &StormArgs) -> Result<Outcome
             )));
         }
         stormy.push(host.load(programs, CALM, args.rate, args.seconds).await?);
+        native_stormy.push(of_native().await?);
         over.store(true, Ordering::Relaxed);
         for uploader in storm {
             uploader.await??;
@@ -94,6 +100,12 @@ pub(super) async fn run(programs: &Programs, args: &StormArgs) -> Result<Outcome
     outcome.side("alone: p99", "µs", p99(&calm));
     outcome.side("in the storm: p50", "µs", p50(&stormy));
     outcome.side("in the storm: p99", "µs", p99(&stormy));
+    outcome.side("native axum, alone: p99", "µs", p99(&native_calm));
+    outcome.side("native axum, in the storm: p99", "µs", p99(&native_stormy));
+    let of_native = ratio(&p99(&native_stormy), &p99(&native_calm));
+    outcome.notes.push(format!(
+        "a native axum handler in the same storm: p99 {of_native:.2}× its own alone"
+    ));
     Ok(outcome)
 }
 

@@ -1,11 +1,11 @@
 use std::time::Instant;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 
 use super::host::{Host, deploy, variant};
 use super::{Outcome, RowArgs, milliseconds, ratio};
 use crate::output::note;
-use crate::servers::{Programs, command};
+use crate::servers::{Programs, command, said};
 
 pub(super) async fn run(programs: &Programs, args: &RowArgs) -> Result<Outcome> {
     args.check()?;
@@ -27,16 +27,9 @@ pub(super) async fn run(programs: &Programs, args: &RowArgs) -> Result<Outcome> 
         uploaded.push(milliseconds(deployed));
         let file = tempfile::NamedTempFile::new()?;
         std::fs::write(file.path(), &bytes)?;
-        let output = command(&programs.own, &["compile"])
-            .arg(file.path())
-            .output()
-            .await?;
-        ensure!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        alone.push(String::from_utf8(output.stdout)?.trim().parse()?);
+        let mut compile = command(&programs.own, &["compile"]);
+        let time = said("compile", compile.arg(file.path())).await?;
+        alone.push(String::from_utf8(time)?.trim().parse()?);
     }
     let mut outcome = Outcome::new(format!(
         "an upload of {} KiB, with its deployment, to the first answer",

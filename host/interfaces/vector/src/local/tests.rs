@@ -1,3 +1,5 @@
+use stepwell_test_hits::hits;
+
 use super::*;
 use crate::client::{Metadata, Metric};
 use crate::filter::Filter;
@@ -29,7 +31,7 @@ fn vector(id: usize) -> Vector {
 async fn a_full_index_refuses_and_keeps_what_it_has() {
     let directory = tempfile::tempdir().unwrap();
     let store = store(&directory, 100_000);
-    let mut stored = 0;
+    let (mut stored, before) = (0, hits("store_size"));
     let refused = loop {
         match store
             .upsert(&soon(), (stored..stored + 10).map(vector).collect())
@@ -41,6 +43,7 @@ async fn a_full_index_refuses_and_keeps_what_it_has() {
         assert!(stored < 1000, "the bound does not hold");
     };
     assert!(matches!(refused, VectorError::TooLarge(_)), "{refused}");
+    assert!(hits("store_size") > before);
     let description = store.describe(soon().deadline).await.unwrap();
     assert_eq!(description.namespaces["__default__"], stored as u64);
     store.delete(&soon(), Selection::All).await.unwrap();

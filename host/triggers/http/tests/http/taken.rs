@@ -13,6 +13,7 @@ use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use stepwell_http_trigger::{HttpTrigger, ServeConfig};
 use stepwell_pipeline::{Deployed, Dispatcher};
+use stepwell_test_hits::hits;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -148,9 +149,11 @@ async fn replies_that_nobody_takes_leave_no_room_for_more() {
     // A run that has ended is answered; the one after it finds no room.
     let untaken = [ask().await, ask().await, ask().await];
     assert!(untaken.iter().all(|reply| reply.status() == 200));
+    let before = hits("replies");
     let refused = send(&trigger, post("/p"), "").await;
     refused.assert_problem(429, "busy");
     assert_eq!(refused.header("retry-after"), Some("1"));
+    assert!(hits("replies") > before);
     // One that was handed over is still there.
     let [mut first, ..] = untaken;
     let frame = first.body_mut().frame().await.unwrap().unwrap();
