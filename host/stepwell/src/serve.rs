@@ -1,8 +1,10 @@
 //! `stepwell serve`: puts the host together, runs it, and takes it down in order.
 
-use std::collections::HashMap;
+mod announce;
+mod signals;
+mod upkeep;
+
 use std::fs::File;
-use std::io::{IsTerminal as _, Write as _};
 use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
@@ -13,10 +15,8 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{Request, Response};
 use hyper::body::Incoming;
-use rustix::process::Signal as KernelSignal;
 use stepwell_api::ApiOptions;
 use stepwell_catalog::{Catalog, CatalogError, Directory};
-use stepwell_core::{Name, Quotas};
 use stepwell_engine::{CompileBy, Engine, EngineConfig};
 use stepwell_http_trigger::{Answers, Auth, HttpTrigger, KeyTimes, ServeConfig};
 use stepwell_inference::Models;
@@ -25,15 +25,15 @@ use stepwell_logging::LogStore;
 use stepwell_pipeline::{Dispatcher, Registry, RunEnd, RunObserver};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::runtime::Handle;
-use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 use tracing::{error, info, warn};
 
+use self::announce::announce;
+use self::signals::StopSignals;
+use self::upkeep::{hold_to_quotas, upkeep};
 use crate::access::Tokens;
 use crate::ahead::Ahead;
-use crate::allocator::{self, Allocator};
 use crate::cli::ServeArgs;
 use crate::config::{Config, Overrides};
 use crate::deployer::{Deployer, OnChange};
@@ -44,7 +44,6 @@ use crate::jwks::Fetcher;
 use crate::management::{Components, Host};
 use crate::readiness::{Health, Remote};
 use crate::runtimes::{Runtimes, opened_on};
-use crate::series::{Living, Series};
 use crate::services::{Services, start_models};
 use crate::sweeping::sweeping;
 use crate::telemetry::Telemetry;
@@ -439,147 +438,6 @@ fn lock(data_dir: &Path) -> Result<File> {
         );
     }
     Ok(file)
-}
-
-/// The one line of stdout: where the host is. Written by a thread of its own, which may wait for whoever reads it.
-fn announce(data: String, admin: String, kafka: Option<String>, is_development: bool) {
-    let say = move || announcement(&data, &admin, kafka.as_deref(), is_development);
-    if let Err(error) = std::thread::Builder::new().name("ready".into()).spawn(say) {
-        warn!(%error, "ready, but nobody can be told");
-    }
-}
-
-fn announcement(data: &str, admin: &str, kafka: Option<&str>, is_development: bool) {
-    let mut stdout = std::io::stdout().lock();
-    let written = if stdout.is_terminal() {
-        let broker = kafka.map_or_else(String::new, |kafka| format!("  kafka {kafka} (embedded)"));
-        writeln!(
-            stdout,
-            "stepwell is ready: data {data}  admin {admin}{broker}{}",
-            if is_development {
-                "  (development mode: no token is needed)"
-            } else {
-                ""
-            }
-        )
-    } else {
-        let mut line = serde_json::Map::new();
-        let mut put = |key: &str, value: String| line.insert(key.to_owned(), value.into());
-        put("event", "ready".to_owned());
-        put("data", data.to_owned());
-        put("admin", admin.to_owned());
-        put("version", stepwell_core::VERSION.to_owned());
-        if let Some(kafka) = kafka {
-            put("kafka", kafka.to_owned());
-        }
-        if is_development {
-            put("warning", "development mode: no token is needed".to_owned());
-        }
-        let line = serde_json::Value::Object(line);
-        writeln!(stdout, "{line}")
-    };
-    if written.and_then(|()| stdout.flush()).is_err() {
-        info!(data, admin, "ready; nobody reads stdout");
-    }
-}
-
-/// SIGTERM, SIGINT and SIGHUP: from when this exists on, none of them ends the process by itself.
-struct StopSignals {
-    terminate: Signal,
-    interrupt: Signal,
-    /// The terminal is gone; none: the host was started so that it outlives it (`nohup`).
-    hang_up: Option<Signal>,
-}
-
-impl StopSignals {
-    fn listen() -> Result<Self> {
-        // Else a file that would be larger than the process may write (`ulimit -f`) ends the process without a word. Once it has
-        // been listened for, such a write fails.
-        drop(signal(SignalKind::from_raw(KernelSignal::XFSZ.as_raw()))?);
-        let outlives = ignores(KernelSignal::HUP);
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            hang_up: (!outlives)
-                .then(|| signal(SignalKind::hangup()))
-                .transpose()?,
-        })
-    }
-
-    async fn next(&mut self) {
-        let hang_up = async {
-            match &mut self.hang_up {
-                Some(signal) => signal.recv().await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-            _ = hang_up => {}
-        }
-    }
-}
-
-/// Whether the process was started with this signal ignored.
-fn ignores(signal: KernelSignal) -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let ignored = status
-        .lines()
-        .find_map(|line| line.strip_prefix("SigIgn:"))
-        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
-    ignored.is_some_and(|mask| mask >> (signal.as_raw() - 1) & 1 == 1)
-}
-
-/// Holds runs to the quotas of their namespaces, as they are set now.
-async fn hold_to_quotas(
-    mut quotas: watch::Receiver<Arc<HashMap<Name, Quotas>>>,
-    dispatcher: Dispatcher,
-    stopping: CancellationToken,
-) {
-    loop {
-        let now = HashMap::clone(&quotas.borrow_and_update());
-        dispatcher.set_quotas(now);
-        tokio::select! {
-            () = stopping.cancelled() => return,
-            changed = quotas.changed() => if changed.is_err() { return },
-        }
-    }
-}
-
-/// Forgets, now and then, what is no more: what the dispatcher holds of it, and its metrics. Subscriptions that could not be started
-/// are tried again. Memory that bursts have left behind is given back when nothing runs.
-async fn upkeep(
-    metrics: Arc<Series>,
-    dispatcher: Dispatcher,
-    registry: Arc<Registry>,
-    kafka: Arc<KafkaTriggers>,
-    stopping: CancellationToken,
-) {
-    let mut ticks = tokio::time::interval(Duration::from_secs(5));
-    // Somebody may hold a series a while longer, who counts with it or renders it.
-    let mut looks = 0_u32;
-    let mut allocator = Allocator::default();
-    loop {
-        tokio::select! {
-            () = stopping.cancelled() => return,
-            _ = ticks.tick() => {}
-        }
-        kafka.retry();
-        if dispatcher.forget_unused() {
-            looks = 3;
-        }
-        // As long as nothing goes, a host of many pipelines does not look at all their series.
-        if looks > 0 {
-            looks -= 1;
-            let groups = kafka.state().into_iter().map(|one| one.group).collect();
-            metrics.retain(&Living::new(&registry.all(), &dispatcher, &groups));
-        }
-        if allocator.has_grown() && dispatcher.is_idle() {
-            let _ = tokio::task::spawn_blocking(allocator::trim).await;
-            allocator.was_trimmed();
-        }
-    }
 }
 
 /// Runs that failed, in the log that `stepwell logs` shows.
