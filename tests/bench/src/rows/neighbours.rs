@@ -5,7 +5,7 @@ use anyhow::{Result, ensure};
 use clap::Args;
 use tokio::task::JoinSet;
 
-use super::host::{Host, deploy};
+use super::host::{Host, deploy, load};
 use super::{Outcome, RowArgs, ratio};
 use crate::client::Client;
 use crate::load::Measured;
@@ -84,19 +84,25 @@ pub(super) async fn run(programs: &Programs, args: &NeighboursArgs) -> Result<Ou
             "--harm {harm}: {status} {answer}"
         );
     }
-    let load = || host.load(programs, CALM, args.rate, args.seconds);
+    // What the machine allows: a native handler beside the same callers.
+    let native = programs.native(false).await?;
+    let both = async || {
+        let own = host.load(programs, CALM, args.rate, args.seconds).await?;
+        let of_native = load(programs, native.address, "/echo", args.rate, args.seconds);
+        anyhow::Ok((own, of_native.await?))
+    };
     let mut alone = Vec::new();
     let mut beside = vec![Vec::new(); args.harm.len()];
     for round in 1..=args.row.rounds {
         note(&format!("alone, round {round} of {}", args.row.rounds));
-        alone.push(load().await?);
+        alone.push(both().await?);
         for (harm, beside) in args.harm.iter().zip(&mut beside) {
             note(&format!("{harm}, round {round} of {}", args.row.rounds));
             let mut callers = JoinSet::new();
             for _ in 0..args.callers {
                 callers.spawn(call(host.data, harm.clone()));
             }
-            let measured = load().await;
+            let measured = both().await;
             // What goes wrong with a caller is wrong with the measurement: they go on for ever otherwise.
             if let Some(ended) = callers.try_join_next() {
                 ended??;
@@ -105,19 +111,30 @@ pub(super) async fn run(programs: &Programs, args: &NeighboursArgs) -> Result<Ou
         }
     }
 
-    let p99 = |measured: &[Measured]| measured.iter().map(|one| one.p99_us).collect::<Vec<_>>();
-    let calm = p99(&alone);
+    let p99 = |measured: &[(Measured, Measured)]| -> (Vec<f64>, Vec<f64>) {
+        let p99 = |(own, native): &(Measured, Measured)| (own.p99_us, native.p99_us);
+        measured.iter().map(p99).unzip()
+    };
+    let (calm, native_calm) = p99(&alone);
     let mut outcome = Outcome::new(format!(
         "p99 of {} requests a second, alone and while {} callers have a guest of another namespace do harm",
         args.rate, args.callers
     ));
     outcome.side("alone", "µs", calm.clone());
     for (harm, measured) in args.harm.iter().zip(&beside) {
-        outcome.side(harm.as_str(), "µs", p99(measured));
+        outcome.side(harm.as_str(), "µs", p99(measured).0);
+    }
+    outcome.side("native axum, alone", "µs", native_calm.clone());
+    for (harm, measured) in args.harm.iter().zip(&beside) {
+        outcome.side(format!("native axum, {harm}"), "µs", p99(measured).1);
     }
     for (harm, measured) in args.harm.iter().zip(&beside) {
-        let beside_alone = ratio(&p99(measured), &calm);
-        outcome.goal(format!("{harm}, beside alone"), beside_alone, 2.0, "×");
+        let (own, of_native) = p99(measured);
+        let what = format!(
+            "{harm}, beside alone (a native handler: {:.2}×)",
+            ratio(&of_native, &native_calm)
+        );
+        outcome.goal(what, ratio(&own, &calm), 2.0, "×");
     }
     Ok(outcome)
 }
