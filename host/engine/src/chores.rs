@@ -4,7 +4,7 @@ use std::thread;
 
 use tokio::sync::oneshot;
 
-use crate::turns::take_short_turns;
+use crate::turns::take_short_turns_at;
 
 /// Threads for work that takes the processor for long and that no request waits for: they run when nothing else wants to.
 pub(crate) struct Chores {
@@ -61,7 +61,7 @@ fn work(receiver: &Mutex<Receiver<Chore>>) {
     if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
         tracing::debug!(%error, "chores run at the usual priority");
     }
-    take_short_turns();
+    take_short_turns_at(NICENESS);
     loop {
         let next = receiver
             .lock()

@@ -66,4 +66,5 @@ pub use logs::{LogSink, LogStream};
 pub use memory::{Held, Tenant};
 pub use plugin::Plugin;
 pub use store::{Bind, Environment, StoreBase, StoreState};
+pub use turns::take_short_turns;
 pub use worker::compile_worker;

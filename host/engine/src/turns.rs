@@ -10,8 +10,6 @@ use std::time::{Duration, Instant};
 
 use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
-use crate::chores::NICENESS;
-
 /// The shortest turn that Linux gives.
 const TURN: Duration = Duration::from_micros(100);
 
@@ -22,14 +20,22 @@ const PERIOD: Duration = Duration::from_micros(300);
 /// Bytes of a compiler's thread's stack: as many as the first thread of a process usually has.
 pub(crate) const STACK: usize = 8 << 20;
 
-/// Has this thread, and the processes that it starts, take turns that end after [`TURN`]. Linux knows turns of another length from
-/// 6.12 on, and does nothing about it before.
-pub(crate) fn take_short_turns() {
+/// Has this thread take the shortest turns that there are. Linux lets it interrupt, when it wakes up, those who take longer ones,
+/// where it has not had its share; others wait until their turn ends.
+///
+/// For threads that answer requests. Linux knows turns of another length from 6.12 on, and does nothing about it before.
+pub fn take_short_turns() {
+    // Where it cannot be known, nothing has set it.
+    take_short_turns_at(rustix::process::getpriority_process(None).unwrap_or_default());
+}
+
+/// The same at that priority, for this thread and the processes that it starts.
+pub(crate) fn take_short_turns_at(niceness: i32) {
     let attributes = libc::sched_attr {
         size: u32::try_from(size_of::<libc::sched_attr>()).unwrap_or_default(),
         sched_policy: libc::SCHED_OTHER.cast_unsigned(),
         sched_flags: 0,
-        sched_nice: NICENESS,
+        sched_nice: niceness,
         sched_priority: 0,
         sched_runtime: nanoseconds(TURN).cast_unsigned(),
         sched_deadline: 0,
@@ -40,7 +46,7 @@ pub(crate) fn take_short_turns() {
     let refused = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
     if refused != 0 {
         let error = io::Error::last_os_error();
-        tracing::debug!(%error, "chores take turns of the usual length");
+        tracing::debug!(%error, "a thread takes turns of the usual length");
     }
 }
 
@@ -200,6 +206,7 @@ mod tests {
     use rustix::process::setpriority_process;
 
     use super::*;
+    use crate::chores::NICENESS;
 
     /// Whether this thread is interrupted while it waits.
     fn interrupted(most: Duration) -> bool {
@@ -212,6 +219,34 @@ mod tests {
     }
 
     const LONG: Duration = Duration::from_secs(60);
+
+    /// How the kernel schedules this thread.
+    fn attributes() -> libc::sched_attr {
+        let size = u32::try_from(size_of::<libc::sched_attr>()).unwrap();
+        let mut attributes = MaybeUninit::<libc::sched_attr>::zeroed();
+        // SAFETY: the kernel writes as many bytes as there are, and zeros are a valid value.
+        #[allow(unsafe_code, reason = "no library has this system call")]
+        unsafe {
+            let got = libc::syscall(libc::SYS_sched_getattr, 0, attributes.as_mut_ptr(), size, 0);
+            assert_eq!(got, 0);
+            attributes.assume_init()
+        }
+    }
+
+    #[test]
+    fn short_turns_are_taken_at_the_priority_that_a_thread_has() {
+        setpriority_process(None, 3).unwrap();
+        take_short_turns();
+        let now = attributes();
+        assert_eq!((now.sched_policy, now.sched_nice), (0, 3));
+        // An older kernel knows none.
+        let turn = u64::try_from(TURN.as_nanos()).unwrap();
+        assert!(
+            [0, turn].contains(&now.sched_runtime),
+            "{}",
+            now.sched_runtime
+        );
+    }
 
     #[test]
     fn threads_that_compile_are_interrupted_and_no_others() {

@@ -11,6 +11,7 @@ use axum::body::Body;
 use axum::http::Response;
 use futures::{StreamExt as _, stream};
 use http_body_util::{BodyExt, StreamBody};
+use stepwell_engine::take_short_turns;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{mpsc, oneshot};
 
@@ -33,10 +34,12 @@ impl Runtimes {
         let control = Builder::new_multi_thread()
             .worker_threads(CONTROL)
             .thread_name("control")
+            .on_thread_start(take_short_turns)
             .enable_all()
             .build()?;
         let data = Builder::new_multi_thread()
             .thread_name("data")
+            .on_thread_start(take_short_turns)
             .enable_all()
             .build()?;
         Ok(Self { control, data })
