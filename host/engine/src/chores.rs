@@ -4,7 +4,7 @@ use std::thread;
 
 use tokio::sync::oneshot;
 
-use crate::turns::take_short_turns_at;
+use crate::turns::{Pace, take_short_turns_at};
 
 /// Threads for work that takes the processor for long and that no request waits for: they run when nothing else wants to.
 pub(crate) struct Chores {
@@ -62,6 +62,8 @@ fn work(receiver: &Mutex<Receiver<Chore>>) {
         tracing::debug!(%error, "chores run at the usual priority");
     }
     take_short_turns_at(NICENESS);
+    // Where there is none, a request may wait for a thread like this one until Linux next looks.
+    let pace = Pace::new().ok();
     loop {
         let next = receiver
             .lock()
@@ -70,14 +72,25 @@ fn work(receiver: &Mutex<Receiver<Chore>>) {
         let Ok(chore) = next else {
             return;
         };
+        if let Some(pace) = &pace {
+            let _ = pace.begin();
+        }
         if std::panic::catch_unwind(std::panic::AssertUnwindSafe(chore)).is_err() {
             tracing::error!("a chore panicked; this is a bug in the host");
+        }
+        if let Some(pace) = &pace {
+            let _ = pace.pause();
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use rustix::event::{Timespec, poll};
+    use rustix::io::Errno;
+
     use super::*;
 
     #[tokio::test]
@@ -88,6 +101,14 @@ mod tests {
         assert_ne!(niceness(), NICENESS, "only those threads are nice");
         assert_eq!(chores.run(|| panic!("on purpose")).await, None::<()>);
         assert_eq!(chores.run(|| 1).await, Some(1));
+    }
+
+    #[tokio::test]
+    async fn chores_are_interrupted_to_give_way() {
+        let chores = Chores::start(1).unwrap();
+        let minute = Timespec::try_from(Duration::from_secs(60)).unwrap();
+        let interrupted = chores.run(move || poll(&mut [], Some(&minute))).await;
+        assert_eq!(interrupted, Some(Err(Errno::INTR)));
     }
 
     #[tokio::test]

@@ -21,7 +21,7 @@ use crate::inspect::{Inspection, Refused};
 use crate::interfaces::Interfaces;
 use crate::load::LoadError;
 use crate::queue::{Lane, Queue, Slot};
-use crate::worker::{Bounds, EXIT_CODE, EXIT_HOST, For, Order, Report, arguments};
+use crate::worker::{Bounds, EXIT_CODE, EXIT_HOST, For, LARGE, Order, Report, arguments};
 
 /// How components are compiled.
 #[derive(Clone, Debug)]
@@ -212,6 +212,8 @@ impl Compiler {
         bytes: Bytes,
     ) -> Result<(Report, Vec<u8>), LoadError> {
         let host = move |reason: String| LoadError::Host { digest, reason };
+        let cannot =
+            move |error: std::io::Error| host(format!("the compiler cannot be run: {error}"));
         let most_code = most_code(&bytes);
         let bounds = Bounds {
             memory: self.limits.memory,
@@ -222,41 +224,39 @@ impl Compiler {
             code: most_code,
         };
         let arguments = arguments(order, &bounds).map_err(|error| host(error.to_string()))?;
-        let (input, output) = tokio::task::spawn_blocking(move || {
-            if Digest::of(&bytes) != digest {
-                return Err(LoadError::Damaged { digest });
-            }
-            files(&bytes).map_err(|error| host(format!("no memory to pass it on: {error}")))
-        })
-        .await
-        .map_err(|error| host(error.to_string()))??;
-        let cannot = |error: std::io::Error| host(format!("the compiler cannot be run: {error}"));
         command
             .args(arguments)
             // Neither secrets nor settings of the host are the compiler's business.
             .env_clear()
-            .env("RAYON_NUM_THREADS", self.limits.threads.to_string())
-            .stdin(input)
-            .stdout(output.try_clone().map_err(cannot)?)
+            .env("RAYON_NUM_THREADS", self.threads(&bytes).to_string())
             .stderr(Stdio::piped())
             .kill_on_drop(true);
         // A process begins with the priority of the thread that starts it, and beginning takes it as long as many requests.
         let runtime = Handle::current();
         let start = move || {
+            if Digest::of(&bytes) != digest {
+                return Err(LoadError::Damaged { digest });
+            }
+            let (input, output) =
+                files(&bytes).map_err(|error| host(format!("no memory to pass it on: {error}")))?;
             let _entered = runtime.enter();
-            command.spawn()
+            let child = command
+                .stdin(input)
+                .stdout(output.try_clone().map_err(cannot)?)
+                .spawn()
+                .map_err(cannot)?;
+            Ok((child, output))
         };
         let started = self.chores.run(start).await;
-        let mut child = started
-            .ok_or_else(|| host("the compiler cannot be started".to_owned()))?
-            .map_err(cannot)?;
+        let (mut child, output) =
+            started.ok_or_else(|| host("the compiler cannot be started".to_owned()))??;
         let limit = self.limits.time;
         match tokio::time::timeout(limit, ended(&mut child)).await {
             Ok(Ok((status, report))) => {
                 self.judge(digest, most_code, status, &report)?;
-                tokio::task::spawn_blocking(move || read(output))
-                    .await
-                    .map_err(|error| host(error.to_string()))?
+                let written = self.chores.run(move || read(output)).await;
+                written
+                    .ok_or_else(|| host("reading the compiler's code failed".to_owned()))?
                     .map_err(|error| {
                         host(format!("what the compiler wrote cannot be read: {error}"))
                     })?
@@ -268,6 +268,16 @@ impl Compiler {
                 let _ = child.kill().await;
                 Err(LoadError::TooSlow { limit })
             }
+        }
+    }
+
+    /// How many threads compile a component. While others wait, a small one has one thread: it would be done little sooner with more,
+    /// and requests have the other cores. A large one keeps the others waiting for long enough.
+    fn threads(&self, component: &Bytes) -> usize {
+        if self.queue.waiting() > 0 && component.len() < LARGE {
+            1
+        } else {
+            self.limits.threads
         }
     }
 

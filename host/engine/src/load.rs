@@ -261,7 +261,7 @@ impl<S: StoreState> Loader<S> {
         let check = matches!(lane, Lane::Tenant(_)).then(|| self.interfaces.clone());
         let compiled = self.compiler.compile(digest, bytes, lane, check).await?;
         let loader = self.clone();
-        blocking(digest, move || {
+        let keep_and_link = move || {
             let Compiled {
                 inspection,
                 code,
@@ -286,8 +286,14 @@ impl<S: StoreState> Loader<S> {
                 inspection,
                 ..plugin
             }))
+        };
+        let kept = self.chores.run(keep_and_link).await;
+        kept.unwrap_or_else(|| {
+            Err(LoadError::Host {
+                digest,
+                reason: "keeping the compiled code failed".to_owned(),
+            })
         })
-        .await
     }
 
     /// Loads an upload and answers what it is. Nobody but the compiler's process looks into it.

@@ -63,7 +63,7 @@ pub(crate) struct For {
 }
 
 /// Bytes from which on a component's functions are worth keeping: small ones are compiled faster than these are looked up.
-const LARGE: usize = 2 << 20;
+pub(crate) const LARGE: usize = 2 << 20;
 
 /// The life of a compiler's process: it reads one component from standard input, writes what came of it to standard output and ends.
 /// `arguments` are those that [`CompileBy::Program`](crate::CompileBy) adds.

@@ -52,6 +52,8 @@ fn main() -> ExitCode {
         println!("one_that_crashes_ends_alone ... ok");
         as_many_wait_as_may_and_the_rest_is_told().await;
         println!("as_many_wait_as_may_and_the_rest_is_told ... ok");
+        small_ones_take_one_thread_each_while_others_wait().await;
+        println!("small_ones_take_one_thread_each_while_others_wait ... ok");
         the_functions_of_a_large_component_are_kept().await;
         println!("the_functions_of_a_large_component_are_kept ... ok");
         an_engine_of_another_build_is_refused().await;
@@ -217,6 +219,13 @@ async fn one_that_crashes_ends_alone() {
     compile(&engine, &bytes).await.unwrap();
 }
 
+/// The guest as one that nobody has compiled yet.
+fn variant(name: u8) -> Bytes {
+    let mut bytes = guest("echo.wasm").to_vec();
+    bytes.extend([0, 2, 1, name]);
+    Bytes::from(bytes)
+}
+
 async fn as_many_wait_as_may_and_the_rest_is_told() {
     let dir = tempfile::tempdir().unwrap();
     let gate = dir.path().join("gate");
@@ -226,11 +235,6 @@ async fn as_many_wait_as_may_and_the_rest_is_told() {
         compile_by: after(&script),
         ..config(dir.path())
     });
-    let variant = |n: u8| {
-        let mut bytes = guest("echo.wasm").to_vec();
-        bytes.extend([0, 2, 1, n]);
-        Bytes::from(bytes)
-    };
     let spawn = |n: u8, tenant: &'static str| {
         let (engine, bytes) = (engine.clone(), variant(b'a' + n));
         tokio::spawn(async move { engine.compile(tenant, Digest::of(&bytes), bytes).await })
@@ -253,22 +257,54 @@ async fn as_many_wait_as_may_and_the_rest_is_told() {
     }
 }
 
+/// A component that is large by bytes that are no code; its functions are those of the guest.
+fn large(name: u8) -> Bytes {
+    let mut bytes = guest("echo.wasm").to_vec();
+    let size = 3u32 << 20;
+    bytes.push(0);
+    let mut left = size + 2;
+    while left >= 0x80 {
+        bytes.push(u8::try_from(left & 0x7f).unwrap() | 0x80);
+        left >>= 7;
+    }
+    bytes.push(u8::try_from(left).unwrap());
+    bytes.extend([1, name]);
+    bytes.extend(vec![0; size as usize]);
+    Bytes::from(bytes)
+}
+
+async fn small_ones_take_one_thread_each_while_others_wait() {
+    let dir = tempfile::tempdir().unwrap();
+    let (gate, threads) = (dir.path().join("gate"), dir.path().join("threads"));
+    let script = format!(
+        "echo $RAYON_NUM_THREADS >> '{}'\nwhile [ ! -e '{}' ]; do sleep 0.05; done",
+        threads.display(),
+        gate.display()
+    );
+    let engine = engine(EngineConfig {
+        compile_by: after(&script),
+        ..config(dir.path())
+    });
+    let mut uploads = Vec::new();
+    for bytes in [variant(b'a'), variant(b'b'), large(b'c'), variant(b'd')] {
+        let engine = engine.clone();
+        uploads.push(tokio::spawn(async move { compile(&engine, &bytes).await }));
+        // The next one comes later, and waits.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    std::fs::write(gate, b"").unwrap();
+    for upload in uploads {
+        upload.await.unwrap().unwrap();
+    }
+    let cores = std::thread::available_parallelism().unwrap();
+    // The first is alone when it begins, the third is large, and nobody waits any more for the last one.
+    assert_eq!(
+        std::fs::read_to_string(threads).unwrap(),
+        format!("{cores}\n1\n{cores}\n{cores}\n")
+    );
+}
+
 async fn the_functions_of_a_large_component_are_kept() {
-    let large = |name: u8| {
-        // Bytes that are no code make it large; its functions are those of the guest.
-        let mut bytes = guest("echo.wasm").to_vec();
-        let size = 3u32 << 20;
-        bytes.push(0);
-        let mut left = size + 2;
-        while left >= 0x80 {
-            bytes.push(u8::try_from(left & 0x7f).unwrap() | 0x80);
-            left >>= 7;
-        }
-        bytes.push(u8::try_from(left).unwrap());
-        bytes.extend([1, name]);
-        bytes.extend(vec![0; size as usize]);
-        Bytes::from(bytes)
-    };
     let dir = tempfile::tempdir().unwrap();
     let sizes = || {
         let packs = std::fs::read_dir(dir.path().join("functions"));
