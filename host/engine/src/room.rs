@@ -56,10 +56,16 @@ struct Inside {
     since: Instant,
     /// When the time of all its calls is up.
     until: Instant,
-    /// What the last of its calls leaves until the guest is gone.
-    last: Option<Gone>,
-    /// Whether the guest is.
-    gone: bool,
+    guest: Guest,
+}
+
+/// Whether there is a guest still.
+enum Guest {
+    Here {
+        /// What the last of its calls leaves until the guest is gone.
+        last: Option<Gone>,
+    },
+    Gone,
 }
 
 type Fate = watch::Sender<Option<StepError>>;
@@ -87,8 +93,7 @@ impl<S: StoreState> Room<S> {
                 closed: None,
                 since: now,
                 until: now,
-                last: None,
-                gone: false,
+                guest: Guest::Here { last: None },
             }),
             changed: Notify::new(),
             fate,
@@ -156,10 +161,10 @@ impl<S: StoreState> Room<S> {
         // Never more than before: what the call has not used stays for what the guest does after its response.
         let most = total(used, self.limits.cpu, inside.seats);
         self.allowance.fetch_min(most, Ordering::Relaxed);
-        let stays = inside.seats == 0 && inside.closed.is_some() && !inside.gone;
-        let over = match stays {
-            true => std::mem::replace(&mut inside.last, gone),
-            false => gone,
+        let was_last = inside.seats == 0 && inside.closed.is_some();
+        let over = match &mut inside.guest {
+            Guest::Here { last } if was_last => std::mem::replace(last, gone),
+            Guest::Here { .. } | Guest::Gone => gone,
         };
         drop(inside);
         // The lock is free again: what goes with the call is not known here.
@@ -358,12 +363,9 @@ struct Ending<'a, S: StoreState> {
 
 impl<S: StoreState> Drop for Ending<'_, S> {
     fn drop(&mut self) {
-        let last = {
-            let mut inside = self.room.lock();
-            inside.gone = true;
-            inside.last.take()
-        };
-        drop(last);
+        let was = std::mem::replace(&mut self.room.lock().guest, Guest::Gone);
+        // The lock is free again: what its last call has left is not known here.
+        drop(was);
         // Otherwise all later calls would sit down where nobody serves them.
         if self.room.close(Discard::Failed) {
             Discard::Failed.count();
