@@ -145,20 +145,36 @@ impl<S: StoreState> Loader<S> {
         F: Future<Output = Result<Bytes, E>> + Send + 'static,
         E: std::fmt::Display,
     {
-        let loader = self.clone();
-        let check = move || {
-            let (lean, digest) = (loader.machines.lean(), &digest);
-            lean.cache.verify_now(digest)
-                || loader
-                    .machines
-                    .concurrent_with(digest)
-                    .is_some_and(|concurrent| concurrent.cache.verify_now(digest))
-        };
-        let ready = self.is_ready(&digest) || self.chores.run(check).await == Some(true);
+        let ready = self.is_ready(&digest)
+            || self.verified(Flavor::Lean, digest).await
+            || (self.has_concurrent(digest).await?
+                && self.verified(Flavor::Concurrent, digest).await);
         if ready {
             return Ok(());
         }
         self.load(digest, Lane::Ahead, fetch).await.map(drop)
+    }
+
+    /// Whether the cache of an engine that is there has this component, as it was stored.
+    async fn verified(self: &Arc<Self>, flavor: Flavor, digest: Digest) -> bool {
+        let loader = self.clone();
+        let verify = move || {
+            let mut of_flavor = loader
+                .machines
+                .made()
+                .filter(|machine| machine.shared.flavor == flavor);
+            of_flavor.any(|machine| machine.cache.verify_now(&digest))
+        };
+        self.chores.run(verify).await == Some(true)
+    }
+
+    /// Whether there is the concurrent engine, which is made if its cache may have this component.
+    async fn has_concurrent(self: &Arc<Self>, digest: Digest) -> Result<bool, LoadError> {
+        let loader = self.clone();
+        blocking(digest, move || {
+            Ok(loader.machines.concurrent_with(&digest).is_some())
+        })
+        .await
     }
 
     pub(crate) fn is_ready(&self, digest: &Digest) -> bool {
@@ -260,6 +276,8 @@ impl<S: StoreState> Loader<S> {
         // What is no upload was checked when it was one.
         let check = matches!(lane, Lane::Tenant(_)).then(|| self.interfaces.clone());
         let compiled = self.compiler.compile(digest, bytes, lane, check).await?;
+        let (loader, flavor) = (self.clone(), compiled.r#for.flavor);
+        blocking(digest, move || loader.machine(digest, flavor).map(drop)).await?;
         let loader = self.clone();
         let keep_and_link = move || {
             let Compiled {

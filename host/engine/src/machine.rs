@@ -93,7 +93,8 @@ impl<S: StoreState> Machines<S> {
         [&self.lean].into_iter().chain(self.concurrent.get())
     }
 
-    /// The one of this flavour, made if need be: call it off the async threads.
+    /// The one of this flavour, made if need be: call it off the async threads. Its own threads begin with the priority of the one that
+    /// makes it, so no chore does.
     pub(crate) fn get(&self, flavor: Flavor) -> Result<&Machine<S>, EngineError> {
         if flavor == Flavor::Lean {
             return Ok(&self.lean);

@@ -11,12 +11,13 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use stepwell_core::Digest;
 use stepwell_engine::{
-    CompileBy, Engine, EngineConfig, LoadError, StoreBase, StoreState, compile_worker,
+    CompileBy, Engine, EngineConfig, Fetch, LoadError, StoreBase, StoreState, compile_worker,
 };
 
 struct State(StoreBase);
@@ -54,6 +55,8 @@ fn main() -> ExitCode {
         println!("as_many_wait_as_may_and_the_rest_is_told ... ok");
         small_ones_take_one_thread_each_while_others_wait().await;
         println!("small_ones_take_one_thread_each_while_others_wait ... ok");
+        the_concurrent_engine_has_threads_of_the_usual_priority().await;
+        println!("the_concurrent_engine_has_threads_of_the_usual_priority ... ok");
         the_functions_of_a_large_component_are_kept().await;
         println!("the_functions_of_a_large_component_are_kept ... ok");
         an_engine_of_another_build_is_refused().await;
@@ -302,6 +305,45 @@ async fn small_ones_take_one_thread_each_while_others_wait() {
         std::fs::read_to_string(threads).unwrap(),
         format!("{cores}\n1\n{cores}\n{cores}\n")
     );
+}
+
+/// Compiling, and what is done about it beside, has the lowest priority, and a thread passes its own on to those that it starts.
+async fn the_concurrent_engine_has_threads_of_the_usual_priority() {
+    let dir = tempfile::tempdir().unwrap();
+    let service = guest("service.wasm");
+    let usual = rustix::process::getpriority_process(None).unwrap();
+    for restarted in [false, true] {
+        let before = own_threads();
+        let engine = engine(config(dir.path()));
+        if restarted {
+            let nothing: Fetch = Arc::new(|_| Box::pin(async { Err("it is in the cache".into()) }));
+            let digest = Digest::of(&service);
+            engine.prepare(digest, &nothing).await.unwrap();
+        } else {
+            compile(&engine, &service).await.unwrap();
+        }
+        let new = own_threads()
+            .into_iter()
+            .filter(|one| !before.contains(one));
+        let of_clocks: Vec<_> = new.filter(|(_, name, _)| name == "epoch").collect();
+        assert_eq!(of_clocks.len(), 2, "one of each engine: {of_clocks:?}");
+        for (_, _, niceness) in of_clocks {
+            assert_eq!(niceness, usual);
+        }
+    }
+}
+
+/// The threads of this process: which one, its name, and how nice it is.
+fn own_threads() -> Vec<(OsString, String, i32)> {
+    let threads = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+    let read = |thread: std::fs::DirEntry| {
+        let of_thread = std::fs::read_to_string(thread.path().join("stat")).ok()?;
+        let (before, after) = of_thread.rsplit_once(')')?;
+        let (_, name) = before.split_once('(')?;
+        let niceness = after.split(' ').nth(17)?.parse().ok()?;
+        Some((thread.file_name(), name.to_owned(), niceness))
+    };
+    threads.filter_map(read).collect()
 }
 
 async fn the_functions_of_a_large_component_are_kept() {
