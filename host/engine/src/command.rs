@@ -13,6 +13,7 @@ use crate::config::{Allocation, Flavor, wasmtime_config};
 use crate::epoch::Ticker;
 use crate::inspect::{Refused, command};
 use crate::meter::{Exceeded, Meter};
+use crate::rest::Activity;
 
 /// A `wasi:cli/command` component, of WASI 0.2 or 0.3: a program that runs once and by itself. It takes no part in pipelines.
 pub struct Command {
@@ -171,7 +172,8 @@ impl Command {
             true => Err(wasmtime::Error::new(Exceeded::Cpu(limits.cpu))),
             false => Ok(UpdateDeadline::Yield(1)),
         });
-        let ticker = Ticker::start(&self.engine).map_err(|error| failed(&error))?;
+        let ticker =
+            Ticker::start(&self.engine, &Activity::new()).map_err(|error| failed(&error))?;
         let _ticking = ticker.ticking();
 
         let guest = timed(&clock, self.call(&mut store));

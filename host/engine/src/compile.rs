@@ -1,8 +1,10 @@
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{Read as _, Seek as _, Write as _};
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::FileExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,7 +23,10 @@ use crate::inspect::{Inspection, Refused};
 use crate::interfaces::Interfaces;
 use crate::load::LoadError;
 use crate::queue::{Lane, Queue, Slot};
-use crate::worker::{Bounds, EXIT_CODE, EXIT_HOST, For, LARGE, Order, Report, arguments};
+use crate::rest::{Activity, Follower};
+use crate::worker::{
+    ALONE, Bounds, EXIT_CODE, EXIT_HOST, For, GIVE_WAY, LARGE, Order, Report, arguments,
+};
 
 /// How components are compiled.
 #[derive(Clone, Debug)]
@@ -54,6 +59,7 @@ pub(crate) struct Compiler {
     limits: CompileLimits,
     queue: Arc<Queue>,
     chores: Arc<Chores>,
+    activity: Activity,
     /// Where the functions of large components are kept; none: nowhere.
     functions: Option<PathBuf>,
 }
@@ -84,6 +90,7 @@ impl Compiler {
         limits: CompileLimits,
         queue: Arc<Queue>,
         chores: Arc<Chores>,
+        activity: Activity,
         functions: Option<PathBuf>,
     ) -> Self {
         Self {
@@ -91,6 +98,7 @@ impl Compiler {
             limits,
             queue,
             chores,
+            activity,
             functions,
         }
     }
@@ -143,6 +151,7 @@ impl Compiler {
         bytes: Bytes,
         lane: Lane,
     ) -> Result<(Report, Vec<u8>, Duration), LoadError> {
+        let _compiles = self.activity.compiles();
         let slot = tokio::time::timeout(self.limits.time, self.queue.slot(lane)).await;
         let Ok(Ok(slot)) = slot else {
             counter!("stepwell_compile_failures_total", "reason" => "busy").increment(1);
@@ -233,25 +242,28 @@ impl Compiler {
             .kill_on_drop(true);
         // A process begins with the priority of the thread that starts it, and beginning takes it as long as many requests.
         let runtime = Handle::current();
+        let follower = self.activity.follow();
+        let mut of_start = follower.clone();
         let start = move || {
             if Digest::of(&bytes) != digest {
                 return Err(LoadError::Damaged { digest });
             }
-            let (input, output) =
-                files(&bytes).map_err(|error| host(format!("no memory to pass it on: {error}")))?;
+            let (input, output) = files(pace(&mut of_start), &bytes)
+                .map_err(|error| host(format!("no memory to pass it on: {error}")))?;
             let _entered = runtime.enter();
             let child = command
-                .stdin(input)
+                .stdin(input.try_clone().map_err(cannot)?)
                 .stdout(output.try_clone().map_err(cannot)?)
                 .spawn()
                 .map_err(cannot)?;
-            Ok((child, output))
+            Ok((child, input, output))
         };
         let started = self.chores.run(start).await;
-        let (mut child, output) =
+        let (mut child, input, output) =
             started.ok_or_else(|| host("the compiler cannot be started".to_owned()))??;
         let limit = self.limits.time;
-        match tokio::time::timeout(limit, ended(&mut child)).await {
+        let ended = telling(follower, &input, ended(&mut child));
+        match tokio::time::timeout(limit, ended).await {
             Ok(Ok((status, report))) => {
                 self.judge(digest, most_code, status, &report)?;
                 let written = self.chores.run(move || read(output)).await;
@@ -326,13 +338,37 @@ impl Compiler {
     }
 }
 
-/// Files in memory: the component to read, and a place for its code. No path is passed on, and no disk can be full.
-fn files(component: &[u8]) -> std::io::Result<(File, File)> {
+/// Files in memory: the pace and the component to read, which is what is read from where the file is, and a place for its code. No
+/// path is passed on, and no disk can be full.
+fn files(pace: u8, component: &[u8]) -> std::io::Result<(File, File)> {
     let mut input = File::from(memfd_create("component", MemfdFlags::CLOEXEC)?);
+    input.write_all(&[pace])?;
     input.write_all(component)?;
-    input.rewind()?;
+    input.seek(SeekFrom::Start(1))?;
     let output = File::from(memfd_create("code", MemfdFlags::CLOEXEC)?);
     Ok((input, output))
+}
+
+/// What a compiler is told.
+fn pace(follower: &mut Follower) -> u8 {
+    match follower.is_at_rest() {
+        true => ALONE,
+        false => GIVE_WAY,
+    }
+}
+
+/// Waits for a compiler, and tells it whether to give way whenever that changes.
+async fn telling<T>(mut follower: Follower, input: &File, ended: impl Future<Output = T>) -> T {
+    let mut ended = pin!(ended);
+    loop {
+        tokio::select! {
+            outcome = &mut ended => return outcome,
+            () = follower.changed() => {
+                // Memory, which is there already. A compiler that is not told goes on as before.
+                let _ = input.write_all_at(&[pace(&mut follower)], 0);
+            }
+        }
+    }
 }
 
 /// Reads what [`Order`] says that a compiler writes.

@@ -20,6 +20,7 @@ use crate::memory::Tenant;
 use crate::plugin::Plugin;
 use crate::queue::{Lane, Queue};
 use crate::residents::Residents;
+use crate::rest::Activity;
 use crate::store::StoreState;
 use crate::sweep::sweep;
 
@@ -61,6 +62,7 @@ impl<S: StoreState> Engine<S> {
         let chores = Chores::start(cores / 2)
             .map_err(|error| EngineError(format!("its threads: {error}")))?;
         let chores = Arc::new(chores);
+        let activity = Activity::new();
         let compiler = Compiler::new(
             config.compile_by.clone(),
             CompileLimits {
@@ -70,10 +72,11 @@ impl<S: StoreState> Engine<S> {
             },
             Queue::new(config.compile_concurrency, config.compile_queue),
             chores.clone(),
+            activity.clone(),
             Some(config.cache_dir.join("functions")),
         );
         let residents = Residents::new(config.loaded_components, config.loaded_bytes);
-        let machines = Machines::new(config, Box::new(link))?;
+        let machines = Machines::new(config, activity, Box::new(link))?;
         Ok(Self {
             loader: Arc::new(Loader {
                 machines,

@@ -3,6 +3,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, Thread};
 use std::time::Duration;
 
+use crate::rest::Activity;
+
 /// Time between two ticks. A guest is looked at after one to two of them, so this is how exactly a CPU budget is kept and how
 /// long a spinning guest keeps a thread from its neighbours. At 1 ms the yields cost a guest less than 0.1 %, and the smallest
 /// sensible budget (a few milliseconds) is still kept well.
@@ -32,7 +34,7 @@ pub(crate) struct Ticking(Arc<Shared>);
 pub(crate) struct Executing<'a>(&'a Shared);
 
 impl Ticker {
-    pub(crate) fn start(engine: &wasmtime::Engine) -> std::io::Result<Self> {
+    pub(crate) fn start(engine: &wasmtime::Engine, activity: &Activity) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
             calls: AtomicUsize::new(0),
             polls: AtomicUsize::new(0),
@@ -40,10 +42,10 @@ impl Ticker {
             stop: AtomicBool::new(false),
         });
         let engine = engine.weak();
-        let of_thread = shared.clone();
+        let (of_thread, activity) = (shared.clone(), activity.clone());
         let handle = thread::Builder::new()
             .name("epoch".into())
-            .spawn(move || tick(&engine, &of_thread))?;
+            .spawn(move || tick(&engine, &of_thread, &activity))?;
         Ok(Self {
             shared,
             thread: handle.thread().clone(),
@@ -98,14 +100,17 @@ impl Shared {
     }
 }
 
-fn tick(engine: &wasmtime::EngineWeak, shared: &Shared) {
+fn tick(engine: &wasmtime::EngineWeak, shared: &Shared, activity: &Activity) {
     let mut idle = 0;
+    let mut ticks = activity.ticks();
     while !shared.stop.load(Ordering::SeqCst) {
         if idle >= LINGER {
             shared.asleep.store(true, Ordering::SeqCst);
             // A call that began before the store above is seen here; one that begins after it unparks.
             if !shared.is_needed() && !shared.stop.load(Ordering::SeqCst) {
+                drop(ticks);
                 thread::park();
+                ticks = activity.ticks();
             }
             shared.asleep.store(false, Ordering::SeqCst);
             idle = 0;

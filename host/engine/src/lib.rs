@@ -40,6 +40,7 @@ mod paced;
 mod plugin;
 mod queue;
 mod residents;
+mod rest;
 mod room;
 mod seat;
 mod service;

@@ -16,6 +16,7 @@ use crate::lane::SlowLane;
 use crate::link::add_wasi;
 use crate::link_03::add_wasi_03;
 use crate::memory::GuestMemory;
+use crate::rest::Activity;
 use crate::store::StoreState;
 
 /// Adds what the host offers beside WASI.
@@ -40,6 +41,7 @@ impl<S: StoreState> Machine<S> {
 
 /// What both engines share.
 struct Commons {
+    activity: Activity,
     lane: Arc<SlowLane>,
     memory: Arc<GuestMemory>,
     shelf: Arc<Shelf>,
@@ -57,7 +59,11 @@ pub(crate) struct Machines<S: StoreState> {
 }
 
 impl<S: StoreState> Machines<S> {
-    pub(crate) fn new(config: EngineConfig, link: Link<S>) -> Result<Self, EngineError> {
+    pub(crate) fn new(
+        config: EngineConfig,
+        activity: Activity,
+        link: Link<S>,
+    ) -> Result<Self, EngineError> {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let lane = SlowLane::start(threads).map_err(|error| {
             EngineError(format!(
@@ -65,6 +71,7 @@ impl<S: StoreState> Machines<S> {
             ))
         })?;
         let commons = Commons {
+            activity,
             lane: Arc::new(lane),
             memory: Arc::new(GuestMemory::new(config.guest_memory)),
             shelf: Shelf::new(&config.cache_dir, config.cache_bytes),
@@ -146,8 +153,8 @@ impl<S: StoreState> Machine<S> {
         link(&mut linker).map_err(fail)?;
         let cache = Cache::open(&commons.shelf, flavor, &engine)
             .map_err(|error| EngineError(format!("the cache of compiled components: {error}")))?;
-        let ticker =
-            Ticker::start(&engine).map_err(|error| EngineError(format!("its clock: {error}")))?;
+        let ticker = Ticker::start(&engine, &commons.activity)
+            .map_err(|error| EngineError(format!("its clock: {error}")))?;
         let idle =
             Idle::start().map_err(|error| EngineError(format!("its idle instances: {error}")))?;
         commons.memory.evicts(idle.evictor());

@@ -6,6 +6,7 @@ use std::cell::Cell;
 use std::io;
 use std::mem::MaybeUninit;
 use std::ptr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
@@ -50,16 +51,58 @@ pub(crate) fn take_short_turns_at(niceness: i32) {
     }
 }
 
-/// Threads that compile, as many as `RAYON_NUM_THREADS` says, each of which gives way whenever [`PERIOD`] is over.
-pub(crate) fn yielding_threads() -> Result<ThreadPool, ThreadPoolBuildError> {
+/// The paces of threads that all have something to do, and whether they are to give way at all.
+pub(crate) struct Paces(Mutex<Kept>);
+
+struct Kept {
+    give_way: bool,
+    all: Vec<Pace>,
+}
+
+impl Paces {
+    pub(crate) fn new(give_way: bool) -> Self {
+        let all = Vec::new();
+        Self(Mutex::new(Kept { give_way, all }))
+    }
+
+    /// Whether there is anybody to give way to: being interrupted for nothing takes a fifth of a thread's time on a virtual machine.
+    pub(crate) fn give_way(&self, give_way: bool) {
+        let mut kept = self.lock();
+        if kept.give_way != give_way {
+            kept.give_way = give_way;
+            kept.all.iter().for_each(|pace| kept.set(pace));
+        }
+    }
+
+    fn keep(&self, pace: Pace) {
+        let mut kept = self.lock();
+        kept.set(&pace);
+        kept.all.push(pace);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Kept {
+    fn set(&self, pace: &Pace) {
+        // Where it is refused, the thread competes as others of its priority do.
+        let _ = match self.give_way {
+            true => pace.begin(),
+            false => pace.pause(),
+        };
+    }
+}
+
+/// Threads that compile, as many as `RAYON_NUM_THREADS` says, each of which gives way whenever [`PERIOD`] is over while these paces
+/// say so. They live as long as the process.
+pub(crate) fn yielding_threads(paces: Arc<Paces>) -> Result<ThreadPool, ThreadPoolBuildError> {
     ThreadPoolBuilder::new()
         .stack_size(STACK)
-        // Where it is refused, compiling competes as other threads of its priority do.
-        .start_handler(|_| {
+        .start_handler(move |_| {
             if let Ok(pace) = Pace::new() {
-                let _ = pace.begin();
-                // As long as the thread lives, and it lives as long as the process.
-                std::mem::forget(pace);
+                paces.keep(pace);
             }
         })
         .build()
@@ -69,6 +112,10 @@ pub(crate) fn yielding_threads() -> Result<ThreadPool, ThreadPoolBuildError> {
 pub(crate) struct Pace {
     timer: libc::timer_t,
 }
+
+// SAFETY: a timer is its process's: every thread may set it.
+#[allow(unsafe_code, reason = "its number is a pointer for the C library")]
+unsafe impl Send for Pace {}
 
 impl Pace {
     /// One that does nothing yet. From the first one on the process does not end by `SIGALRM`.
@@ -250,11 +297,28 @@ mod tests {
 
     #[test]
     fn threads_that_compile_are_interrupted_and_no_others() {
-        let threads = yielding_threads().unwrap();
-        for interrupted in threads.broadcast(|_| interrupted(LONG)) {
-            assert!(interrupted);
-        }
+        let paces = Arc::new(Paces::new(true));
+        let threads = yielding_threads(paces.clone()).unwrap();
+        let all_are = |expected, most| {
+            let found = threads.broadcast(|_| interrupted(most));
+            found.iter().all(|interrupted| *interrupted == expected)
+        };
+        assert!(all_are(true, LONG));
         assert!(!interrupted(PERIOD * 100));
+        paces.give_way(false);
+        assert!(all_are(false, PERIOD * 100), "there is nobody");
+        paces.give_way(true);
+        assert!(all_are(true, LONG));
+    }
+
+    #[test]
+    fn threads_that_begin_where_there_is_nobody_are_not_interrupted() {
+        let paces = Arc::new(Paces::new(false));
+        let threads = yielding_threads(paces.clone()).unwrap();
+        let interrupted = |most| threads.broadcast(|_| interrupted(most));
+        assert!(!interrupted(PERIOD * 100).contains(&true));
+        paces.give_way(true);
+        assert!(!interrupted(LONG).contains(&false));
     }
 
     #[test]

@@ -2,10 +2,12 @@ use std::ffi::OsString;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use rayon::ThreadPool;
+use rustix::io::pread;
 use rustix::process::{Resource, Rlimit, getppid, getrlimit, setpriority_process, setrlimit};
 use serde::{Deserialize, Serialize};
 
@@ -16,12 +18,20 @@ use crate::functions::Functions;
 use crate::inspect::{Inspection, Refused, flavor, inspect};
 use crate::interfaces::Interfaces;
 use crate::load::{refused_text, text};
-use crate::turns::{STACK, yielding_threads};
+use crate::turns::{Paces, STACK, yielding_threads};
 
 /// Something is wrong that is not the component's fault; standard error says what.
 pub(crate) const EXIT_HOST: i32 = 11;
 /// There is more code than there may be. The signal for it may be one that the host ignores, and then this process does too.
 pub(crate) const EXIT_CODE: i32 = 12;
+
+/// What a compiler's standard input begins with, before what it reads, and what is written there again when it changes: whether the
+/// host is at rest.
+pub(crate) const ALONE: u8 = 0;
+pub(crate) const GIVE_WAY: u8 = 1;
+
+/// How often a compiler looks there.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// What a compiler is asked to do with a component.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,9 +80,11 @@ pub(crate) const LARGE: usize = 2 << 20;
 pub fn compile_worker(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let outcome = parse(arguments)
         .and_then(|(order, bounds)| {
-            let threads = threads()?;
+            let paces = Arc::new(Paces::new(!is_alone()));
+            let threads = threads(paces.clone())?;
             // Stacks are none of the component's doing.
             bounds.confine(threads.current_num_threads().saturating_mul(STACK) as u64)?;
+            attend(paces)?;
             Ok((order, threads))
         })
         .map_err(Failure::from)
@@ -88,10 +100,36 @@ pub fn compile_worker(arguments: impl IntoIterator<Item = OsString>) -> ExitCode
 }
 
 /// Those that compile, which begin with the priority of this one.
-fn threads() -> Result<ThreadPool, String> {
+fn threads(paces: Arc<Paces>) -> Result<ThreadPool, String> {
     setpriority_process(None, NICENESS)
         .map_err(|error| failed("the priority cannot be set", error))?;
-    yielding_threads().map_err(|error| failed("no threads can be started", error))
+    yielding_threads(paces).map_err(|error| failed("no threads can be started", error))
+}
+
+/// Whether the host is at rest, as it says before the component, as long as this process lives.
+fn is_alone() -> bool {
+    let mut said = [GIVE_WAY];
+    // Where nothing can be said there may be somebody.
+    let _ = pread(std::io::stdin(), &mut said, 0);
+    said == [ALONE]
+}
+
+/// Has the threads give way, or not, as the host says from time to time; and ends the process when the host is gone.
+fn attend(paces: Arc<Paces>) -> Result<(), String> {
+    let host = getppid();
+    let attend = move || {
+        // Whoever is left behind by a host that was killed ends too.
+        while getppid() == host {
+            paces.give_way(!is_alone());
+            thread::sleep(LOOK);
+        }
+        std::process::exit(EXIT_HOST);
+    };
+    thread::Builder::new()
+        .stack_size(64 << 10)
+        .spawn(attend)
+        .map_err(|error| failed("no thread can be started", error))?;
+    Ok(())
 }
 
 enum Failure {
@@ -241,19 +279,7 @@ impl Bounds {
         limit(Resource::Data, self.memory.saturating_add(own))?;
         limit(Resource::Fsize, self.code)?;
         limit(Resource::Cpu, self.cpu.as_secs().max(1))?;
-        limit(Resource::Core, 0)?;
-        let parent = getppid();
-        thread::Builder::new()
-            .stack_size(64 << 10)
-            .spawn(move || {
-                // Whoever is left behind by a host that was killed ends too.
-                while getppid() == parent {
-                    thread::sleep(Duration::from_millis(500));
-                }
-                std::process::exit(EXIT_HOST);
-            })
-            .map_err(|error| failed("no thread can be started", error))?;
-        Ok(())
+        limit(Resource::Core, 0)
     }
 }
 

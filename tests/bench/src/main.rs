@@ -64,6 +64,9 @@ enum Part {
     Compile {
         /// The component
         file: std::path::PathBuf,
+        /// As the host does, so that its guests can be interrupted
+        #[arg(long)]
+        epochs: bool,
     },
     #[command(flatten)]
     Row(rows::Row),
@@ -76,8 +79,8 @@ fn main() -> Result<()> {
         output::line(&serde_json::to_string(&measured)?);
         return Ok(());
     }
-    if let Some(Part::Compile { file }) = &cli.part {
-        output::line(&rows::compile(file)?.to_string());
+    if let Some(Part::Compile { file, epochs }) = &cli.part {
+        output::line(&rows::compile(file, *epochs)?.to_string());
         return Ok(());
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -91,7 +91,7 @@ impl Row {
             Self::ColdStart(cold_start::ColdStartArgs::new(rows(5))),
             Self::Upload(rows(5)),
             Self::Idle(rows(5)),
-            Self::Storm(storm::StormArgs::new(rows(3))),
+            Self::Storm(storm::StormArgs::new(rows(15))),
             Self::Neighbours(neighbours::NeighboursArgs::new(rows(3))),
             Self::Density(density::DensityArgs::new(json)),
         ]

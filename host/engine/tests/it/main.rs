@@ -8,6 +8,7 @@
 //! The engine from outside, with guests that mean harm.
 
 mod beside;
+mod compiler;
 mod crowd;
 mod crowded;
 mod function;

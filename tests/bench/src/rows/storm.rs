@@ -11,12 +11,16 @@ use crate::load::Measured;
 use crate::output::note;
 use crate::servers::Programs;
 
+/// Of many short measurements: the p99 of one moves by half from one to the next.
+const SECONDS: f64 = 2.0;
+
 #[derive(Args, Clone, Debug)]
+#[command(mut_arg("rounds", |rounds| rounds.default_value("15")))]
 pub(crate) struct StormArgs {
     #[command(flatten)]
     pub(super) row: RowArgs,
     /// Seconds of each measurement
-    #[arg(long, default_value_t = 5.0)]
+    #[arg(long, default_value_t = SECONDS)]
     seconds: f64,
     /// Requests a second
     #[arg(long, default_value_t = 500.0)]
@@ -30,7 +34,7 @@ impl StormArgs {
     pub(super) fn new(row: RowArgs) -> Self {
         Self {
             row,
-            seconds: 5.0,
+            seconds: SECONDS,
             rate: 500.0,
             uploads: 8,
         }
