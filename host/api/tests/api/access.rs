@@ -3,7 +3,7 @@ use axum::http::Method;
 use serde_json::json;
 use stepwell_core::{Name, Role};
 
-use crate::fake::Client;
+use crate::client::Client;
 
 const LIST: &str = "/api/v1/namespaces/default/plugins";
 

@@ -6,7 +6,7 @@ use axum::http::{Method, Request, Response};
 use http_body_util::BodyExt;
 use stepwell_test_hits::hits;
 
-use crate::fake::Client;
+use crate::client::Client;
 
 const LOGS: &str = "/api/v1/namespaces/default/logs";
 

@@ -8,6 +8,7 @@
 )]
 
 mod access;
+mod client;
 mod fake;
 mod host;
 mod observed;

@@ -2,7 +2,7 @@ use axum::body::Body;
 use axum::http::Method;
 use metrics_exporter_prometheus::PrometheusBuilder;
 
-use crate::fake::Client;
+use crate::client::Client;
 
 #[tokio::test(flavor = "current_thread")]
 async fn requests_are_counted_by_route_method_and_status() {

@@ -1,7 +1,7 @@
 use axum::body::Body;
 use axum::http::Method;
 
-use crate::fake::{Client, Reply};
+use crate::client::{Client, Reply};
 
 const READER: &str = "/api/v1/namespaces/default/pipelines/reader";
 

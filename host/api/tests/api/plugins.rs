@@ -7,7 +7,7 @@ use futures::{StreamExt as _, stream};
 use http_body_util::BodyExt;
 use stepwell_core::Digest;
 
-use crate::fake::Client;
+use crate::client::Client;
 
 const DECODE: &str = "/api/v1/namespaces/default/plugins/decode/versions/1.0.0";
 const WASM: &[u8] = b"\0asm and more";

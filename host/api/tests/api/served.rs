@@ -6,7 +6,7 @@ use axum::body::Body;
 use axum::http::Method;
 use serde_json::Value;
 
-use crate::fake::Client;
+use crate::client::Client;
 
 /// Every operation of the management API, as it is promised.
 const PROMISED: [&str; 32] = [

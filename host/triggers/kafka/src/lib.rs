@@ -7,6 +7,7 @@
 
 mod broker;
 mod config;
+mod context;
 mod dead_letter;
 mod fetched;
 mod output;

@@ -4,24 +4,21 @@
 //! un-assigned. Every assignment gets a new epoch; what settles in an older one is dropped, since the broker does not check
 //! that for us.
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use metrics::{counter, gauge};
-use rdkafka::client::ClientContext;
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, RebalanceProtocol};
-use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, RebalanceProtocol};
 use rdkafka::message::Message as _;
-use rdkafka::statistics::Statistics;
-use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use crate::context::{Change, Context, Place};
 use crate::fetched::{self, Fetched, Queued};
 use crate::partition::{Settled, Shared, handle};
 
@@ -38,20 +35,6 @@ const COMMIT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long the group protocol may take to let a closing consumer go.
 const CLOSE_WITHIN: Duration = Duration::from_secs(3);
-
-/// What the subscription is doing, for readiness.
-#[derive(Default)]
-pub(crate) struct Health {
-    /// The last error of the client; cleared when records or assignments arrive again.
-    pub(crate) error: Mutex<Option<String>>,
-    pub(crate) assigned: AtomicUsize,
-}
-
-impl Health {
-    fn set(&self, error: Option<String>) {
-        *self.error.lock().unwrap_or_else(PoisonError::into_inner) = error;
-    }
-}
 
 /// Runs until `stop` is cancelled; then drains every partition within `drain` and leaves the group.
 pub(crate) fn run(
@@ -79,8 +62,6 @@ pub(crate) fn run(
     }
     poller.close();
 }
-
-type Place = (String, i32);
 
 struct Partition {
     epoch: u64,
@@ -471,155 +452,4 @@ fn list(places: &[Place]) -> TopicPartitionList {
         list.add_partition(topic, *partition);
     }
     list
-}
-
-/// What librdkafka tells us, kept until the loop's next turn: its callbacks return at once.
-pub(crate) struct Context {
-    group: String,
-    rebalances: Mutex<VecDeque<Rebalance>>,
-    /// Partitions that were revoked and are not un-assigned yet.
-    pending_unassign: Mutex<Vec<Place>>,
-    closing: AtomicBool,
-    recommit: AtomicBool,
-    pub(crate) health: Arc<Health>,
-}
-
-struct Rebalance {
-    change: Change,
-    places: Vec<Place>,
-}
-
-enum Change {
-    Assigned,
-    Revoked,
-    Lost,
-}
-
-impl Context {
-    pub(crate) fn new(group: &str, health: Arc<Health>) -> Self {
-        Self {
-            group: group.to_owned(),
-            rebalances: Mutex::default(),
-            pending_unassign: Mutex::default(),
-            closing: AtomicBool::new(false),
-            recommit: AtomicBool::new(false),
-            health,
-        }
-    }
-
-    fn next_rebalance(&self) -> Option<Rebalance> {
-        self.rebalances
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pop_front()
-    }
-
-    fn take_pending_unassign(&self) -> Vec<Place> {
-        std::mem::take(
-            &mut self
-                .pending_unassign
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner),
-        )
-    }
-}
-
-impl ClientContext for Context {
-    fn stats(&self, statistics: Statistics) {
-        for topic in statistics.topics.values() {
-            for partition in topic
-                .partitions
-                .values()
-                .filter(|partition| partition.partition >= 0 && partition.desired)
-            {
-                // Before the first commit there is no committed offset: everything from the start is still to do.
-                let committed = if partition.committed_offset >= 0 {
-                    partition.committed_offset
-                } else {
-                    partition.lo_offset.max(0)
-                };
-                let lag = (partition.hi_offset - committed).max(0);
-                #[allow(clippy::cast_precision_loss, reason = "a gauge is a float")]
-                gauge!(
-                    "stepwell_kafka_lag",
-                    "group" => self.group.clone(),
-                    "topic" => topic.topic.clone(),
-                    "partition" => partition.partition.to_string()
-                )
-                .set(lag as f64);
-            }
-        }
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        debug!(%error, reason, "Kafka client");
-        self.health.set(Some(error.to_string()));
-    }
-}
-
-impl ConsumerContext for Context {
-    fn rebalance(
-        &self,
-        consumer: &BaseConsumer<Self>,
-        kind: RDKafkaRespErr,
-        partitions: &mut TopicPartitionList,
-    ) {
-        let places: Vec<Place> = partitions
-            .elements()
-            .iter()
-            .map(|element| (element.topic().to_owned(), element.partition()))
-            .collect();
-        let cooperative = matches!(
-            consumer.rebalance_protocol(),
-            RebalanceProtocol::Cooperative
-        );
-        // A later rebalance supersedes what an earlier one left to be given back.
-        self.pending_unassign
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .retain(|place| !places.contains(place));
-        let change = if kind == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
-            let result = if cooperative {
-                consumer.incremental_assign(partitions)
-            } else {
-                consumer.assign(partitions)
-            };
-            if let Err(error) = result {
-                warn!(%error, "cannot take partitions");
-            }
-            Change::Assigned
-        } else if self.closing.load(Ordering::Acquire) {
-            let result = if cooperative {
-                consumer.incremental_unassign(partitions)
-            } else {
-                consumer.unassign()
-            };
-            if let Err(error) = result {
-                debug!(%error, "leaving the group");
-            }
-            return;
-        } else if consumer.assignment_lost() {
-            Change::Lost
-        } else {
-            self.pending_unassign
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .extend(places.iter().cloned());
-            Change::Revoked
-        };
-        self.rebalances
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push_back(Rebalance { change, places });
-    }
-
-    fn commit_callback(&self, result: KafkaResult<()>, _offsets: &TopicPartitionList) {
-        if let Err(error) = result {
-            counter!("stepwell_kafka_commit_failures_total", "group" => self.group.clone())
-                .increment(1);
-            self.recommit.store(true, Ordering::Relaxed);
-            // During a rebalance this is expected: the records' next owner runs them again, or we commit the next watermark.
-            debug!(%error, "offset commit refused");
-        }
-    }
 }

@@ -14,9 +14,10 @@ use tracing::{error, info, warn};
 
 use crate::broker::{BrokerError, EmbeddedBroker};
 use crate::config::{self, Brokers, KafkaConfig};
+use crate::context::{Context, Health};
 use crate::partition::Shared;
 use crate::producer::Producer;
-use crate::subscription::{self, Context, Health};
+use crate::subscription;
 use crate::topics::Topics;
 use crate::waiting::Waiting;
 
