@@ -38,6 +38,9 @@ pub(crate) enum Row {
     Neighbours(neighbours::NeighboursArgs),
 }
 
+/// Seconds of one of many measurements: the p99 of each moves by half from one to the next.
+const SECONDS: f64 = 2.0;
+
 /// How often to measure.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct RowArgs {
@@ -92,7 +95,7 @@ impl Row {
             Self::Upload(rows(5)),
             Self::Idle(rows(5)),
             Self::Storm(storm::StormArgs::new(rows(15))),
-            Self::Neighbours(neighbours::NeighboursArgs::new(rows(3))),
+            Self::Neighbours(neighbours::NeighboursArgs::new(rows(9))),
             Self::Density(density::DensityArgs::new(json)),
         ]
     }

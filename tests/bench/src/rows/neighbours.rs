@@ -6,18 +6,19 @@ use clap::Args;
 use tokio::task::JoinSet;
 
 use super::host::{Host, deploy, load};
-use super::{Outcome, RowArgs, ratio};
+use super::{Outcome, RowArgs, SECONDS, ratio};
 use crate::client::Client;
 use crate::load::Measured;
 use crate::output::note;
 use crate::servers::Programs;
 
 #[derive(Args, Clone, Debug)]
+#[command(mut_arg("rounds", |rounds| rounds.default_value("9")))]
 pub(crate) struct NeighboursArgs {
     #[command(flatten)]
     pub(super) row: RowArgs,
     /// Seconds of each measurement
-    #[arg(long, default_value_t = 3.0)]
+    #[arg(long, default_value_t = SECONDS)]
     seconds: f64,
     /// Requests a second of the one that behaves well
     #[arg(long, default_value_t = 500.0)]
@@ -49,7 +50,7 @@ impl NeighboursArgs {
     pub(super) fn new(row: RowArgs) -> Self {
         Self {
             row,
-            seconds: 3.0,
+            seconds: SECONDS,
             rate: 500.0,
             callers: 32,
             harm: HARM.map(str::to_owned).to_vec(),

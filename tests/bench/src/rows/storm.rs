@@ -5,14 +5,11 @@ use anyhow::{Result, ensure};
 use clap::Args;
 
 use super::host::{Host, deploy, load, variant};
-use super::{Outcome, RowArgs, ratio};
+use super::{Outcome, RowArgs, SECONDS, ratio};
 use crate::client::Client;
 use crate::load::Measured;
 use crate::output::note;
 use crate::servers::Programs;
-
-/// Of many short measurements: the p99 of one moves by half from one to the next.
-const SECONDS: f64 = 2.0;
 
 #[derive(Args, Clone, Debug)]
 #[command(mut_arg("rounds", |rounds| rounds.default_value("15")))]
