@@ -69,6 +69,16 @@ struct Acknowledged {
     revisions: BTreeMap<(String, u64), String>,
 }
 
+impl Acknowledged {
+    /// Whether this round has uploaded something and applied something.
+    fn is_of_both(&self, round: u64) -> bool {
+        let uploaded = format!("{round}.");
+        let applied = format!("{round}-");
+        self.uploads.keys().any(|of| of.starts_with(&uploaded))
+            && self.revisions.values().any(|of| of.starts_with(&applied))
+    }
+}
+
 /// Uploads and applies until the host is gone.
 async fn upload_until_killed(
     host: &Host,
@@ -210,6 +220,10 @@ async fn acknowledged_uploads_and_revisions_survive_kills() {
             }));
         }
         tokio::time::sleep(Duration::from_millis(100 + random.below(900))).await;
+        // A round without either would show nothing, however busy the machine is.
+        while !acknowledged.lock().unwrap().is_of_both(round) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
         let pid = host.pid().unwrap();
         assert!(
             Command::new("kill")
@@ -228,12 +242,6 @@ async fn acknowledged_uploads_and_revisions_survive_kills() {
         *acknowledged.lock().unwrap() = ledger;
         host = Arc::new(own);
     }
-    let acknowledged = acknowledged.lock().unwrap();
-    let (uploads, revisions) = (acknowledged.uploads.len(), acknowledged.revisions.len());
-    assert!(
-        uploads >= 8 && revisions >= 8,
-        "the rounds were too short: {uploads} uploads, {revisions} revisions"
-    );
 }
 
 /// What one run of the digit reader acknowledged.

@@ -227,7 +227,7 @@ async fn routes_ask_who_calls_and_guests_are_charged() {
     for (name, auth) in PIPELINES {
         let document = format!(
             "stepwell: 1\nname: {name}\ntriggers:\n  - http: {{method: POST, path: /{name}, auth: {auth}}}\n\
-             steps:\n  - {{id: only, plugin: probe@1, limits: {{cpu: 250ms}}}}\n"
+             steps:\n  - {{id: only, plugin: probe@1, limits: {{cpu: 250ms, wall: 20s}}}}\n"
         );
         host.apply(name, &document).await.unwrap();
     }

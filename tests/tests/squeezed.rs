@@ -56,7 +56,7 @@ fn document(name: &str, path: &str, plugins: &[&str]) -> String {
         .iter()
         .map(|plugin| json!({"id": plugin, "plugin": format!("{plugin}@1")}))
         .collect();
-    let triggers = json!([{"http": {"method": "POST", "path": path}}]);
+    let triggers = json!([{"http": {"method": "POST", "path": path, "timeout": "60s"}}]);
     json!({"stepwell": 1, "name": name, "triggers": triggers, "steps": steps}).to_string()
 }
 

@@ -22,7 +22,7 @@ const PROBE: &str = "\
 stepwell: 1
 name: probe
 triggers: [{http: {method: POST, path: /probe}}]
-steps: [{id: only, plugin: probe@1, limits: {cpu: 250ms, wall: 1s}}]
+steps: [{id: only, plugin: probe@1, limits: {cpu: 100ms, wall: 3s}}]
 ";
 
 async fn ask(host: &Host, what: &str, traceparent: Option<&str>) -> Reply {

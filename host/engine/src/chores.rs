@@ -6,15 +6,16 @@ use tokio::sync::oneshot;
 
 use crate::turns::{Pace, take_short_turns_at};
 
-/// Threads for work that takes the processor for long and that no request waits for: they run when nothing else wants to.
+/// Threads for work that takes the processor for long and that no request waits for: requests come first.
 pub(crate) struct Chores {
     sender: Mutex<Sender<Chore>>,
 }
 
 type Chore = Box<dyn FnOnce() + Send>;
 
-/// The niceness of whatever must not delay requests.
-pub(crate) const NICENESS: i32 = 19;
+/// The niceness of whatever must not delay requests. Where others want all of a core they leave it a tenth; at the lowest priority
+/// they left nothing, and guests that spin kept uploads waiting for seconds.
+pub(crate) const NICENESS: i32 = 10;
 
 impl Chores {
     /// Starts this many threads; they end when this is dropped and their work is done.

@@ -35,7 +35,7 @@ pub enum CompileBy {
     /// counts here.
     InProcess,
     /// By a program that calls [`compile_worker`](crate::compile_worker) with what follows these arguments: a process of its
-    /// own for each component, with the lowest priority, a bound on its memory, and killed when its time is up.
+    /// own for each component, with a low priority, a bound on its memory, and killed when its time is up.
     Program {
         /// The program.
         path: PathBuf,

@@ -1,4 +1,4 @@
-//! How what computes for long gives way to requests. The lowest priority alone does not: Linux lets a thread go on that has begun
+//! How what computes for long gives way to requests. A low priority alone does not: Linux lets a thread go on that has begun
 //! its turn, or that has got less than its share so far, and looks again when a tick or another thread wakes it, which takes
 //! milliseconds.
 

@@ -8,7 +8,7 @@ use crate::support::{PROBE, ask, assert_problem, event, probe};
 #[tokio::test]
 async fn a_busy_host_says_when_to_come_back() {
     let host = Arc::new(probe(&Config::with("[limits]\nconcurrent_runs = 1\n")).await);
-    host.apply("probe", &PROBE.replace("wall: 1s", "wall: 10s"))
+    host.apply("probe", &PROBE.replace("wall: 3s", "wall: 10s"))
         .await
         .unwrap();
     let busy = {

@@ -9,7 +9,7 @@ triggers:
   - http: {method: POST, path: '/probe/{set}', max_body: 1KiB, timeout: 5s}
   - http: {method: PUT, path: '/probe/{set}', max_body: 1KiB}
 steps:
-  - {id: first, plugin: probe@1, limits: {cpu: 250ms, wall: 1s, memory: 16MiB, output: 64KiB}}
+  - {id: first, plugin: probe@1, limits: {cpu: 100ms, wall: 3s, memory: 16MiB, output: 64KiB}}
 ";
 
 pub(crate) async fn probe(config: &Config) -> Host {
