@@ -117,6 +117,9 @@ mod tests {
         let chores = Chores::start(1).unwrap();
         // Without arguments it says how nice it is.
         let said = || std::process::Command::new("nice").output().unwrap().stdout;
-        assert_eq!(chores.run(said).await.unwrap(), b"19\n");
+        assert_eq!(
+            String::from_utf8(chores.run(said).await.unwrap()),
+            Ok(format!("{NICENESS}\n"))
+        );
     }
 }

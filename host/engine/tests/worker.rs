@@ -326,10 +326,22 @@ async fn the_concurrent_engine_has_threads_of_the_usual_priority() {
         } else {
             compile(&engine, &service).await.unwrap();
         }
-        let new = own_threads()
-            .into_iter()
-            .filter(|one| !before.contains(one));
-        let of_clocks: Vec<_> = new.filter(|(_, name, _)| name == "epoch").collect();
+        let of_clocks = || -> Vec<_> {
+            let threads = own_threads().into_iter();
+            let new = threads.filter(|one| !before.contains(one));
+            new.filter(|(_, name, _)| name == "epoch").collect()
+        };
+        // A thread begins under the name of the one that starts it.
+        let end = Instant::now() + Duration::from_secs(30);
+        while of_clocks().len() < 2 {
+            assert!(
+                Instant::now() < end,
+                "one of each engine: {:?}",
+                of_clocks()
+            );
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let of_clocks = of_clocks();
         assert_eq!(of_clocks.len(), 2, "one of each engine: {of_clocks:?}");
         for (_, _, niceness) in of_clocks {
             assert_eq!(niceness, usual);
