@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn chores_run_at_the_lowest_priority_and_outlive_a_panic() {
+    async fn chores_run_at_a_low_priority_and_outlive_a_panic() {
         let chores = Chores::start(1).unwrap();
         let niceness = || rustix::process::getpriority_process(None).unwrap();
         assert_eq!(chores.run(niceness).await, Some(NICENESS));
