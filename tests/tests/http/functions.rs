@@ -99,16 +99,50 @@ async fn on_one_connection(host: &Host, paths: [&str; 2]) -> Vec<(String, String
     let mut replies = Vec::new();
     while !rest.is_empty() {
         let (head, after) = rest.split_once("\r\n\r\n").unwrap();
+        let status = head.split_whitespace().nth(1).unwrap().to_owned();
         let length = head
             .lines()
             .find_map(|line| line.strip_prefix("content-length: "));
-        let length = length.unwrap().parse::<usize>().unwrap().min(after.len());
-        let status = head.split_whitespace().nth(1).unwrap().to_owned();
-        let (body, after) = after.split_at(length);
-        replies.push((status, body.to_owned()));
+        let (body, after) = match length {
+            Some(length) => {
+                let length = length.parse::<usize>().unwrap().min(after.len());
+                let (body, after) = after.split_at(length);
+                (body.to_owned(), after)
+            }
+            None => in_chunks(after),
+        };
         rest = after.to_owned();
+        replies.push((status, body));
     }
     replies
+}
+
+/// A body in chunks, as those are whose guest was interrupted before their end, and what follows it.
+fn in_chunks(mut rest: &str) -> (String, &str) {
+    let mut body = String::new();
+    loop {
+        let (size, after) = rest.split_once("\r\n").unwrap();
+        let size = usize::from_str_radix(size, 16).unwrap();
+        let (chunk, after) = after.split_at(size);
+        body.push_str(chunk);
+        rest = after.strip_prefix("\r\n").unwrap();
+        if size == 0 {
+            return (body, rest);
+        }
+    }
+}
+
+/// The same where the first is refused. A busy machine may interrupt a guest between what it announces and what is wrong with it, and
+/// then what was announced is out.
+async fn refused_on_one_connection(host: &Host, paths: [&str; 2]) -> Vec<(String, String)> {
+    for _ in 0..100 {
+        let replies = on_one_connection(host, paths).await;
+        if replies[0].0 != "200" {
+            return replies;
+        }
+        assert!(replies.iter().all(|reply| reply.1 == "hello"));
+    }
+    panic!("{paths:?}: never refused");
 }
 
 #[tokio::test]
@@ -128,7 +162,7 @@ async fn a_function_cannot_write_the_next_response_of_its_connection() {
         .await
         .unwrap();
     for path in ["/overlong/0", "/short/0"] {
-        let replies = on_one_connection(&host, [path, "/hello"]).await;
+        let replies = refused_on_one_connection(&host, [path, "/hello"]).await;
         assert_eq!(replies.len(), 2, "{path}: {replies:?}");
         assert_eq!(replies[0].0, "500", "{path}: {replies:?}");
         assert_eq!(replies[1], whole("hello"), "{path}");

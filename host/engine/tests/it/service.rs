@@ -11,7 +11,7 @@ use stepwell_core::{Digest, ErrorKind, Limits, StepError};
 use stepwell_engine::{Body, Engine, EngineConfig, LogStream, Plugin};
 use tokio::sync::mpsc;
 
-use crate::support::{Host, State, data, generous, guest, host, soon};
+use crate::support::{Host, State, at_once, data, generous, guest, host, soon};
 
 async fn service() -> (Host, Arc<Plugin<State>>) {
     let host = host();
@@ -67,7 +67,9 @@ async fn until(what: impl Fn() -> bool) {
 async fn requests_are_answered_as_by_a_function_of_wasi_0_2() {
     let (host, plugin) = service().await;
     assert_eq!(plugin.world().to_string(), "wasi:http/service@0.3.0");
-    let response = get(&host, &plugin, generous(), "/").await.unwrap();
+    let response = at_once(|| get(&host, &plugin, generous(), "/"))
+        .await
+        .unwrap();
     assert_eq!(response.status(), StatusCode::OK);
     assert_eq!(http_body::Body::size_hint(response.body()).exact(), Some(5));
     assert_eq!(read(response).await.unwrap(), "hello");
