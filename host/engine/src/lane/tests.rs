@@ -128,12 +128,14 @@ async fn a_namespace_does_not_keep_all_threads() {
     let lane = SlowLane::start(1).unwrap();
     let memory = Arc::new(crate::memory::GuestMemory::new(1 << 20));
     let (one, other) = (memory.tenant("one"), memory.tenant("other"));
-    let (running, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let counter = || Arc::new(AtomicUsize::new(0));
+    let (turns, running, most) = (counter(), counter(), counter());
     let long: Vec<Moved<()>> = (0..4)
         .map(|_| {
-            let (running, most) = (running.clone(), most.clone());
+            let (turns, running, most) = (turns.clone(), running.clone(), most.clone());
             lane.take(Some(&one), async move {
                 loop {
+                    turns.fetch_add(1, Ordering::SeqCst);
                     most.fetch_max(running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
                     thread::sleep(Duration::from_millis(300));
                     running.fetch_sub(1, Ordering::SeqCst);
@@ -143,13 +145,14 @@ async fn a_namespace_does_not_keep_all_threads() {
         })
         .collect();
     tokio::time::sleep(Duration::from_millis(20)).await;
-    let began = std::time::Instant::now();
+    let before = turns.load(Ordering::SeqCst);
     for _ in 0..10 {
         lane.take(Some(&other), tokio::task::yield_now())
             .await
             .unwrap();
     }
-    assert!(began.elapsed() < Duration::from_millis(250));
+    let meanwhile = turns.load(Ordering::SeqCst) - before;
+    assert!(meanwhile < 5, "waited for {meanwhile} turns of the other's");
     assert_eq!(most.load(Ordering::SeqCst), 1);
     drop(long);
 }
@@ -220,17 +223,20 @@ async fn what_takes_long_to_drop_is_dropped_in_the_lane_before_others_run() {
         std::future::pending::<()>().await;
     });
     tokio::time::sleep(Duration::from_millis(20)).await;
+    let turns = Arc::new(AtomicUsize::new(0));
     let spinning: Vec<Moved<()>> = (0..100)
         .map(|_| {
-            lane.take(None, async {
+            let turns = turns.clone();
+            lane.take(None, async move {
                 loop {
+                    turns.fetch_add(1, Ordering::SeqCst);
                     thread::sleep(Duration::from_millis(1));
                     tokio::task::yield_now().await;
                 }
             })
         })
         .collect();
-    let began = std::time::Instant::now();
+    let before = turns.load(Ordering::SeqCst);
     waits.discard();
     let told = Told(sender);
     lane.discard(async move {
@@ -239,8 +245,8 @@ async fn what_takes_long_to_drop_is_dropped_in_the_lane_before_others_run() {
     for _ in 0..2 {
         assert_eq!(dropped.recv().unwrap().as_deref(), Some("guest-slow"));
     }
-    // A round of all the others takes a hundred.
-    assert!(began.elapsed() < Duration::from_millis(70));
+    let meanwhile = turns.load(Ordering::SeqCst) - before;
+    assert!(meanwhile < 70, "{meanwhile} of 100 turns came first");
     drop(spinning);
 }
 
