@@ -1,3 +1,4 @@
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
@@ -59,7 +60,7 @@ impl Redis {
         wait_for(
             "redis-server (installed by deploy/setup.sh)",
             Duration::from_secs(20),
-            || !process.is_running() || TcpStream::connect(("127.0.0.1", self.port)).is_ok(),
+            || !process.is_running() || self.serves(),
         )
         .and_then(|()| {
             anyhow::ensure!(process.is_running(), "redis-server ended at once");
@@ -68,5 +69,18 @@ impl Redis {
         .with_context(|| tail(&log))?;
         self.process = Some(process);
         Ok(())
+    }
+
+    /// A server listens before it has loaded its data, and answers with an error until then.
+    fn serves(&self) -> bool {
+        let ask = || {
+            let mut connection = TcpStream::connect(("127.0.0.1", self.port))?;
+            connection.set_read_timeout(Some(Duration::from_secs(1)))?;
+            connection.write_all(b"PING\r\n")?;
+            let mut answer = [0; 5];
+            connection.read_exact(&mut answer)?;
+            std::io::Result::Ok(answer == *b"+PONG")
+        };
+        ask().unwrap_or(false)
     }
 }
