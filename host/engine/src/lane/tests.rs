@@ -152,7 +152,10 @@ async fn a_namespace_does_not_keep_all_threads() {
             .unwrap();
     }
     let meanwhile = turns.load(Ordering::SeqCst) - before;
-    assert!(meanwhile < 5, "waited for {meanwhile} turns of the other's");
+    assert!(
+        meanwhile < 5,
+        "waited for {meanwhile} turns of who keeps them"
+    );
     assert_eq!(most.load(Ordering::SeqCst), 1);
     drop(long);
 }
